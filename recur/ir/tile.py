@@ -1,0 +1,332 @@
+"""Tile programs: the bodies of kernels, as single-assignment operations on tiles with named axes.
+
+A kernel runs one program per point of its grid. A tile is a block of a tensor that a program holds; its axes have
+names, elementwise operations align them by name and broadcast the rest, so no operation states a layout. The printers
+decide orders, padding and data types: values are float32 (float64 where the inputs are), except that `dot` rounds its
+operands to the kernel's operand type. A program holds tokens
+
+* as rows: an axis of kind "rows" is the block of `C` tokens of the current chunk (chunk n holds tokens n C + row), or
+* one at a time, inside a loop over steps, with no axis at all.
+
+Tokens past the end read as zero and are not stored. Padding of an axis is the printer's business: a reduction or a
+contraction never sees it.
+
+Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by its name):
+
+    const (value)                   a number
+    size (dim)                      a dimension's size as a number
+    load (buffer, shift)            reads the buffer's block for this program; see `Access`
+    contract x, y (over, precision) sum over axes `over` of x * y (empty: the tensor product). precision "operand": on
+                                    the matrix units with operands rounded to the operand type where the shapes allow;
+                                    "full": float32 throughout
+    weigh x, y, gx, gy (over)       sum over axes `over` of x * y * exp2(gx - gy): exponents are evaluated as differences.
+                                    Only pairs with gx <= gy count for the caller; others may come out as anything finite
+    sum x (over), amax x (over)     reductions
+    cumsum x (axis, exclusive)      running sum along a rows axis
+    scan a, x (axis)                two results: running products of a, and h_r = a_r h_{r-1} + x_r with h_{-1} = 0
+    maxscan g, x (axis)             two results: running sums of g, and m_r = max(m_{r-1} + g_r, x_r), m_{-1} = -inf
+    last x (axis)                   x at the block's last row (padding included)
+    rename x (old, new)             the same tile with an axis renamed
+    expand x (axes)                 broadcasts
+    after x, y (axes c, s; offset)  a boolean tile: row index of c - row index of s >= offset
+    valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
+    inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
+    eye (row, column), index x (axis, i), place x (axis, i), hadamard x (axis)
+    zeros (axes), full (axes, value)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Union
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named tile axis.
+
+    kind "rows": the C tokens of a chunk. Otherwise the axis runs over a dimension of size `extent` (a name, or a
+    number where the size is fixed), either whole in one tile, or in tiles of `block` whose index comes from the grid
+    ("grid") or from a loop inside the program ("loop").
+    """
+
+    name: str
+    kind: Literal["rows", "size"]
+    extent: str
+    place: Literal["whole", "grid", "loop"] = "whole"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tile: its name in the printed program, and its axes."""
+
+    name: str
+    axes: tuple[str, ...]
+    is_complex: bool = False
+    is_bool: bool = False
+
+
+Attr = Union[str, int, float, bool, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Access:
+    """Which block of a buffer: per dimension of the buffer's layout, in order, one of
+
+    "batch", "head"     this program's batch and head
+    "time"              the current token(s): the rows axis `rows` where the tile has one, else the loop's step
+    "chunk"             the current chunk's index plus `chunk_offset`
+    an axis name        that tile axis
+    "tile:X"            the index of this program's tile of axis X (for partial results)
+
+    ``shift`` is added to the token: -1 reads the previous one.
+    """
+
+    buffer: str
+    index: tuple[str, ...]
+    rows: str | None = None
+    shift: int = 0
+    chunk_offset: int = 0
+
+
+@dataclass(frozen=True)
+class Let:
+    """out = op(args). `attrs` are (name, value) pairs; `comment` says why, or which line of the spec."""
+
+    outs: tuple[Value, ...]
+    op: str
+    args: tuple[Value, ...] = ()
+    attrs: tuple[tuple[str, Attr], ...] = ()
+    access: Access | None = None
+    comment: str = ""
+
+    @property
+    def out(self) -> Value:
+        return self.outs[0]
+
+    def attr(self, name: str) -> Attr:
+        return dict(self.attrs)[name]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Writes a tile to its block of a buffer; rows past the sequence's end are left out."""
+
+    access: Access
+    value: Value
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A value carried round a loop: `phi` is its value in the body and, after the loop, the final one."""
+
+    phi: Value
+    init: Value
+    next: Value
+
+
+@dataclass(frozen=True)
+class Loop:
+    """over "chunks": all chunks of the sequence; "steps": the tokens of the sequence, or of the grid's chunk where the
+    kernel has one; "tiles": the tiles of `axis`. `reverse`: from the last to the first.
+    """
+
+    over: Literal["chunks", "steps", "tiles"]
+    carries: tuple[Carry, ...]
+    body: tuple[Statement, ...]
+    reverse: bool = False
+    axis: str | None = None
+
+
+Statement = Union[Let, Store, Loop]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor in memory. `layout` names its dimensions:
+
+    "B", "T", "H"   batch, tokens, heads;  "N" chunks of the sequence;  "N+1" their boundaries;  "C" rows of a chunk
+    "tiles:X"       one entry a tile of axis X;  any other name: a dimension of the recurrence
+
+    dtype: "input:NAME" that tensor's, "operand" the inputs' own type, "accumulate" float32 (float64 for float64).
+    """
+
+    name: str
+    layout: tuple[str, ...]
+    dtype: str = "accumulate"
+    is_complex: bool = False
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch. `grid` in order: "batch", "head", "chunk" and "tile:X" for an axis X placed on the grid.
+
+    `equations`: the mathematics that the body implements, a line each, for the header of the printed kernel.
+    """
+
+    name: str
+    grid: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    body: tuple[Statement, ...]
+    equations: tuple[str, ...] = ()
+    role: str = ""
+
+    def axis(self, name: str) -> Axis:
+        return next(a for a in self.axes if a.name == name)
+
+
+@dataclass
+class Builder:
+    """Collects the statements of a body; each method adds one operation and returns its tile.
+
+    Names are made unique by a suffix, so a builder may be handed the symbols of the paper.
+    """
+
+    statements: list[Statement] = field(default_factory=list)
+    taken: dict[str, int] = field(default_factory=dict)
+    complex_buffers: frozenset[str] = frozenset()
+
+    def name(self, wanted: str) -> str:
+        count = self.taken.get(wanted, 0)
+        self.taken[wanted] = count + 1
+        return wanted if count == 0 else self.name(f"{wanted}_{count + 1}")
+
+    def nested(self) -> Builder:
+        """A builder for a loop's body: its own statements, the same names."""
+        return Builder([], self.taken, self.complex_buffers)
+
+    def let(
+        self,
+        name: str,
+        op: str,
+        args: tuple[Value, ...],
+        axes: tuple[str, ...],
+        attrs: tuple[tuple[str, Attr], ...] = (),
+        access: Access | None = None,
+        is_complex: bool | None = None,
+        is_bool: bool = False,
+        comment: str = "",
+    ) -> Value:
+        if is_complex is None:
+            is_complex = any(a.is_complex for a in args)
+        out = Value(self.name(name), axes, is_complex, is_bool)
+        self.statements.append(Let((out,), op, args, attrs, access, comment))
+        return out
+
+    # memory
+
+    def load(self, name: str, access: Access, axes: tuple[str, ...], comment: str = "") -> Value:
+        is_complex = access.buffer in self.complex_buffers
+        return self.let(name, "load", (), axes, access=access, is_complex=is_complex, comment=comment)
+
+    def store(self, access: Access, value: Value, comment: str = "") -> None:
+        self.statements.append(Store(access, value, comment))
+
+    # elementwise
+
+    def map(self, op: str, *args: Value, name: str = "x", attrs: tuple[tuple[str, Attr], ...] = (), comment: str = "") -> Value:
+        from recur.operators import OPERATORS
+
+        axes = tuple(dict.fromkeys(a for v in args for a in v.axes))
+        widest = max(args, key=lambda v: len(v.axes)).axes
+        axes = widest if set(widest) == set(axes) else axes
+        row = OPERATORS[op]
+        is_complex = row.result_is_complex(tuple(v.is_complex for v in args if not v.is_bool))
+        is_bool = row.symbol in ("<", "<=", ">", ">=", "==", "!=")
+        return self.let(name, op, args, axes, attrs, is_complex=is_complex, is_bool=is_bool, comment=comment)
+
+    def const(self, value: float, name: str = "number") -> Value:
+        return self.let(name, "const", (), (), (("value", float(value)),))
+
+    def zeros(self, axes: tuple[str, ...], name: str = "zero", is_complex: bool = False) -> Value:
+        return self.let(name, "zeros", (), axes, is_complex=is_complex)
+
+    def full(self, axes: tuple[str, ...], value: float, name: str = "fill") -> Value:
+        return self.let(name, "full", (), axes, (("value", value),))
+
+    def add(self, x: Value, y: Value, name: str = "sum", comment: str = "") -> Value:
+        return self.map("add", x, y, name=name, comment=comment)
+
+    def sub(self, x: Value, y: Value, name: str = "difference", comment: str = "") -> Value:
+        return self.map("sub", x, y, name=name, comment=comment)
+
+    def mul(self, x: Value, y: Value, name: str = "product", comment: str = "") -> Value:
+        return self.map("mul", x, y, name=name, comment=comment)
+
+    def neg(self, x: Value, name: str = "minus") -> Value:
+        return self.map("neg", x, name=name)
+
+    def exp2(self, x: Value, name: str = "scale", comment: str = "") -> Value:
+        return self.map("exp2", x, name=name, comment=comment)
+
+    def where(self, condition: Value, x: Value, y: Value, name: str = "chosen", comment: str = "") -> Value:
+        return self.map("where", condition, x, y, name=name, comment=comment)
+
+    # structure
+
+    def contract(
+        self, x: Value, y: Value, over: tuple[str, ...], name: str = "dot", precision: str = "operand", comment: str = ""
+    ) -> Value:
+        axes = tuple(a for a in dict.fromkeys(x.axes + y.axes) if a not in over)
+        return self.let(name, "contract", (x, y), axes, (("over", over), ("precision", precision)), comment=comment)
+
+    def weigh(
+        self, x: Value, y: Value, gx: Value, gy: Value, over: tuple[str, ...], name: str = "scores", comment: str = ""
+    ) -> Value:
+        axes = tuple(a for a in dict.fromkeys(x.axes + y.axes + gx.axes + gy.axes) if a not in over)
+        return self.let(name, "weigh", (x, y, gx, gy), axes, (("over", over),), is_complex=x.is_complex or y.is_complex,
+                        comment=comment)
+
+    def sum(self, x: Value, over: tuple[str, ...], name: str = "total", comment: str = "") -> Value:
+        return self.let(name, "sum", (x,), tuple(a for a in x.axes if a not in over), (("over", over),), comment=comment)
+
+    def amax(self, x: Value, over: tuple[str, ...], name: str = "highest") -> Value:
+        return self.let(name, "amax", (x,), tuple(a for a in x.axes if a not in over), (("over", over),))
+
+    def cumsum(self, x: Value, axis: str, exclusive: bool = False, name: str = "running", comment: str = "") -> Value:
+        return self.let(name, "cumsum", (x,), x.axes, (("axis", axis), ("exclusive", exclusive)), comment=comment)
+
+    def scan(self, a: Value, x: Value, axis: str, op: str = "scan", names: tuple[str, str] = ("decay", "h")) -> tuple[Value, Value]:
+        axes = tuple(dict.fromkeys(a.axes + x.axes))
+        is_complex = a.is_complex or x.is_complex
+        first = Value(self.name(names[0]), axes, is_complex)
+        second = Value(self.name(names[1]), axes, is_complex)
+        self.statements.append(Let((first, second), op, (a, x), (("axis", axis),)))
+        return first, second
+
+    def last(self, x: Value, axis: str, name: str = "last") -> Value:
+        return self.let(name, "last", (x,), tuple(a for a in x.axes if a != axis), (("axis", axis),))
+
+    def rename(self, x: Value, old: str, new: str, name: str | None = None) -> Value:
+        axes = tuple(new if a == old else a for a in x.axes)
+        return self.let(name or f"{x.name}_{new}", "rename", (x,), axes, (("old", old), ("new", new)), is_bool=x.is_bool)
+
+    def expand(self, x: Value, axes: tuple[str, ...], name: str | None = None) -> Value:
+        return x if x.axes == axes else self.let(name or x.name, "expand", (x,), axes)
+
+    def after(self, row: str, column: str, offset: int, name: str = "seen") -> Value:
+        return self.let(name, "after", (), (row, column), (("offset", offset),), is_complex=False, is_bool=True)
+
+    def valid(self, x: Value, axis: str, fill: float = 0.0, name: str | None = None) -> Value:
+        return self.let(name or x.name, "valid", (x,), x.axes, (("axis", axis), ("fill", fill)))
+
+    def inverse(self, lower: Value, row: str, column: str, name: str = "Tm", comment: str = "") -> Value:
+        return self.let(name, "inverse", (lower,), (row, column), (("row", row), ("column", column)), comment=comment)
+
+    # control
+
+    def loop(
+        self,
+        over: Literal["chunks", "steps", "tiles"],
+        body: Builder,
+        carries: tuple[Carry, ...],
+        reverse: bool = False,
+        axis: str | None = None,
+    ) -> None:
+        self.statements.append(Loop(over, carries, tuple(body.statements), reverse, axis))
+
+    def phi(self, name: str, like: Value) -> Value:
+        """A name for a carried value, to be used inside the body and in its `Carry`."""
+        return Value(self.name(name), like.axes, like.is_complex)
