@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from recur.ir import intervals
 from recur.ir.core import Node, add, apply, const, div, is_const, mul, neg, sub, where
 
 Derivative = Callable[[tuple[Node, ...], Node], tuple[Node | None, ...]]
@@ -23,6 +24,7 @@ class Operator:
 
     ``torch`` and ``triton`` are expressions with {0}, {1}, ... for the arguments (triton's may call a helper that the
     generated file defines, see codegen/triton_printer); ``symbol`` is the infix spelling in the language;
+    ``range``: the result's interval from the arguments' (and an exponent), where they are real;
     ``keeps_zero``: zero in every argument gives zero; ``user``: callable by name in the language.
     """
 
@@ -134,17 +136,17 @@ def _pull_complex(g: Node, args: tuple[Node, ...], out: Node) -> tuple[Node | No
 _ROWS = (
     # arithmetic: spelled by symbols in the language
     Operator("add", 2, "({0} + {1})", "({0} + {1})", lambda a, o: (const(1), const(1)), keeps_zero=True,
-             takes_complex=True, symbol="+", user=False),
+             takes_complex=True, symbol="+", user=False, range=intervals.add),
     Operator("sub", 2, "({0} - {1})", "({0} - {1})", lambda a, o: (const(1), const(-1)), keeps_zero=True,
-             takes_complex=True, symbol="-", user=False),
+             takes_complex=True, symbol="-", user=False, range=intervals.sub),
     Operator("mul", 2, "({0} * {1})", "({0} * {1})", lambda a, o: (a[1], a[0]), keeps_zero=True, takes_complex=True,
-             symbol="*", user=False),
+             symbol="*", user=False, range=intervals.mul),
     Operator("div", 2, "({0} / {1})", "({0} / {1})", lambda a, o: (div(const(1), a[1]), neg(div(o, a[1]))),
-             takes_complex=True, symbol="/", user=False),
+             takes_complex=True, symbol="/", user=False, range=intervals.div),
     Operator("neg", 1, "(-{0})", "(-{0})", lambda a, o: (const(-1),), keeps_zero=True, takes_complex=True, symbol="-",
-             user=False),
+             user=False, range=intervals.negative),
     Operator("pow", 1, "({0} ** {exponent})", "_pow({0}, {exponent})", _d_pow, takes_complex=True, symbol="**",
-             user=False),
+             user=False, range=intervals.power),
     # comparisons: real arguments, only as the condition of where
     Operator("lt", 2, "({0} < {1})", "({0} < {1})", symbol="<", user=False),
     Operator("le", 2, "({0} <= {1})", "({0} <= {1})", symbol="<=", user=False),
@@ -153,40 +155,55 @@ _ROWS = (
     Operator("eq", 2, "({0} == {1})", "({0} == {1})", symbol="==", user=False),
     Operator("ne", 2, "({0} != {1})", "({0} != {1})", symbol="!=", user=False),
     # functions
-    Operator("exp", 1, "torch.exp({0})", "tl.exp({0})", lambda a, o: (o,), takes_complex=True),
-    Operator("expm1", 1, "torch.expm1({0})", "_expm1({0})", lambda a, o: (add(o, const(1)),), keeps_zero=True),
-    Operator("log", 1, "torch.log({0})", "tl.log({0})", lambda a, o: (div(const(1), a[0]),)),
+    Operator("exp", 1, "torch.exp({0})", "tl.exp({0})", lambda a, o: (o,), takes_complex=True,
+             range=intervals.increasing(intervals.exp)),
+    Operator("expm1", 1, "torch.expm1({0})", "_expm1({0})", lambda a, o: (add(o, const(1)),), keeps_zero=True,
+             range=intervals.increasing(intervals.expm1)),
+    Operator("log", 1, "torch.log({0})", "tl.log({0})", lambda a, o: (div(const(1), a[0]),),
+             range=intervals.increasing(intervals.log)),
     Operator("log1p", 1, "torch.log1p({0})", "_log1p({0})", lambda a, o: (div(const(1), add(const(1), a[0])),),
-             keeps_zero=True),
-    Operator("sigmoid", 1, "torch.sigmoid({0})", "tl.sigmoid({0})", _d_sigmoid),
+             keeps_zero=True, range=intervals.increasing(intervals.log1p)),
+    Operator("sigmoid", 1, "torch.sigmoid({0})", "tl.sigmoid({0})", _d_sigmoid,
+             range=intervals.increasing(intervals.sigmoid)),
     Operator("logsigmoid", 1, "torch.nn.functional.logsigmoid({0})", "_logsigmoid({0})",
-             lambda a, o: (apply("sigmoid", neg(a[0])),)),
+             lambda a, o: (apply("sigmoid", neg(a[0])),), range=intervals.increasing(intervals.logsigmoid)),
     Operator("softplus", 1, "torch.nn.functional.softplus({0})", "_softplus({0})",
-             lambda a, o: (apply("sigmoid", a[0]),)),
-    Operator("tanh", 1, "torch.tanh({0})", "_tanh({0})", _d_tanh, keeps_zero=True),
+             lambda a, o: (apply("sigmoid", a[0]),), range=intervals.increasing(intervals.softplus)),
+    Operator("tanh", 1, "torch.tanh({0})", "_tanh({0})", _d_tanh, keeps_zero=True,
+             range=intervals.increasing(math.tanh)),
     Operator("relu", 1, "torch.relu({0})", "tl.maximum({0}, 0.0)",
-             lambda a, o: (where(apply("gt", a[0], const(0)), const(1), const(0)),), keeps_zero=True),
+             lambda a, o: (where(apply("gt", a[0], const(0)), const(1), const(0)),), keeps_zero=True,
+             range=intervals.increasing(intervals.relu)),
     Operator("elu", 1, "torch.nn.functional.elu({0})", "tl.where({0} > 0, {0}, _expm1(tl.minimum({0}, 0.0)))",
-             lambda a, o: (where(apply("gt", a[0], const(0)), const(1), add(o, const(1))),), keeps_zero=True),
-    Operator("silu", 1, "torch.nn.functional.silu({0})", "({0} * tl.sigmoid({0}))", _d_silu, keeps_zero=True),
+             lambda a, o: (where(apply("gt", a[0], const(0)), const(1), add(o, const(1))),), keeps_zero=True,
+             range=intervals.increasing(intervals.elu)),
+    Operator("silu", 1, "torch.nn.functional.silu({0})", "({0} * tl.sigmoid({0}))", _d_silu, keeps_zero=True,
+             range=intervals.bounded(-0.2785, math.inf)),
     Operator("gelu", 1, "torch.nn.functional.gelu({0})", "(0.5 * {0} * (1.0 + tl.erf({0} * 0.7071067811865476)))", _d_gelu,
-             keeps_zero=True),
+             keeps_zero=True, range=intervals.bounded(-0.1701, math.inf)),
     Operator("erf", 1, "torch.erf({0})", "tl.erf({0})",
              lambda a, o: (mul(const(2 / math.sqrt(math.pi)), apply("exp", neg(mul(a[0], a[0])))),),
-             keeps_zero=True, user=False),
-    Operator("sqrt", 1, "torch.sqrt({0})", "tl.sqrt({0})", lambda a, o: (div(const(0.5), o),), keeps_zero=True),
-    Operator("rsqrt", 1, "torch.rsqrt({0})", "tl.rsqrt({0})", lambda a, o: (mul(const(-0.5), div(o, a[0])),)),
+             keeps_zero=True, user=False, range=intervals.increasing(math.erf)),
+    Operator("sqrt", 1, "torch.sqrt({0})", "tl.sqrt({0})", lambda a, o: (div(const(0.5), o),), keeps_zero=True,
+             range=intervals.increasing(intervals.sqrt)),
+    Operator("rsqrt", 1, "torch.rsqrt({0})", "tl.rsqrt({0})", lambda a, o: (mul(const(-0.5), div(o, a[0])),),
+             range=intervals.rsqrt),
     Operator("abs", 1, "torch.abs({0})", "tl.abs({0})", pullback=_pull_abs, keeps_zero=True, takes_complex=True,
-             complex_result=False),
-    Operator("sign", 1, "torch.sign({0})", "_sign({0})", lambda a, o: (None,), keeps_zero=True),
-    Operator("sin", 1, "torch.sin({0})", "tl.sin({0})", lambda a, o: (apply("cos", a[0]),), keeps_zero=True),
-    Operator("cos", 1, "torch.cos({0})", "tl.cos({0})", lambda a, o: (neg(apply("sin", a[0])),)),
+             complex_result=False, range=intervals.magnitude),
+    Operator("sign", 1, "torch.sign({0})", "_sign({0})", lambda a, o: (None,), keeps_zero=True,
+             range=intervals.increasing(intervals.sign)),
+    Operator("sin", 1, "torch.sin({0})", "tl.sin({0})", lambda a, o: (apply("cos", a[0]),), keeps_zero=True,
+             range=intervals.bounded(-1.0, 1.0)),
+    Operator("cos", 1, "torch.cos({0})", "tl.cos({0})", lambda a, o: (neg(apply("sin", a[0])),),
+             range=intervals.bounded(-1.0, 1.0)),
     Operator("square", 1, "torch.square({0})", "({0} * {0})", lambda a, o: (mul(const(2), a[0]),), keeps_zero=True,
-             takes_complex=True),
-    Operator("max", 2, "torch.maximum({0}, {1})", "tl.maximum({0}, {1})", _d_max, keeps_zero=True),
-    Operator("min", 2, "torch.minimum({0}, {1})", "tl.minimum({0}, {1})", _d_min, keeps_zero=True),
+             takes_complex=True, range=intervals.square),
+    Operator("max", 2, "torch.maximum({0}, {1})", "tl.maximum({0}, {1})", _d_max, keeps_zero=True,
+             range=intervals.maximum),
+    Operator("min", 2, "torch.minimum({0}, {1})", "tl.minimum({0}, {1})", _d_min, keeps_zero=True,
+             range=intervals.minimum),
     Operator("where", 3, "torch.where({0}, {1}, {2})", "tl.where({0}, {1}, {2})", pullback=_pull_where,
-             takes_complex=True),
+             takes_complex=True, range=intervals.where),
     # complex numbers
     Operator("polar", 2, "torch.polar({0}, {1})", "", pullback=_pull_polar, complex_result=True),
     Operator("complex", 2, "torch.complex({0}, {1})", "", pullback=_pull_complex, complex_result=True),
@@ -197,6 +214,7 @@ _ROWS = (
     Operator("conj", 1, "torch.conj({0}).resolve_conj()", "", pullback=_pull_conj, keeps_zero=True, takes_complex=True),
     # introduced by passes
     Operator("exp2", 1, "torch.exp2({0})", "tl.exp2({0})", lambda a, o: (mul(const(math.log(2)), o),), user=False),
+    Operator("angle", 1, "torch.angle({0})", "", takes_complex=True, complex_result=False, user=False),
     Operator("log2", 1, "torch.log2({0})", "tl.log2({0})", lambda a, o: (div(const(1 / math.log(2)), a[0]),),
              user=False),
 )

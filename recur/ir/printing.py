@@ -90,7 +90,7 @@ def _format_leaf(kind: str, name: str) -> str:
 
 
 def _format_contract(node: Node, at: object, args: list[tuple[str, int]]) -> tuple[str, int]:
-    x, y = node.args
+    x = node.args[0]
     over = node.attrs[0]
     assert callable(at) and isinstance(over, tuple)
     if not over:
@@ -105,7 +105,7 @@ def _number(value: object) -> float:
     return float(value)
 
 
-# --- normal forms --------------------------------------------------------------------------------------------------------
+# --- normal forms -----------------------------------------------------------------------------------------------------
 
 
 def format_normal(program: Program) -> str:
