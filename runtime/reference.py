@@ -115,9 +115,11 @@ def _bind(
     for v in rec.inputs:
         dtype = real.to_complex() if v.is_complex else real
         tensors[v.name] = _all_heads(tensors[v.name].to(dtype), head_axis[v.name], heads, v.name)
+    like = torch.zeros((), dtype=real, device=tokens[0].device)
+    scales = _needs_scales(rec, stabilised) if scales is None else scales
     return _Call(
-        rec, sizes, tensors, torch.zeros((), dtype=real, device=tokens[0].device), tokens[0].dtype, batch, length,
-        heads, has_heads, _previous_inputs(rec), stabilised, _needs_scales(rec, stabilised) if scales is None else scales,
+        rec, sizes, tensors, like, tokens[0].dtype, batch, length, heads, has_heads,
+        _previous_inputs(rec), stabilised, scales,
     )  # fmt: skip
 
 
@@ -161,7 +163,8 @@ def _previous_inputs(rec: Recurrence) -> tuple[Variable, ...]:
 def _needs_scales(rec: Recurrence, stabilised: Mapping[str, tuple[str, ...]]) -> bool:
     found = [e for statement in rec.body for e in expressions(statement)]
     exponential = any(isinstance(e, Call) and e.function == "exp" for e in found)
-    return bool(stabilised) or exponential and any(isinstance(e, Binary) and e.op == "/" for e in found)
+    quotient = any(isinstance(e, Binary) and e.op == "/" for e in found)
+    return bool(stabilised) or (exponential and quotient)
 
 
 # --- states ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Union
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class Scaled:
     given: bool = False
 
 
-Value = Union[Tensor, Scaled]
+Value = Tensor | Scaled
 
 
 def lift(x: Value) -> Scaled:

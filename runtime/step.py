@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Union
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from recur.runtime import named, scaled
 from recur.runtime.named import Dims, Named
 from recur.runtime.scaled import Value, materialise
 
-Operand = Union[Named, float, int]
+Operand = Named | float | int
 
 
 def plain(function: Callable[[Tensor], Tensor]) -> Callable[[Value], Value]:
@@ -266,8 +265,8 @@ class NoGradientNoEffect(TorchFunctionMode):
     """
 
     _GUARDED = frozenset(
-        "mul __mul__ __rmul__ div __truediv__ __rtruediv__ true_divide pow __pow__ square exp expm1 log log1p sqrt "
-        "rsqrt logaddexp sigmoid tanh elu silu gelu sin cos abs amax".split()
+        ["mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "pow", "__pow__", "square", "exp", "expm1"]
+        + ["log", "log1p", "sqrt", "rsqrt", "logaddexp", "sigmoid", "tanh", "elu", "silu", "gelu", "sin", "cos", "abs"]
     )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
