@@ -264,10 +264,10 @@ class NoGradientNoEffect(TorchFunctionMode):
     ``where`` differentiates the branch taken; without this, sqrt'(0) in the other branch makes the gradient NaN.
     """
 
-    _GUARDED = frozenset(
-        ["mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "pow", "__pow__", "square", "exp", "expm1"]
-        + ["log", "log1p", "sqrt", "rsqrt", "logaddexp", "sigmoid", "tanh", "elu", "silu", "gelu", "sin", "cos", "abs"]
-    )
+    _GUARDED = frozenset([
+        "mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "pow", "__pow__", "square", "exp", "expm1",
+        "log", "log1p", "sqrt", "rsqrt", "logaddexp", "sigmoid", "tanh", "elu", "silu", "gelu", "sin", "cos", "abs",
+    ])  # fmt: skip
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
