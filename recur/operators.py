@@ -129,6 +129,16 @@ def _pull_polar(g: Node, args: tuple[Node, ...], out: Node) -> tuple[Node, ...]:
     return (towards, mul(radius, around))
 
 
+def _pull_angle(g: Node, args: tuple[Node, ...], out: Node) -> tuple[Node | None, ...]:
+    """d angle(z) = Im(conj(z) dz) / |z|^2, so the cotangent is i g z / |z|^2; zero at zero, as torch has it."""
+    z = args[0]
+    if not z.is_complex:
+        return (None,)
+    squared = apply("real", mul(z, apply("conj", z)))
+    scale = div(g, where(apply("eq", squared, const(0)), const(1), squared))
+    return (apply("complex", neg(mul(scale, apply("imag", z))), mul(scale, apply("real", z))),)
+
+
 def _pull_complex(g: Node, args: tuple[Node, ...], out: Node) -> tuple[Node | None, ...]:
     return (apply("real", g), apply("imag", g)) if g.is_complex else (g, None)
 
@@ -214,7 +224,8 @@ _ROWS = (
     Operator("conj", 1, "torch.conj({0}).resolve_conj()", "", pullback=_pull_conj, keeps_zero=True, takes_complex=True),
     # introduced by passes
     Operator("exp2", 1, "torch.exp2({0})", "tl.exp2({0})", lambda a, o: (mul(const(math.log(2)), o),), user=False),
-    Operator("angle", 1, "torch.angle({0})", "", takes_complex=True, complex_result=False, user=False),
+    Operator("angle", 1, "torch.angle({0})", "", pullback=_pull_angle, takes_complex=True, complex_result=False,
+             user=False),
     Operator("log2", 1, "torch.log2({0})", "tl.log2({0})", lambda a, o: (div(const(1 / math.log(2)), a[0]),),
              user=False),
 )

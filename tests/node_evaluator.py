@@ -17,8 +17,8 @@ Dims = tuple[str, ...]
 def evaluate(nodes: Sequence[Node], leaves: dict[Node, Tensor], sizes: dict[str, int]) -> list[Tensor]:
     """The nodes' values; a value's shape is any leading batch dims, then node.dims.
 
-    ``leaves`` gives a tensor for every leaf (or for any other node, whose arguments are then not looked at); their batch
-    dims broadcast against each other. Differentiable. Constants take the precision of the leaves (float64 without any).
+    ``leaves`` gives a tensor for every leaf, or for any other node (its arguments are then not looked at). Batch dims
+    broadcast against each other. Differentiable. Constants take the precision of the leaves (float64 without any).
     """
     dtype = torch.float64
     for leaf in leaves.values():
@@ -88,7 +88,9 @@ def _evaluate_elementwise(node: Node, values: list[Tensor], dtype: torch.dtype) 
     if node.op in ("complex", "polar"):
         aligned = [v.to(dtype) for v in torch.broadcast_tensors(*aligned)]
     if node.op == "where":  # torch.where promotes real to complex but cannot differentiate that
-        aligned[1:] = [v + torch.zeros((), dtype=torch.promote_types(aligned[1].dtype, aligned[2].dtype)) for v in aligned[1:]]
+        aligned[1:] = [
+            v + torch.zeros((), dtype=torch.promote_types(aligned[1].dtype, aligned[2].dtype)) for v in aligned[1:]
+        ]
     names = {f"x{i}": v for i, v in enumerate(aligned)}
     attributes = {"exponent": repr(node.attrs[0])} if node.op == "pow" else {}
     return eval(OPERATORS[node.op].torch.format(*names, **attributes), {"torch": torch, "math": math}, names)

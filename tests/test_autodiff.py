@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,7 +20,16 @@ from recur.passes.autodiff import pull_back
 SIZES = {"K": 3, "V": 2, "N": 4, "M": 4, "J": 3}
 BATCH = (2,)
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-POSITIVE = ("log", "log2", "log1p", "sqrt", "rsqrt", "pow", "div", "polar")  # torch.polar differentiates right for radii >= 0 alone
+POSITIVE = (
+    "log",
+    "log2",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+    "pow",
+    "div",
+    "polar",
+)  # torch.polar differentiates right for radii >= 0 alone
 
 
 def draw(node: Node, generator: torch.Generator, positive: bool = False) -> Tensor:
@@ -58,9 +70,16 @@ def draw_leaves(*nodes: Node, seed: int = 0, positive: bool = False) -> dict[Nod
     return {n: draw(n, generator, positive) for n in nodes}
 
 
-# --- every row of the table, with every way of broadcasting -----------------------------------------------------------------
+# --- every row of the table, with every way of broadcasting -----------------------------------------------------------
 
-LAYOUTS = (("K", "V"), ("K", "V")), (("K", "V"), ("V",)), (("V",), ("K", "V")), (("K",), ("V",)), ((), ("V", "K")), (("K",), ())
+LAYOUTS = (
+    (("K", "V"), ("K", "V")),
+    (("K", "V"), ("V",)),
+    (("V",), ("K", "V")),
+    (("K",), ("V",)),
+    ((), ("V", "K")),
+    (("K",), ()),
+)
 
 
 def build_row(name: str, args: list[Node]) -> list[Node]:
@@ -109,7 +128,7 @@ def test_the_modulus_at_zero_has_no_gradient() -> None:
     check([apply("abs", z)], [z], {z: torch.zeros(*BATCH, 3, dtype=torch.complex128)})
 
 
-# --- structural operations -------------------------------------------------------------------------------------------------
+# --- structural operations --------------------------------------------------------------------------------------------
 
 
 def structural(c: bool) -> dict[str, Node]:
@@ -165,7 +184,7 @@ def test_ties_of_amax_share_equally() -> None:
     check([core.reduce("amax", x, ("K",)), core.reduce("amax", x, ("K", "V"))], [x], {x: value})
 
 
-# --- the branch not taken ---------------------------------------------------------------------------------------------------
+# --- the branch not taken ---------------------------------------------------------------------------------------------
 
 X, Y, S = leaf("input", "x", ("K",)), leaf("input", "y", ("K",)), leaf("state", "S", ("K", "V"))
 ZERO, ONE = const(0), const(1)
@@ -183,7 +202,9 @@ BRANCHES = {
     "inf - inf": lambda x: core.sub(core.div(ONE, apply("abs", x)), apply("rsqrt", apply("square", x))),
     "max of logs": lambda x: apply("max", apply("log", apply("square", x)), core.div(Y, x)),
     "row of a matrix": lambda x: contract(core.div(S, x), core.mul(S, Y), ("V",)),
-    "outer product": lambda x: core.reduce("sum", core.mul(contract(apply("log", x), leaf("input", "v", ("V",)), ()), S), ("V",)),
+    "outer product": lambda x: core.reduce(
+        "sum", core.mul(contract(apply("log", x), leaf("input", "v", ("V",)), ()), S), ("V",)
+    ),
     "modulus": lambda x: apply("abs", apply("polar", core.div(ONE, apply("square", x)), x)),
     "complex": lambda x: apply("imag", core.mul(apply("complex", core.div(ONE, x), x), leaf("input", "z", (), True))),
     "amax": lambda x: core.reduce("amax", core.mul(core.div(ONE, x), S), ("V",)),
@@ -238,7 +259,7 @@ def test_guards_stay_below_where() -> None:
     assert not any(n.op == "eq" for n in topological(gradient))
 
 
-# --- the form of the result -------------------------------------------------------------------------------------------------
+# --- the form of the result -------------------------------------------------------------------------------------------
 
 
 def test_sources_that_do_not_contribute_get_zero_of_their_dims() -> None:
@@ -253,6 +274,32 @@ def test_products_followed_by_sums_become_contractions() -> None:
     assert gradient == contract(leaf("cotangent", "G", ("K", "V")), S, ("K",))
     (gradient,) = pull_back([core.reduce("sum", core.mul(S, v), ("K", "V"))], [ONE], [S])
     assert gradient == core.expand(v, ("K", "V"))
+
+
+def test_constant_factors_and_signs_meet_in_front() -> None:
+    g = leaf("cotangent", "g", ("K",))
+    assert pull_back([core.neg(core.div(X, Y))], [g], [X]) == [core.neg(core.div(g, Y))]
+    assert pull_back([apply("square", X)], [core.mul(const(0.5), g)], [X]) == [core.mul(g, X)]
+    scaled = core.mul(const(0.5), Y)  # a value of the forward pass is used as it is
+    assert pull_back([core.mul(X, scaled)], [core.neg(g)], [X]) == [core.neg(core.mul(g, scaled))]
+    assert pull_back([core.mul(X, X)], [g], [X]) == [core.mul(const(2), core.mul(g, X))]
+
+
+def test_the_result_does_not_depend_on_the_hash_seed() -> None:
+    script = (
+        "from recur.ir.core import *; from recur.passes.autodiff import pull_back\n"
+        "x, y = leaf('input', 'x', ('K',)), leaf('input', 'y', ('K', 'V'))\n"
+        "t = mul(apply('tanh', add(x, y)), contract(x, y, ('K',)))\n"
+        "z = where(apply('gt', x, const(0)), mul(apply('log', x), y), t)\n"
+        "print(pull_back([z], [leaf('cotangent', 'g', z.dims)], [x, y]))"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(printed) == 1
 
 
 def test_an_inner_node_is_a_source_and_is_passed_through() -> None:
@@ -274,15 +321,30 @@ def test_a_deep_chain_needs_no_recursion() -> None:
     assert gradient.dims == ("K",)
 
 
-# --- random DAGs ------------------------------------------------------------------------------------------------------------
+# --- random DAGs ------------------------------------------------------------------------------------------------------
 
-UNARY = ("neg", "sigmoid", "tanh", "silu", "gelu", "softplus", "logsigmoid", "sin", "cos", "square", "erf", "elu", "relu", "abs")
+UNARY = (
+    "neg",
+    "sigmoid",
+    "tanh",
+    "silu",
+    "gelu",
+    "softplus",
+    "logsigmoid",
+    "sin",
+    "cos",
+    "square",
+    "erf",
+    "elu",
+    "relu",
+    "abs",
+)
 COMPLEX_UNARY = ("neg", "square", "conj", "real", "imag", "abs", "exp")
 BINARY = ("add", "sub", "mul", "div")
 
 
 def grow(rng: random.Random, count: int) -> tuple[list[Node], list[Node]]:
-    """Some leaves, and ``count`` nodes grown on them: every one depends on bounded values, so that nothing overflows."""
+    """Leaves, and ``count`` nodes grown on them; products take bounded operands, so that nothing overflows."""
     layouts = [(), ("K",), ("V",), ("K", "V"), ("V", "K"), ("N",), ("K", "N")]
     sources = [leaf("input", f"x{i}", rng.choice(layouts), rng.random() < 0.25) for i in range(5)]
     pool = list(sources)
@@ -294,7 +356,9 @@ def grow(rng: random.Random, count: int) -> tuple[list[Node], list[Node]]:
 def grow_node(rng: random.Random, x: Node, y: Node) -> Node:
     shared = tuple(d for d in x.dims if d in y.dims)
     real = not x.is_complex and not y.is_complex
-    kind = rng.choice(["unary", "binary", "binary", "contract", "reduce", "expand", "index", "place", "hadamard", "where", "guarded"])
+    kind = rng.choice(
+        ["unary", "binary", "binary", "contract", "reduce", "expand", "index", "place", "hadamard", "where", "guarded"]
+    )
     match kind:
         case "unary":
             op = rng.choice(COMPLEX_UNARY if x.is_complex else UNARY)
@@ -303,7 +367,9 @@ def grow_node(rng: random.Random, x: Node, y: Node) -> Node:
             op = rng.choice(BINARY + (("max", "min", "complex", "polar") if real else ()))
             if op == "polar":
                 return apply(op, apply("sigmoid", x), y)
-            return apply(op, bound(x), core.add(const(1.5), apply("square", apply("abs", y))) if op == "div" else bound(y))
+            return apply(
+                op, bound(x), core.add(const(1.5), apply("square", apply("abs", y))) if op == "div" else bound(y)
+            )
         case "contract":
             return contract(bound(x), bound(y), tuple(d for d in shared if rng.random() < 0.7))
         case "reduce" if x.dims:

@@ -8,7 +8,7 @@ and its real part where x is real. A cotangent may lack dims of its node: it is 
 result small (the adjoint of a sum is no work at all) and costs a factor `size(d)` where such a dim is summed.
 
 Below a branch of a `where` the partial may be infinite or NaN just where the branch is not taken and g is zero. There,
-and only there, a product is written where(g == 0, 0, g * partial). A contraction is guarded only where its other operand
+and only there, a product is written where(g == 0, 0, g * partial). A contraction is guarded only if its other operand
 is computed by an operation with a pole or an overflow (`_SINGULAR`), since the guard turns a matrix product into an
 elementwise one; an operand that is itself an infinite leaf is not caught by that.
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from recur.ir.core import (
     Node,
+    add,
     apply,
     const,
     contract,
@@ -30,14 +31,13 @@ from recur.ir.core import (
     index,
     is_const,
     mul,
-    neg,
     place,
     product,
     reduce,
     rename,
     size,
+    sub,
     topological,
-    total,
     where,
 )
 from recur.operators import OPERATORS
@@ -46,6 +46,8 @@ Dims = tuple[str, ...]
 
 # Operations that may give infinity or NaN for finite arguments of ordinary size.
 _SINGULAR = frozenset({"div", "pow", "exp", "exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt"})
+
+_CONDITIONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ def _gather(contributions: list[Node]) -> Node:
     counts: dict[Node, int] = {}
     for contribution in contributions:
         counts[contribution] = counts.get(contribution, 0) + 1
-    return total(mul(const(n), contribution) for contribution, n in counts.items())
+    result = const(0)
+    for contribution, n in counts.items():
+        term = mul(const(n), contribution)
+        result = sub(result, term.args[0]) if term.op == "neg" and not is_const(result, 0.0) else add(result, term)
+    return result
 
 
 def _finish(g: Node, source: Node) -> Node:
@@ -103,7 +109,7 @@ def _finish(g: Node, source: Node) -> Node:
     return expand(g, source.dims)
 
 
-# --- one node ------------------------------------------------------------------------------------------------------------
+# --- one node ---------------------------------------------------------------------------------------------------------
 
 
 def _pull(node: Node, g: Node, region: _Region) -> tuple[Node | None, ...]:
@@ -127,10 +133,12 @@ def _pull_elementwise(node: Node, g: Node, guarded: bool) -> tuple[Node | None, 
             None if c is None else _sum_over(c, _missing(node.dims, arg.dims))
             for arg, c in zip(node.args, contributions, strict=True)
         )
-    if operator.derivative is None:
+    if node.op in _CONDITIONS:
         return (None,) * len(node.args)
+    if operator.derivative is None:
+        raise ValueError(f"the operator table has no derivative for {node.op!r}")
     return tuple(
-        None if partial is None else _multiply(g, _conj(partial), _missing(node.dims, arg.dims), guarded)
+        None if partial is None else _multiply(g, partial, _missing(node.dims, arg.dims), guarded, (*node.args, node))
         for arg, partial in zip(node.args, operator.derivative(node.args, node), strict=True)
     )
 
@@ -141,7 +149,7 @@ def _pull_contract(node: Node, g: Node, region: _Region) -> tuple[Node, ...]:
     summed = tuple(dict.fromkeys(x.dims + y.dims))
     in_branch = node in region.branch
     return tuple(
-        _multiply(g, _conj(other), _missing(summed, arg.dims), in_branch and other in region.singular)
+        _multiply(g, other, _missing(summed, arg.dims), in_branch and other in region.singular, node.args)
         for arg, other in ((x, y), (y, x))
     )
 
@@ -180,21 +188,45 @@ def _pull_amax(node: Node, g: Node, guarded: bool) -> Node:
     return where(is_largest, _multiply(g, div(const(1), count), (), guarded), const(0))
 
 
-# --- products and sums of cotangents ---------------------------------------------------------------------------------------
+# --- products and sums of cotangents ----------------------------------------------------------------------------------
 
 
-def _multiply(g: Node, partial: Node, over: Dims, guarded: bool) -> Node:
-    """sum over ``over`` of g * partial, each factor summed alone along the dims that the other lacks."""
+def _multiply(g: Node, partial: Node, over: Dims, guarded: bool, kept: tuple[Node, ...] = ()) -> Node:
+    """sum over ``over`` of g * conj(partial), each factor summed alone along the dims that the other lacks.
+
+    Constant factors move in front; those of ``kept``, the forward pass's own values, stay, since these are at hand.
+    """
     if is_const(partial, 0.0):
         return partial
+    (factor, g), (scale, partial) = _split(g), _split(partial, kept)
+    partial = _conj(partial)
     if guarded and not is_const(partial):
-        return _sum_over(_guard(g, _scale(g, partial)), over)
+        return mul(const(factor * scale), _sum_over(_guard(g, _scale(g, partial)), over))
     shared = tuple(d for d in over if d in g.dims and d in partial.dims)
     absent = tuple(d for d in over if d not in g.dims and d not in partial.dims)
-    g = reduce("sum", g, tuple(d for d in over if d in g.dims and d not in partial.dims))
-    partial = reduce("sum", partial, tuple(d for d in over if d in partial.dims and d not in g.dims and d not in shared))
+    only_g = tuple(d for d in over if d in g.dims and d not in partial.dims)
+    only_partial = tuple(d for d in over if d in partial.dims and d not in g.dims)
+    g, partial = reduce("sum", g, only_g), reduce("sum", partial, only_partial)
     term = contract(g, partial, shared) if shared else _scale(g, partial)
-    return _sum_over(term, absent)
+    return mul(const(factor * scale), _sum_over(term, absent))
+
+
+def _split(node: Node, kept: tuple[Node, ...] = ()) -> tuple[float, Node]:
+    """A constant factor and the rest: factors of several products meet in front, and signs cancel."""
+    factor = 1.0
+    while node.op in ("neg", "mul", "div") and node not in kept:
+        if node.op == "neg":
+            factor, node = -factor, node.args[0]
+        elif node.op == "mul" and any(is_const(a) for a in node.args):
+            number, node = node.args if is_const(node.args[0]) else reversed(node.args)
+            factor *= float(number.attrs[0])  # type: ignore[arg-type]
+        elif node.op == "div" and is_const(node.args[0]) and not is_const(node.args[0], 1.0):
+            return factor * float(node.args[0].attrs[0]), div(const(1), node.args[1])  # type: ignore[arg-type]
+        else:
+            break
+    if is_const(node):
+        return factor * float(node.attrs[0]), const(1)  # type: ignore[arg-type]
+    return factor, node
 
 
 def _scale(g: Node, partial: Node) -> Node:
@@ -206,8 +238,6 @@ def _scale(g: Node, partial: Node) -> Node:
         return where(condition, *(g if is_const(branch, 1.0) else branch for branch in branches))
     if partial.op == "div" and is_const(partial.args[0], 1.0):
         return div(g, partial.args[1])
-    if partial.op == "neg":
-        return neg(_scale(g, partial.args[0]))
     return mul(g, partial)
 
 
@@ -227,7 +257,7 @@ def _guard(g: Node, value: Node) -> Node:
 
 def _modulus(g: Node) -> Node:
     """|Re g| + |Im g|: zero exactly where g is, without the underflow of a modulus."""
-    return apply("add", apply("abs", _real(g)), apply("abs", apply("imag", g)))
+    return add(apply("abs", _real(g)), apply("abs", apply("imag", g)))
 
 
 def _missing(dims: Dims, present: Dims) -> Dims:
@@ -241,6 +271,8 @@ def _real(g: Node) -> Node:
 def _conj(node: Node) -> Node:
     if not node.is_complex:
         return node
+    if node.op == "div" and is_const(node.args[0], 1.0):
+        return div(const(1), apply("conj", node.args[1]))
     return node.args[0] if node.op == "conj" else apply("conj", node)
 
 
@@ -248,7 +280,7 @@ def _is_zero(g: Node) -> bool:
     return is_const(g, 0.0) or (g.op == "expand" and is_const(g.args[0], 0.0))
 
 
-# --- the guarded region ----------------------------------------------------------------------------------------------------
+# --- the guarded region -----------------------------------------------------------------------------------------------
 
 
 def _find_region(order: Iterable[Node]) -> _Region:
