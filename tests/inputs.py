@@ -9,19 +9,31 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from recur.ir.spec import Assign, Binary, Expr, For, Name, Range, Recurrence, Statement, Variable
+from recur.ir.spec import Assign, Binary, Call, Expr, For, Name, Range, Recurrence, Statement, Variable
 from recur.runtime.step import expressions
 
 EXTREMES = (0.0, -1e-8, -0.5, -20.0, -150.0, -1e3)  # of a log gate: no decay at all ... a cut
 
 
 def dim_sizes(rec: Recurrence, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Every declared dim's size, aliases included: as given, as fixed, else 5, 7, 3, 6, 4, 8, ... in turn."""
+    """Every declared dim's size, aliases included: as given, as fixed, else 5, 7, 3, 6, ... in turn.
+
+    A dim under a Walsh-Hadamard transform gets 8.
+    """
     defaults = iter((5, 7, 3, 6, 4, 8, 2, 9))
+    transformed = {
+        rec.root_dim(a.id)
+        for statement in rec.body
+        for e in expressions(statement)
+        if isinstance(e, Call) and e.function == "hadamard"
+        for a in e.args[1:]
+        if isinstance(a, Name)
+    }
     roots: dict[str, int] = {}
     for d in rec.dims:
         if d.alias is None:
-            roots[d.name] = d.size if d.size is not None else (sizes or {}).get(d.name, 0) or next(defaults)
+            default = 8 if d.name in transformed else next(defaults)
+            roots[d.name] = d.size if d.size is not None else (sizes or {}).get(d.name, default)
     return {d.name: roots[rec.root_dim(d.name)] for d in rec.dims}
 
 
@@ -111,9 +123,12 @@ def _draw(v: Variable, rec: Recurrence, shape: tuple[int, ...], generator: torch
         x = torch.complex(x, torch.randn(shape, generator=generator, dtype=torch.float64)) / math.sqrt(2)
     roots = [rec.root_dim(d) for d in v.dims]
     if tame and v.dims:
-        x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        if len(set(roots)) < len(roots):  # a transition matrix: rows of norm 0.7
-            x = 0.7 * x
+        matrix = [axis for axis, root in enumerate(roots) if roots.count(root) > 1]
+        if matrix:  # a transition: Frobenius norm 0.7, with the dims after it
+            axes = tuple(range(x.ndim - len(roots) + matrix[0], x.ndim))
+            x = 0.7 * x / torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+        else:
+            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x
 
 
