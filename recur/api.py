@@ -1,0 +1,95 @@
+"""The public functions that make an Op of a recurrence: from a file, from text, from a Python function.
+
+Nothing here imports torch: the runtime is loaded with the first Op.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing, printable
+from recur.ir.spec import Recurrence, Span
+
+if TYPE_CHECKING:
+    from recur.runtime.op import Op
+
+
+def load(path: str | os.PathLike[str], name: str | None = None) -> Op:
+    """The recurrence of a ``.rec`` file; ``name`` selects one of several. Raises RecurError with all of its errors."""
+    return make_op(read_file(path, name))
+
+
+def loads(text: str | bytes, name: str | None = None) -> Op:
+    """As ``load``, from the text itself."""
+    return make_op(read(text, name=name))
+
+
+def recurrence(function: Callable[..., Any]) -> Op:
+    """Decorator: the recurrence that a Python function spells out. Its source is read; it never runs.
+
+    The arguments are annotated with ``State[dims]``, ``Input[dims]`` or ``Param[dims]``; it returns the states in the
+    order declared, then the outputs. Raises RecurError, whose places are in the user's file.
+    """
+    from recur.decorator import read_function
+
+    return make_op(read_function(function))
+
+
+def make_op(recurrence: Recurrence) -> Op:
+    """The callable of a checked recurrence."""
+    from recur.runtime.op import Op
+
+    return Op(recurrence)
+
+
+def read_file(path: str | os.PathLike[str], name: str | None = None) -> Recurrence:
+    """The checked recurrence of a file; ``name`` selects one of several. A file that cannot be read is a RecurError too."""
+    from recur.grammar.parser import MAX_CHARACTERS
+
+    filename = os.fspath(path)
+    try:
+        with open(filename, "rb") as file:
+            content = file.read(4 * MAX_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "its name is not valid"
+        message = f"the file cannot be read: {printable(reason)}"
+        raise RecurError([Diagnostic("R001", message, None)], str(filename)) from None
+    return read(content, str(filename), name)
+
+
+def read(text: str | bytes, filename: str = "<string>", name: str | None = None) -> Recurrence:
+    """The checked recurrence of a text. All errors of the text, of syntax and of meaning, are raised together."""
+    from recur.grammar.parser import decode
+
+    recurrences = read_all(text, filename)
+    if name is None and len(recurrences) == 1:
+        return recurrences[0]
+    known = [r.name for r in recurrences]
+    source = decode(text, filename)
+    if name is None:
+        message = f"the file holds {len(known)} recurrences: {listing(known, 'and')}"
+        span = recurrences[1].span
+        raise RecurError([Diagnostic("R004", message, span, help=f"choose one: name={known[0]!r}")], filename, source)
+    for recurrence in recurrences:
+        if recurrence.name == name:
+            return recurrence
+    help = did_you_mean(name, known, f"the file has {listing(known, 'and')}")
+    message = f"the file holds no recurrence named `{printable(name)}`"
+    raise RecurError([Diagnostic("R004", message, Span(1, 1, 1, 2), help=help)], filename, source)
+
+
+def read_all(text: str | bytes, filename: str = "<string>") -> list[Recurrence]:
+    """Every recurrence of a text, checked; raises RecurError with all errors of all of them."""
+    from recur.grammar.parser import decode, parse_partial
+    from recur.passes.check import check_partial
+
+    parsed = parse_partial(text, filename)
+    errors = list(parsed.diagnostics)
+    is_whole = not errors
+    for recurrence, tainted in zip(parsed.recurrences, parsed.tainted, strict=True):
+        errors += check_partial(recurrence, tainted, is_whole)[1]
+    if errors:
+        raise RecurError(errors, filename, decode(text, filename))
+    return parsed.recurrences
