@@ -24,8 +24,10 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     sum x (over), amax x (over)     reductions
     cumsum x (axis, exclusive)      running sum along a rows axis
     scan a, x (axis)                two results: running products of a, and h_r = a_r h_{r-1} + x_r with h_{-1} = 0
+                                    (an attr `reverse`: from the block's last row to its first, h_r = a_r h_{r+1} + x_r)
     maxscan g, x (axis)             two results: running sums of g, and m_r = max(m_{r-1} + g_r, x_r), m_{-1} = -inf
-    last x (axis)                   x at the block's last row (padding included)
+    previous x, first (axis)        row r is x's row r - 1, row 0 is `first` (`reverse`: row r + 1, the last is `first`)
+    last x (axis)                   x at the block's last row, padding included (`reverse`: at its first row)
     rename x (old, new)             the same tile with an axis renamed
     expand x (axes)                 broadcasts
     after x, y (axes c, s; offset)  a boolean tile: row index of c - row index of s >= offset
@@ -148,6 +150,9 @@ class Buffer:
 
     "B", "T", "H"   batch, tokens, heads;  "N" chunks of the sequence;  "N+1" their boundaries;  "C" rows of a chunk
     "tiles:X"       one entry a tile of axis X;  any other name: a dimension of the recurrence
+
+    B, T, N and "N+1" stand before "H" only, and what follows "H" is "C", "tiles:X" or a dimension, so that a recurrence
+    may have a dimension named N or B.
 
     dtype: "input:NAME" that tensor's, "operand" the inputs' own type, "accumulate" float32 (float64 for float64).
     """
@@ -288,16 +293,29 @@ class Builder:
     def cumsum(self, x: Value, axis: str, exclusive: bool = False, name: str = "running", comment: str = "") -> Value:
         return self.let(name, "cumsum", (x,), x.axes, (("axis", axis), ("exclusive", exclusive)), comment=comment)
 
-    def scan(self, a: Value, x: Value, axis: str, op: str = "scan", names: tuple[str, str] = ("decay", "h")) -> tuple[Value, Value]:
+    def scan(
+        self,
+        a: Value,
+        x: Value,
+        axis: str,
+        op: str = "scan",
+        names: tuple[str, str] = ("decay", "h"),
+        reverse: bool = False,
+    ) -> tuple[Value, Value]:
         axes = tuple(dict.fromkeys(a.axes + x.axes))
         is_complex = a.is_complex or x.is_complex
         first = Value(self.name(names[0]), axes, is_complex)
         second = Value(self.name(names[1]), axes, is_complex)
-        self.statements.append(Let((first, second), op, (a, x), (("axis", axis),)))
+        self.statements.append(Let((first, second), op, (a, x), _along(axis, reverse)))
         return first, second
 
-    def last(self, x: Value, axis: str, name: str = "last") -> Value:
-        return self.let(name, "last", (x,), tuple(a for a in x.axes if a != axis), (("axis", axis),))
+    def previous(
+        self, x: Value, first: Value, axis: str, name: str = "previous", reverse: bool = False, comment: str = ""
+    ) -> Value:
+        return self.let(name, "previous", (x, first), x.axes, _along(axis, reverse), comment=comment)
+
+    def last(self, x: Value, axis: str, name: str = "last", reverse: bool = False) -> Value:
+        return self.let(name, "last", (x,), tuple(a for a in x.axes if a != axis), _along(axis, reverse))
 
     def rename(self, x: Value, old: str, new: str, name: str | None = None) -> Value:
         axes = tuple(new if a == old else a for a in x.axes)
@@ -330,3 +348,7 @@ class Builder:
     def phi(self, name: str, like: Value) -> Value:
         """A name for a carried value, to be used inside the body and in its `Carry`."""
         return Value(self.name(name), like.axes, like.is_complex)
+
+
+def _along(axis: str, reverse: bool) -> tuple[tuple[str, Attr], ...]:
+    return (("axis", axis), ("reverse", True)) if reverse else (("axis", axis),)

@@ -1,0 +1,208 @@
+"""What every kernel of a stage shares: its tensors, where they lie, which dims may be tiled, and sums over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recur.ir.core import Node, is_const, leaves, topological
+from recur.ir.plan import Contribution, Gradient
+from recur.ir.tile import Access, Axis, Buffer, Builder, Value
+from recur.strategies.pointwise import emit_nodes
+
+Dims = tuple[str, ...]
+
+TENSOR_KINDS = ("input", "param", "prev", "value")
+
+# A tensor's leading dimensions, by what it has one value for: (layout, access).
+_PREFIX = {
+    "token": (("B", "T", "H"), ("batch", "time", "head")),
+    "chunk": (("B", "N", "H"), ("batch", "chunk", "head")),
+    "sequence": (("B", "H"), ("batch", "head")),
+    "head": (("H",), ("head",)),
+}
+
+
+# --- tensors -------------------------------------------------------------------------------------------------------------
+
+
+def argument_leaves(roots: Sequence[Node]) -> list[Node]:
+    """The leaves that are tensors in memory, by first appearance."""
+    return [n for n in leaves(roots) if n.attrs[0] in TENSOR_KINDS]
+
+
+def tensor_name(leaf: Node) -> str:
+    kind, name = leaf.attrs
+    return f"prev.{name}" if kind == "prev" else str(name)
+
+
+def argument_buffer(leaf: Node) -> Buffer:
+    per = "head" if leaf.attrs[0] == "param" else "token"
+    name = tensor_name(leaf)
+    return make_buffer(name, per, leaf.dims, f"input:{name}", leaf.is_complex)
+
+
+def make_buffer(name: str, per: str, dims: Dims, dtype: str = "accumulate", is_complex: bool = False, doc: str = "") -> Buffer:
+    """A tensor with one value of dims ``dims`` per "token", "chunk", "sequence" or "head"."""
+    return Buffer(name, (*_PREFIX[per][0], *dims), dtype, is_complex, doc)
+
+
+def complex_names(*groups: Sequence[Buffer]) -> frozenset[str]:
+    return frozenset(b.name for group in groups for b in group if b.is_complex)
+
+
+# --- placement -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a kernel's programs hold a stage: tokens as ``rows`` (None: one at a time), dims in ``tiled`` on the grid."""
+
+    rows: str | None
+    tiled: Dims
+    dims: Dims
+
+    @property
+    def grid(self) -> tuple[str, ...]:
+        return ("batch", "head", *(f"tile:{d}" for d in self.tiled))
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        sizes = tuple(Axis(d, "size", d, "grid" if d in self.tiled else "whole") for d in self.dims)
+        return (Axis(self.rows, "rows", "T"), *sizes) if self.rows else sizes
+
+    def token_axes(self, dims: Dims) -> Dims:
+        return (self.rows, *dims) if self.rows else dims
+
+    def access(self, name: str, per: str, dims: Dims) -> Access:
+        return Access(name, (*_PREFIX[per][1], *dims), self.rows if per == "token" else None)
+
+    def load(self, b: Builder, name: str, per: str, dims: Dims, comment: str = "") -> Value:
+        axes = self.token_axes(dims) if per == "token" else dims
+        return b.load(name, self.access(name, per, dims), axes, comment)
+
+    def store(self, b: Builder, name: str, per: str, dims: Dims, value: Value, comment: str = "") -> None:
+        axes = self.token_axes(dims) if per == "token" else dims
+        b.store(self.access(name, per, dims), b.expand(value, axes), comment)
+
+    def load_leaves(self, b: Builder, nodes: Sequence[Node], values: dict[Node, Value]) -> None:
+        for leaf in nodes:
+            per = "head" if leaf.attrs[0] == "param" else "token"
+            values[leaf] = self.load(b, tensor_name(leaf), per, leaf.dims)
+
+    def partial(self, dims: Dims) -> Dims:
+        """The tiled dims that a tensor lacks: each program has its own part of such a tensor's gradient."""
+        return tuple(d for d in self.tiled if d not in dims)
+
+    def store_gradient(self, b: Builder, leaf: Node, value: Value) -> None:
+        name, per = f"d_{tensor_name(leaf)}", "sequence" if leaf.attrs[0] == "param" else "token"
+        prefix = _PREFIX[per][1] + tuple(f"tile:{d}" for d in self.partial(leaf.dims))
+        axes = self.token_axes(leaf.dims) if per == "token" else leaf.dims
+        access = Access(name, (*prefix, *leaf.dims), self.rows if per == "token" else None)
+        b.store(access, b.expand(value, axes))
+
+
+def gradient_buffer(leaf: Node, frame: Frame) -> Buffer:
+    """Where the programs leave an argument's gradient; sums over batches and tiles are taken afterwards, in order."""
+    name = tensor_name(leaf)
+    tiles = tuple(f"tiles:{d}" for d in frame.partial(leaf.dims))
+    is_param = leaf.attrs[0] == "param"
+    dtype = "accumulate" if tiles or is_param else f"input:{name}"
+    return make_buffer(f"d_{name}", "sequence" if is_param else "token", (*tiles, *leaf.dims), dtype, leaf.is_complex)
+
+
+def gradient_line(leaf: Node, frame: Frame) -> Gradient:
+    name = tensor_name(leaf)
+    batch = ("B",) if leaf.attrs[0] == "param" else ()
+    summed = batch + tuple(f"tiles:{d}" for d in frame.partial(leaf.dims))
+    return Gradient(name, (Contribution(f"d_{name}", summed),))
+
+
+def all_dims(roots: Sequence[Node], *more: Dims) -> Dims:
+    return tuple(dict.fromkeys(d for group in (*more, *(n.dims for n in topological(roots))) for d in group))
+
+
+def tileable_dims(roots: Sequence[Node], owned: Sequence[Dims]) -> Dims:
+    """Dims that split the work into independent programs: all of ``owned`` have them and no node mixes their entries.
+
+    Then every cotangent has them too until it is summed for a tensor that lacks them; that sum is linear, so programs
+    may each take their part of it.
+    """
+    mixed: set[str] = set()
+    for node in topological(roots):
+        if node.op in ("contract", "sum", "amax"):
+            mixed.update(node.attrs[0])  # type: ignore[arg-type]
+        elif node.op in ("rename", "eye", "index", "place", "hadamard"):
+            mixed.update(a for a in node.attrs if isinstance(a, str))
+    first = owned[0] if owned else ()
+    return tuple(d for d in first if d not in mixed and all(d in dims for dims in owned))
+
+
+def free_name(wanted: str, dims: Dims) -> str:
+    """An axis name that no dimension has."""
+    while wanted in dims:
+        wanted += "_"
+    return wanted
+
+
+# --- params --------------------------------------------------------------------------------------------------------------
+
+
+def per_head_nodes(roots: Sequence[Node]) -> list[Node]:
+    """The largest expressions of params alone: one value a head, so they are evaluated outside the loop over tokens."""
+    order = topological(roots)
+    varying = _varying(order)
+    users = {a for n in order if n in varying for a in n.args} | set(roots)
+    return [n for n in order if n not in varying and n in users and leaves([n])]
+
+
+def _varying(order: Sequence[Node]) -> set[Node]:
+    found: set[Node] = set()
+    for node in order:
+        if (node.op == "leaf" and node.attrs[0] != "param") or any(a in found for a in node.args):
+            found.add(node)
+    return found
+
+
+def emit_row_sum(b: Builder, node: Node, values: dict[Node, Value], rows: str, memo: dict[Node, Value]) -> Value:
+    """The sum of a per-token node over the block's rows (those beyond the sequence left out), linear parts taken outside.
+
+    sum_t x_t (x) y_t is one contraction over rows, and sum_t w x_t = w sum_t x_t for w that only depends on params:
+    otherwise a param's gradient would need a tile of rows times its own size.
+    """
+    if node not in memo:
+        memo[node] = _emit_row_sum(b, node, values, rows, memo)
+    return memo[node]
+
+
+def _emit_row_sum(b: Builder, node: Node, values: dict[Node, Value], rows: str, memo: dict[Node, Value]) -> Value:
+    args = node.args
+    if node.op in ("add", "sub") and args[0].dims == args[1].dims == node.dims:
+        return b.map(node.op, *(emit_row_sum(b, a, values, rows, memo) for a in args), name="dw")
+    if node.op in ("neg", "real", "imag", "conj"):
+        return b.map(node.op, emit_row_sum(b, args[0], values, rows, memo), name="dw")
+    if node.op in ("expand", "rename", "sum", "hadamard", "place", "index"):
+        total = emit_row_sum(b, args[0], values, rows, memo)
+        return emit_nodes(b, [node], {args[0]: total}, name="dw")[0]
+    if node.op in ("mul", "contract"):
+        over: Dims = node.attrs[0] if node.op == "contract" else ()  # type: ignore[assignment]
+        for factor, other in (args, args[::-1]):
+            if not _varying(topological([factor])) and set(factor.dims) <= set(other.dims):
+                total = emit_row_sum(b, other, values, rows, memo)
+                weight = emit_nodes(b, [factor], values)[0]
+                return b.contract(weight, total, over, "dw", "full") if over else b.mul(weight, total, name="dw")
+        if over or args[0].dims != args[1].dims:
+            left, right = emit_nodes(b, args, values)
+            if rows in left.axes and rows in right.axes:
+                return b.contract(b.valid(left, rows), b.valid(right, rows), (rows, *over), "dw", "full")
+    tile = emit_nodes(b, [node], values)[0]
+    if rows not in tile.axes:
+        tile = b.expand(tile, (rows, *tile.axes))
+    return b.sum(b.valid(tile, rows), (rows,), "dw")
+
+
+def is_zero(node: Node) -> bool:
+    """A gradient that is known to be zero (`pull_back` gives const(0), expanded)."""
+    while node.op == "expand":
+        node = node.args[0]
+    return is_const(node, 0.0)
