@@ -53,8 +53,9 @@ def random_inputs(
     """Tensors for every input [B, T, H, *dims] and param [H, *dims], by name.
 
     A declared range is honoured (its interior). Names without a range are normal; where the step contracts its state
-    (a delta rule, a recurrent matrix) they are given unit norm along their last dim, so that products of transitions
-    stay bounded. The same seed gives a name the same values whatever else is declared, in any dtype.
+    (a delta rule, a recurrent matrix) they get unit norm along their last dim of free size, and transition matrices
+    a smaller one, so that products of transitions stay bounded. The same seed gives a name the same values whatever
+    else is declared, in any dtype.
 
     extreme: one gate in four with an upper bound of 0 becomes 0, -1e-8, -0.5, -20, -150 or -1000.
     scale: multiplies the names without a range.
@@ -128,7 +129,9 @@ def _draw(v: Variable, rec: Recurrence, shape: tuple[int, ...], generator: torch
             axes = tuple(range(x.ndim - len(roots) + matrix[0], x.ndim))
             x = 0.7 * x / torch.linalg.vector_norm(x, dim=axes, keepdim=True)
         else:
-            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            fixed = {d.name for d in rec.dims if d.size is not None}
+            sized = [axis for axis, root in enumerate(roots) if root not in fixed] or [-1]
+            x = x / torch.linalg.vector_norm(x, dim=x.ndim - len(roots) + sized[-1], keepdim=True)
     return x
 
 
