@@ -277,9 +277,24 @@ class NoGradientNoEffect(TorchFunctionMode):
         shape = torch.broadcast_shapes(*(t.shape for t in tensors))
         guarded = [a.expand(shape) if isinstance(a, Tensor) else a for a in args]
         result = func(*guarded, **kwargs)
-        dead: dict[str, Tensor] = {}
-        result.register_hook(lambda g: dead.update(at=g == 0))
+        guard = _Guard()
+        result.register_hook(guard.note)
         for t in guarded:
-            if isinstance(t, Tensor) and t.requires_grad and result.shape == t.shape:
-                t.register_hook(lambda g: torch.where(dead["at"], torch.zeros_like(g), g))
+            if isinstance(t, Tensor) and t.requires_grad:
+                t.register_hook(guard.clear)
         return result
+
+
+class _Guard:
+    """Notes where a result's cotangent is zero, and clears its operands' there. Autograd may pass None for zero."""
+
+    def __init__(self) -> None:
+        self.zero: Tensor | None = None
+
+    def note(self, cotangent: Tensor | None) -> None:
+        self.zero = None if cotangent is None else cotangent == 0
+
+    def clear(self, cotangent: Tensor | None) -> Tensor | None:
+        if cotangent is None or self.zero is None:
+            return None
+        return torch.where(self.zero, torch.zeros_like(cotangent), cotangent)
