@@ -1,0 +1,41 @@
+"""The compiler's intermediate forms as text, one for each stage of the pipeline."""
+
+from __future__ import annotations
+
+from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
+from recur.ir.normal import Program
+from recur.strategies.select import Request, select
+
+STAGES = ("ir", "normal", "adjoint", "plan", "torch", "triton", "ptx")
+
+
+def print_stage(program: Program, stage: str, sizes: dict[str, int], strategy: Request, target: str = "sm_90") -> str:
+    """"ir" (the step as written), "normal" (the structure found), "plan" (kernels and buffers), "adjoint" (the plan's
+    backward part), "torch" or "triton" (the generated module), "ptx" (the kernels compiled for ``target``).
+
+    Raises RecurError for an unknown stage and for a strategy that does not apply.
+    """
+    rec = program.step.recurrence
+    if stage not in STAGES:
+        fix = did_you_mean(str(stage), STAGES, f"stages are {listing(STAGES, 'and')}")
+        raise RecurError.of(rec, Diagnostic("R802", f"unknown stage `{stage}`", rec.span, help=fix))
+    if stage == "ir":
+        from recur.ir.printer import print_recurrence
+
+        return print_recurrence(rec)
+    if stage == "normal":
+        from recur.ir.printing import format_normal
+
+        return format_normal(program)
+    plans = tuple(s.plan for s in select(program, sizes, strategy))
+    if stage in ("plan", "adjoint"):
+        from recur.ir.plan_printing import format_adjoints, format_plans
+
+        return format_plans(plans) if stage == "plan" else format_adjoints(plans)
+    if stage == "ptx":
+        from recur.runtime.build import print_ptx
+
+        return print_ptx(program, plans, sizes, target)
+    from recur.codegen.module import print_module
+
+    return print_module(program, plans, sizes, stage)

@@ -1,0 +1,78 @@
+"""A recurrence under chosen strategies for one backend: selected, printed, loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
+from recur.ir.normal import Program
+from recur.ir.spec import Recurrence
+from recur.runtime.load import load_module, triton_interprets
+from recur.strategies.select import Request, Selection, select
+
+BACKENDS = ("torch", "triton")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where generated code runs, why there, and whether the choice was the compiler's (which may then fall back)."""
+
+    name: str
+    why: str
+    automatic: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Generated code ready to be called: ``function(*tensors, initial_state=None, output_final_state=False)``."""
+
+    selections: tuple[Selection, ...]
+    backend: Backend
+    source: str
+    function: Callable[..., Any]
+
+
+def choose_backend(rec: Recurrence, requested: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend that a call takes: Triton on a GPU, torch elsewhere and for float64.
+
+    Raises RecurError for an unknown backend, and for Triton where neither a GPU nor its interpreter runs it.
+    """
+    if requested == "auto":
+        if device.type != "cuda":
+            return Backend("torch", f"the inputs are on the {device.type.upper()}", automatic=True)
+        if dtype in (torch.float64, torch.complex128):
+            return Backend("torch", "the inputs are float64", automatic=True)
+        return Backend("triton", "the inputs are on a GPU", automatic=True)
+    if requested not in BACKENDS:
+        known = did_you_mean(str(requested), BACKENDS, f"backends are {listing(BACKENDS, 'and')}")
+        raise RecurError.of(rec, Diagnostic("R802", f"unknown backend `{requested}`", rec.span, help=known))
+    if requested == "triton" and device.type != "cuda" and not triton_interprets():
+        message = f"the triton backend needs a GPU; the inputs are on the {device.type.upper()}"
+        fix = "use backend='torch', or set TRITON_INTERPRET=1 before the first call to interpret the kernels"
+        raise RecurError.of(rec, Diagnostic("R803", message, rec.span, help=fix))
+    return Backend(requested, "asked for")
+
+
+def compile_for(program: Program, sizes: dict[str, int], strategy: Request, backend: Backend) -> Compiled:
+    """Selects, prints and loads. A backend that the compiler chose itself falls back to torch, with one warning."""
+    from recur.codegen.module import print_module
+
+    rec = program.step.recurrence
+    selections = select(program, sizes, strategy)
+    plans = tuple(s.plan for s in selections)
+    try:
+        source = print_module(program, plans, sizes, backend.name)
+    except RecurError as error:
+        if not backend.automatic or backend.name == "torch":
+            raise
+        reason = error.diagnostics[0].message
+        warnings.warn(f"{rec.name} runs on the torch backend: {reason}", stacklevel=4)
+        backend = Backend("torch", f"Triton was not taken: {reason}", automatic=True)
+        source = print_module(program, plans, sizes, "torch")
+    module = load_module(rec.name, source)
+    return Compiled(selections, backend, source, getattr(module, rec.name))

@@ -1,0 +1,230 @@
+"""A compiled recurrence, called like a function of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Union
+
+import torch
+from torch import Tensor
+
+from recur.explain import Explanation, default_sizes, explain
+from recur.ir.normal import Program
+from recur.ir.spec import Recurrence
+from recur.runtime import arguments, states
+from recur.runtime.arguments import Call
+from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_for
+from recur.runtime.load import triton_interprets
+from recur.runtime.reference import run_reference
+from recur.runtime.states import State, StateEntry
+from recur.strategies.select import Request
+
+Outputs = Union[Tensor, tuple[Tensor, ...]]  # noqa: UP007 (an alias, evaluated on 3.10)
+
+
+class Op:
+    """A recurrence that can be called, differentiated, stepped, explained and inspected.
+
+    Made by `recur.load`, `recur.loads` and `recur.recurrence`. Shapes: inputs [B, T, H, *dims], params [H, *dims],
+    states [B, H, *dims]; for one head all of them may leave H out. A call compiles once for each set of sizes.
+    """
+
+    def __init__(self, recurrence: Recurrence) -> None:
+        self.recurrence = recurrence
+        self.name = recurrence.name
+        self.__name__ = recurrence.name
+        self.__doc__ = recurrence.doc
+        self._compiled: dict[tuple[object, ...], Compiled] = {}
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{v.name}{arguments.show_axes(arguments.axes_of(v))}" for v in self.recurrence.inputs)
+        outputs = ", ".join(o.name for o in self.recurrence.outputs)
+        return f"<recurrence {self.name}({inputs}) -> {outputs}>"
+
+    @cached_property
+    def program(self) -> Program:
+        """The step checked, split into stages and classified."""
+        from recur.compiler import compile_program
+
+        return compile_program(self.recurrence)
+
+    @cached_property
+    def states(self) -> dict[str, StateEntry]:
+        """Every entry of the state by name, with dims and dtype: declared states, `prev.x`, `C.log_scale`."""
+        return states.list_entries(self.program)
+
+    def __call__(
+        self,
+        /,
+        *args: Tensor,
+        initial_state: State | None = None,
+        output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
+        strategy: Request = "auto",
+        backend: str = "auto",
+        debug: bool = False,
+        **kwargs: Tensor,
+    ) -> tuple[Outputs, State | None]:
+        """Runs the recurrence over T tokens: (outputs, final).
+
+        Arguments: inputs and params in the text's order, by position or by name. One output is a tensor, several a
+        tuple. final is None unless ``output_final_state``. ``debug`` checks declared ranges and finite results.
+        Raises TypeError and ValueError for arguments that do not fit, RecurError for a strategy or backend that cannot
+        run this recurrence.
+        """
+        _refuse_packed(cu_seqlens, reset)
+        call = arguments.bind_arguments(self.recurrence, args, kwargs)
+        outputs, final = self._run(call, initial_state, "initial_state", output_final_state, strategy, backend, debug)
+        return _unwrap(outputs), None if final is None else states.unwrap_state(final)
+
+    def step(
+        self,
+        /,
+        state: State | None = None,
+        *args: Tensor,
+        strategy: Request = "auto",
+        backend: str = "auto",
+        debug: bool = False,
+        **kwargs: Tensor,
+    ) -> tuple[Outputs, State]:
+        """One token, for decoding: (outputs, new state), from inputs [B, H, *dims] and params [H, *dims].
+
+        ``state``: what the last step or a call's final state gave; None starts a sequence. Errors as for a call.
+        """
+        call = arguments.bind_arguments(self.recurrence, args, kwargs, one_token=True)
+        outputs, final = self._run(call, state, "state", True, strategy, backend, debug)
+        assert final is not None
+        return _unwrap([x.squeeze(1) for x in outputs]), states.unwrap_state(final)
+
+    def reference(
+        self,
+        /,
+        *args: Tensor,
+        initial_state: State | None = None,
+        output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
+        strategy: Request = "auto",
+        backend: str = "auto",
+        debug: bool = False,
+        **kwargs: Tensor,
+    ) -> tuple[Outputs, State | None]:
+        """The same call by the definition, step by step, in the inputs' precision (use float64 to judge by it).
+
+        Takes fewer heads, ``cu_seqlens`` and ``reset`` as well; ``strategy`` and ``backend`` do not matter here.
+        """
+        tensors = arguments.match_tensors(self.recurrence, args, kwargs)
+        if debug:
+            arguments.check_ranges(self.recurrence, tensors)
+        outputs, final = run_reference(
+            self.recurrence,
+            tensors,
+            states.name_entries(self.states, initial_state),
+            cu_seqlens=cu_seqlens,
+            reset=reset,
+            stabilised=states.gate_dims(self.program),
+        )
+        return _unwrap(list(outputs.values())), states.unwrap_state(final) if output_final_state else None
+
+    def explain(
+        self, /, *args: Tensor, strategy: Request = "auto", backend: str = "auto", **sizes: int | Tensor
+    ) -> Explanation:
+        """Structure, strategy and why each other strategy was not taken, for sizes such as K=128 (default 64).
+
+        May also be given the tensors of a call. The result is text; its ``data`` holds the same as plain values.
+        """
+        call, bound = self._sizes(args, sizes)
+        compiled = self._compile(bound, strategy, self._backend(call, backend))
+        remark = f"backend      {compiled.backend.name}: {compiled.backend.why}"
+        return explain(self.program, bound, compiled.selections, (remark,))
+
+    def source(
+        self,
+        /,
+        stage: str,
+        *args: Tensor,
+        strategy: Request = "auto",
+        target: str = "sm_90",
+        **sizes: int | Tensor,
+    ) -> str:
+        """What the compiler has at a stage: "ir", "normal", "adjoint", "plan", "torch", "triton" or "ptx".
+
+        For sizes such as K=128 (default 64) or a call's tensors; ``target`` is the architecture of "ptx".
+        """
+        from recur.inspection import print_stage
+
+        _, bound = self._sizes(args, sizes)
+        return print_stage(self.program, stage, bound, strategy, target)
+
+    # --- how a call runs ---------------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        call: Call,
+        state: State | None,
+        argument: str,
+        output_final_state: bool,
+        strategy: Request,
+        backend: str,
+        debug: bool,
+    ) -> tuple[list[Tensor], dict[str, Tensor] | None]:
+        initial = states.bind_state(self.states, state, call, argument)
+        if debug:
+            arguments.check_ranges(self.recurrence, call.tensors)
+        compiled = self._compile(call.sizes, strategy, self._backend(call, backend))
+        outputs, final = compiled.function(
+            *call.tensors.values(), initial_state=initial, output_final_state=output_final_state
+        )
+        found = list(outputs) if isinstance(outputs, tuple) else [outputs]
+        if final is not None:
+            final = final if isinstance(final, dict) else dict(zip(self.states, [final], strict=True))
+        if debug:
+            self._check_results(found, final)
+        if not call.has_heads:
+            found = [x.squeeze(2) for x in found]
+        return found, None if final is None else states.drop_heads(final, call)
+
+    def _check_results(self, outputs: Sequence[Tensor], final: dict[str, Tensor] | None) -> None:
+        for output, x in zip(self.recurrence.outputs, outputs, strict=True):
+            arguments.check_finite(f"output `{output.name}`", x)
+        for name, x in (final or {}).items():
+            if self.states[name].kind != "log_scale":
+                arguments.check_finite(f"the final state's `{name}`", x)
+
+    def _compile(self, sizes: dict[str, int], strategy: Request, backend: Backend) -> Compiled:
+        request = strategy if isinstance(strategy, str) else tuple(strategy)
+        key = (tuple(sizes.items()), request, backend, triton_interprets())
+        if key not in self._compiled:
+            self._compiled[key] = compile_for(self.program, sizes, request, backend)
+        return self._compiled[key]
+
+    def _backend(self, call: Call | None, requested: str) -> Backend:
+        if call is not None:
+            return choose_backend(self.recurrence, requested, call.device, call.dtype)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if requested == "auto":
+            here = "a GPU is here" if device.type == "cuda" else "no GPU is here"
+            return Backend("triton" if device.type == "cuda" else "torch", here, automatic=True)
+        return choose_backend(self.recurrence, requested, device, torch.float32)
+
+    def _sizes(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Call | None, dict[str, int]]:
+        """The sizes for explain and source: from a call's tensors, or given one by one."""
+        if args or any(isinstance(x, Tensor) for x in kwargs.values()):
+            call = arguments.bind_arguments(self.recurrence, args, kwargs)
+            return call, call.sizes
+        return None, default_sizes(self.program, kwargs)
+
+
+def _refuse_packed(cu_seqlens: Tensor | None, reset: Tensor | None) -> None:
+    for name, value in (("cu_seqlens", cu_seqlens), ("reset", reset)):
+        if value is not None:
+            raise NotImplementedError(
+                f"`{name}` is not supported yet by compiled recurrences; use op.reference, or call the op once a "
+                f"sequence and pass the state on with initial_state and output_final_state"
+            )
+
+
+def _unwrap(outputs: Sequence[Tensor]) -> Outputs:
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
