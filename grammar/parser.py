@@ -28,6 +28,7 @@ from recur.ir.spec import (
     Statement,
     Unary,
     Variable,
+    order_variables,
 )
 
 MAX_DEPTH = 128  # of an expression's tree: everything downstream may recurse over expressions
@@ -100,14 +101,14 @@ def _unreadable(filename: str, before: str, message: str) -> RecurError:
     return RecurError([Diagnostic("R001", message, Span(row, column, row, column + 1))], filename, before)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def grammar() -> Lark:
     source = files("recur.grammar").joinpath("recur.lark").read_text(encoding="utf-8")
     starts = ["header", "docstring", "dims", "variables", "assign", "output", "loop", "range"]
     return Lark(source, parser="lalr", lexer="basic", start=starts, transformer=Builder(), maybe_placeholders=True)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def lexer() -> Lexer:
     return Lexer(grammar().terminals)
 
@@ -127,14 +128,14 @@ def parse_line(line: Line) -> Any:
 
 def _parse_tokens(line: Line, rule: str) -> Any:
     parser = grammar().parse_interactive(start=rule)
-    at = 0
+    fed = 0
     try:
-        for at, token in enumerate(line.tokens):
+        for token in line.tokens:
             parser.feed_token(token)
-        at = len(line.tokens)
+            fed += 1
         return parser.feed_eof(line.tokens[-1])
     except UnexpectedInput as error:
-        raise Mistake(explain(line, at, getattr(error, "expected", ()))) from None
+        raise Mistake(explain(line, fed, getattr(error, "expected", ()))) from None
 
 
 def find_deep(expression: Expr) -> Diagnostic | None:
@@ -235,8 +236,16 @@ class _Blocks:
             self._report("R203", f"the file has two recurrences named `{name}`", token_span(name), "rename one")
         self.parsed.tainted.append(frozenset(self.tainted))
         self.parsed.recurrences.append(
-            Recurrence(str(name), self.doc, tuple(self.dims), tuple(self.variables), body, token_span(name),
-                       self.filename, self.text)  # fmt: skip
+            Recurrence(
+                str(name),
+                self.doc,
+                tuple(self.dims),
+                order_variables(self.variables),
+                body,
+                token_span(name),
+                self.filename,
+                self.text,
+            )
         )
 
     def _place(self, line: Line) -> None:

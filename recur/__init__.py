@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from recur.api import load as load
     from recur.api import loads as loads
     from recur.api import recurrence as recurrence
-    from recur.decorator import Input as Input
-    from recur.decorator import Param as Param
-    from recur.decorator import State as State
-    from recur.decorator import dims as dims
+    from recur.annotations import Input as Input
+    from recur.annotations import Param as Param
+    from recur.annotations import State as State
+    from recur.annotations import dims as dims
     from recur.diagnostics import RecurError as RecurError
 
 __version__ = "0.1.0"
@@ -27,10 +27,10 @@ _HOME = {
     "load": "recur.api",
     "loads": "recur.api",
     "recurrence": "recur.api",
-    "dims": "recur.decorator",
-    "State": "recur.decorator",
-    "Input": "recur.decorator",
-    "Param": "recur.decorator",
+    "dims": "recur.annotations",
+    "State": "recur.annotations",
+    "Input": "recur.annotations",
+    "Param": "recur.annotations",
     "RecurError": "recur.diagnostics",
 }
 

@@ -6,6 +6,7 @@ Nothing here imports torch: the runtime is loaded with the first Op.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ def recurrence(function: Callable[..., Any]) -> Op:
     """
     from recur.decorator import read_function
 
-    return make_op(read_function(function))
+    caller = sys._getframe(1).f_locals  # string annotations name what the function need not capture
+    return make_op(read_function(function, caller))
 
 
 def make_op(recurrence: Recurrence) -> Op:
@@ -46,17 +48,25 @@ def make_op(recurrence: Recurrence) -> Op:
 
 def read_file(path: str | os.PathLike[str], name: str | None = None) -> Recurrence:
     """The checked recurrence of a file; ``name`` selects one of several. A file that cannot be read is a RecurError too."""
+    return read(_content(path), str(os.fspath(path)), name)
+
+
+def read_file_all(path: str | os.PathLike[str]) -> list[Recurrence]:
+    """Every recurrence of a file, checked; raises RecurError with all errors of all of them."""
+    return read_all(_content(path), str(os.fspath(path)))
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
     from recur.grammar.parser import MAX_CHARACTERS
 
     filename = os.fspath(path)
     try:
         with open(filename, "rb") as file:
-            content = file.read(4 * MAX_CHARACTERS + 1)
+            return file.read(4 * MAX_CHARACTERS + 1)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "its name is not valid"
         message = f"the file cannot be read: {printable(reason)}"
         raise RecurError([Diagnostic("R001", message, None)], str(filename)) from None
-    return read(content, str(filename), name)
 
 
 def read(text: str | bytes, filename: str = "<string>", name: str | None = None) -> Recurrence:

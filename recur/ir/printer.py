@@ -16,7 +16,6 @@ from recur.ir.spec import (
     Index,
     Name,
     Number,
-    Output,
     Recurrence,
     Statement,
     Unary,
@@ -104,7 +103,8 @@ def _print_variable(variable: Variable) -> str:
 def _print_doc(doc: str) -> list[str]:
     """The docstring: as a block where it has several lines and that reads back the same, else on one line."""
     lines = doc.split("\n")
-    if len(lines) > 1 and doc == inspect.cleandoc(doc) and not any(_UNPRINTABLE.search(line) for line in lines):
+    is_plain = '"""' not in doc and not any(_UNPRINTABLE.search(line.replace('"', "")) for line in lines)
+    if len(lines) > 1 and is_plain and doc == inspect.cleandoc(doc):
         first, *rest = lines
         return [f'    """{first}', *(f"    {line}" if line else "" for line in rest), '    """']
     return [f'    "{_UNPRINTABLE.sub(_escape, doc)}"']

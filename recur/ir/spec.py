@@ -6,6 +6,7 @@ Every node carries a span; equality ignores spans, so two spellings of one recur
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Union
 
@@ -159,7 +160,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """One head at one time step. ``dims`` and ``variables`` keep the order of declaration."""
+    """One head at one time step. ``dims`` and ``variables`` keep the order of declaration, the states last."""
 
     name: str
     doc: str | None
@@ -189,6 +190,11 @@ class Recurrence:
         while table[name].alias is not None:
             name = table[name].alias or name
         return name
+
+
+def order_variables(variables: Iterable[Variable]) -> tuple[Variable, ...]:
+    """Inputs and params first, then the states, each in the order declared: the order of every Recurrence."""
+    return tuple(sorted(variables, key=lambda v: v.role == "state"))
 
 
 def format_number(value: int | float) -> str:

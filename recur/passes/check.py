@@ -40,7 +40,7 @@ def check_partial(
     errors = names.errors + run.scope.errors
     if is_whole:
         errors += _check_complete(names, run)
-    if errors:
+    if errors or not is_whole:
         return None, errors
     updates = tuple((v.name, run.updates[v.name]) for v in recurrence.states)
     return Step(recurrence, updates, tuple(run.outputs.items())), []
@@ -89,11 +89,10 @@ class _Run:
     def _update(self, statement: Assign, state: Variable, value: Node | None) -> None:
         """A state's update; after an error it keeps its previous value, whose dims are right."""
         number = self.versions[state.name] = self.versions.get(state.name, 0) + 1
-        if statement.dims is not None and self._dims_exist(statement, statement.dims):
-            if set(statement.dims) != set(state.dims):
-                message = f"`{state.name}` is a state with other dimensions"
-                self.scope.error("R304", message, statement.target_span, f"write `{state.name} = ...`",
-                                 self.names.declared(state.name))  # fmt: skip
+        dims = statement.dims if statement.dims and self._dims_exist(statement, statement.dims) else state.dims
+        if set(dims) != set(state.dims):
+            message, help = f"`{state.name}` is a state with other dimensions", f"write `{state.name} = ...`"
+            self.scope.error("R304", message, statement.target_span, help, self.names.declared(state.name))
         if state.name in self.names.broken:
             return
         fitted = self._fit(statement, value, state.dims)
