@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recur.ir.core import Node, is_const, leaves, topological
+from recur.ir.normal import NormalForm
 from recur.ir.plan import Contribution, Gradient
 from recur.ir.tile import Access, Axis, Buffer, Builder, Value
 from recur.strategies.pointwise import emit_nodes
@@ -42,9 +44,22 @@ def argument_buffer(leaf: Node) -> Buffer:
     return make_buffer(name, per, leaf.dims, f"input:{name}", leaf.is_complex)
 
 
-def make_buffer(name: str, per: str, dims: Dims, dtype: str = "accumulate", is_complex: bool = False, doc: str = "") -> Buffer:
+def make_buffer(name: str, per: str, dims: Dims, dtype: str = "accumulate", is_complex: bool = False) -> Buffer:
     """A tensor with one value of dims ``dims`` per "token", "chunk", "sequence" or "head"."""
-    return Buffer(name, (*_PREFIX[per][0], *dims), dtype, is_complex, doc)
+    return Buffer(name, (*_PREFIX[per][0], *dims), dtype, is_complex)
+
+
+def result_buffers(normal: NormalForm, outputs: frozenset[str]) -> tuple[Buffer, ...]:
+    """The stage's exports: in the operand type where the user gets them, else in the accumulator's."""
+    return tuple(
+        make_buffer(name, "token", node.dims, "operand" if name in outputs else "accumulate", node.is_complex)
+        for name, node in normal.epilogue
+    )
+
+
+def state_buffers(states: Sequence[Node], per: str, suffix: str) -> tuple[Buffer, ...]:
+    """A tensor for each state leaf: its value at the start or end of every sequence, chunk or token."""
+    return tuple(make_buffer(f"{s.attrs[1]}.{suffix}", per, s.dims, is_complex=s.is_complex) for s in states)
 
 
 def complex_names(*groups: Sequence[Buffer]) -> frozenset[str]:
@@ -56,19 +71,24 @@ def complex_names(*groups: Sequence[Buffer]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Frame:
-    """How a kernel's programs hold a stage: tokens as ``rows`` (None: one at a time), dims in ``tiled`` on the grid."""
+    """How a kernel's programs hold a stage: tokens as ``rows`` (None: one at a time), dims in ``tiled`` on the grid.
+
+    ``chunked``: a program for every chunk of tokens; else a program walks the whole sequence.
+    """
 
     rows: str | None
     tiled: Dims
     dims: Dims
+    chunked: bool = False
 
     @property
     def grid(self) -> tuple[str, ...]:
-        return ("batch", "head", *(f"tile:{d}" for d in self.tiled))
+        return ("batch", "head", *(("chunk",) if self.chunked else ()), *(f"tile:{d}" for d in self.tiled))
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        sizes = tuple(Axis(d, "size", d, "grid" if d in self.tiled else "whole") for d in self.dims)
+        # A name such as K'2 is another name for K that a pass has introduced.
+        sizes = tuple(Axis(d, "size", d.partition("'")[0], "grid" if d in self.tiled else "whole") for d in self.dims)
         return (Axis(self.rows, "rows", "T"), *sizes) if self.rows else sizes
 
     def token_axes(self, dims: Dims) -> Dims:
@@ -77,9 +97,9 @@ class Frame:
     def access(self, name: str, per: str, dims: Dims) -> Access:
         return Access(name, (*_PREFIX[per][1], *dims), self.rows if per == "token" else None)
 
-    def load(self, b: Builder, name: str, per: str, dims: Dims, comment: str = "") -> Value:
+    def load(self, b: Builder, name: str, per: str, dims: Dims) -> Value:
         axes = self.token_axes(dims) if per == "token" else dims
-        return b.load(name, self.access(name, per, dims), axes, comment)
+        return b.load(name, self.access(name, per, dims), axes)
 
     def store(self, b: Builder, name: str, per: str, dims: Dims, value: Value, comment: str = "") -> None:
         axes = self.token_axes(dims) if per == "token" else dims
@@ -94,28 +114,38 @@ class Frame:
         """The tiled dims that a tensor lacks: each program has its own part of such a tensor's gradient."""
         return tuple(d for d in self.tiled if d not in dims)
 
+    def gradient_per(self, leaf: Node) -> str:
+        """What an argument's gradient has one value for: a token, or for a param, this program's tokens together."""
+        if leaf.attrs[0] != "param":
+            return "token"
+        return "chunk" if self.chunked else "sequence"
+
     def store_gradient(self, b: Builder, leaf: Node, value: Value) -> None:
-        name, per = f"d_{tensor_name(leaf)}", "sequence" if leaf.attrs[0] == "param" else "token"
+        per = self.gradient_per(leaf)
         prefix = _PREFIX[per][1] + tuple(f"tile:{d}" for d in self.partial(leaf.dims))
         axes = self.token_axes(leaf.dims) if per == "token" else leaf.dims
-        access = Access(name, (*prefix, *leaf.dims), self.rows if per == "token" else None)
+        access = Access(f"d_{tensor_name(leaf)}", (*prefix, *leaf.dims), self.rows if per == "token" else None)
         b.store(access, b.expand(value, axes))
 
 
 def gradient_buffer(leaf: Node, frame: Frame) -> Buffer:
     """Where the programs leave an argument's gradient; sums over batches and tiles are taken afterwards, in order."""
-    name = tensor_name(leaf)
+    name, per = tensor_name(leaf), frame.gradient_per(leaf)
     tiles = tuple(f"tiles:{d}" for d in frame.partial(leaf.dims))
-    is_param = leaf.attrs[0] == "param"
-    dtype = "accumulate" if tiles or is_param else f"input:{name}"
-    return make_buffer(f"d_{name}", "sequence" if is_param else "token", (*tiles, *leaf.dims), dtype, leaf.is_complex)
+    dtype = f"input:{name}" if per == "token" and not tiles else "accumulate"
+    return make_buffer(f"d_{name}", per, (*tiles, *leaf.dims), dtype, leaf.is_complex)
 
 
 def gradient_line(leaf: Node, frame: Frame) -> Gradient:
-    name = tensor_name(leaf)
-    batch = ("B",) if leaf.attrs[0] == "param" else ()
-    summed = batch + tuple(f"tiles:{d}" for d in frame.partial(leaf.dims))
-    return Gradient(name, (Contribution(f"d_{name}", summed),))
+    name, per = tensor_name(leaf), frame.gradient_per(leaf)
+    programs = {"token": (), "sequence": ("B",), "chunk": ("B", "N")}[per]
+    tiles = tuple(f"tiles:{d}" for d in frame.partial(leaf.dims))
+    return Gradient(name, (Contribution(f"d_{name}", programs + tiles),))
+
+
+def initial_line(state: Node) -> Gradient:
+    name = f"{state.attrs[1]}.initial"
+    return Gradient(name, (Contribution(f"d_{name}"),))
 
 
 def all_dims(roots: Sequence[Node], *more: Dims) -> Dims:
@@ -165,10 +195,10 @@ def _varying(order: Sequence[Node]) -> set[Node]:
 
 
 def emit_row_sum(b: Builder, node: Node, values: dict[Node, Value], rows: str, memo: dict[Node, Value]) -> Value:
-    """The sum of a per-token node over the block's rows (those beyond the sequence left out), linear parts taken outside.
+    """The sum of a per-token node over the block's rows, those beyond the sequence left out.
 
-    sum_t x_t (x) y_t is one contraction over rows, and sum_t w x_t = w sum_t x_t for w that only depends on params:
-    otherwise a param's gradient would need a tile of rows times its own size.
+    Linear parts are taken outside: sum_t x_t (x) y_t is one contraction over rows, and sum_t w x_t = w sum_t x_t for w
+    that only depends on params. Otherwise a param's gradient would need a tile of rows times its own size.
     """
     if node not in memo:
         memo[node] = _emit_row_sum(b, node, values, rows, memo)
@@ -206,3 +236,20 @@ def is_zero(node: Node) -> bool:
     while node.op == "expand":
         node = node.args[0]
     return is_const(node, 0.0)
+
+
+def gradient_buffers_of_states(states: Sequence[Node]) -> tuple[Buffer, ...]:
+    return tuple(make_buffer(f"d_{s.attrs[1]}.initial", "sequence", s.dims, is_complex=s.is_complex) for s in states)
+
+
+# --- sizes ---------------------------------------------------------------------------------------------------------------
+
+
+def entries(dims: Dims, sizes: Mapping[str, int]) -> int:
+    """How many values a tile of ``dims`` has; a dim of unknown size counts as 64."""
+    return math.prod(sizes.get(d.partition("'")[0], 64) for d in dims)
+
+
+def work_dims(node: Node) -> Dims:
+    """The dims that an operation runs over: its result's, and those that it sums."""
+    return tuple(dict.fromkeys((*node.dims, *(d for a in node.args for d in a.dims)))) if node.op == "contract" else node.dims

@@ -1,0 +1,223 @@
+"""A stage as one token's step, whatever its family, and the kernels that walk the tokens one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from recur.ir.core import Node, add, apply, contract, expand, leaf, leaves, mul, rename, stop, sub, substitute
+from recur.ir.normal import (
+    Decay,
+    ElementwiseForm,
+    Form,
+    GeneralForm,
+    LinearForm,
+    MatrixForm,
+    MaxPlusForm,
+    NormalForm,
+    Read,
+    Readout,
+)
+from recur.ir.tile import Buffer, Builder, Carry, Kernel, Value
+from recur.passes.autodiff import pull_back
+from recur.strategies import operands
+from recur.strategies.operands import Frame
+from recur.strategies.pointwise import emit_nodes
+
+
+@dataclass(frozen=True)
+class Step:
+    """Next states and exports as nodes over the stage's inputs and ``states``, the `state` leaves, in order."""
+
+    states: tuple[Node, ...]
+    updates: tuple[Node, ...]
+    exports: tuple[tuple[str, Node], ...]
+
+    @property
+    def roots(self) -> list[Node]:
+        return [*self.updates, *(node for _, node in self.exports)]
+
+    @cached_property
+    def arguments(self) -> list[Node]:
+        return operands.argument_leaves(self.roots)
+
+    @cached_property
+    def adjoint(self) -> StepAdjoint:
+        given = tuple(leaf("cotangent", name, node.dims, node.is_complex) for name, node in self.exports)
+        arriving = tuple(leaf("cotangent", f"{s.attrs[1]}.next", s.dims, s.is_complex) for s in self.states)
+        sources = [*self.states, *self.arguments]
+        pulled = pull_back(self.roots, [*arriving, *given], sources)
+        gradients = zip(self.arguments, pulled[len(self.states) :], strict=True)
+        return StepAdjoint(given, arriving, tuple(pulled[: len(self.states)]),
+                           tuple((s, n) for s, n in gradients if not operands.is_zero(n)))
+
+
+@dataclass(frozen=True)
+class StepAdjoint:
+    """The step's pullback: cotangents of the previous ``states`` and of the arguments (those that are not zero).
+
+    Over the primal leaves, ``given`` (of the exports) and ``arriving`` (of the next states).
+    """
+
+    given: tuple[Node, ...]
+    arriving: tuple[Node, ...]
+    states: tuple[Node, ...]
+    gradients: tuple[tuple[Node, Node], ...]
+
+
+# --- the step of a normal form -------------------------------------------------------------------------------------------
+
+
+def step_of(normal: NormalForm) -> Step:
+    """Built from the forms and the epilogue, which a stabiliser has rewritten, and not from the user's updates."""
+    given = dict(normal.stage.updates)
+    states, updates = [], []
+    values: dict[tuple[str, str], Node] = {}
+    for form in normal.forms:
+        state = leaf("state", form.state, given[form.state].dims, _is_complex(form))
+        states.append(state)
+        updates.append(expand(_update(form, state, values), state.dims))
+        values["next", form.state] = updates[-1]
+    epilogue = [node for _, node in normal.epilogue]
+    table = {n: expand(values[n.attrs], n.dims) for n in leaves(epilogue) if n.attrs in values}
+    exports = zip(normal.epilogue, substitute(epilogue, table), strict=True)
+    return Step(tuple(states), tuple(updates), tuple((name, expand(node, old.dims)) for (name, old), node in exports))
+
+
+def _is_complex(form: Form) -> bool:
+    if isinstance(form, GeneralForm):
+        return form.update.is_complex
+    return not isinstance(form, MaxPlusForm) and form.is_complex
+
+
+def _update(form: Form, state: Node, readouts: dict[tuple[str, str], Node]) -> Node:
+    if isinstance(form, MatrixForm):
+        return _apply_events(form, state, readouts)
+    if isinstance(form, ElementwiseForm):
+        return add(mul(form.decay, state), form.drive)
+    if isinstance(form, MaxPlusForm):
+        return stop(apply("max", add(state, form.log_decay), form.drive))
+    if isinstance(form, GeneralForm):
+        return form.update
+    before = state
+    for row, column in zip(form.row, form.column, strict=True):
+        before = rename(before, row, column)
+    return add(contract(form.matrix, before, form.column), form.drive)
+
+
+def _apply_events(form: MatrixForm, state: Node, readouts: dict[tuple[str, str], Node]) -> Node:
+    """S through the token's events in order; ``readouts`` gets every readout's value."""
+    reads: dict[str, Node] = {}
+    for event in form.events:
+        if isinstance(event, Decay):
+            state = mul(event.factor, state)
+        elif isinstance(event, Read):
+            reads[event.name] = contract(event.vector, state, form.key)
+        elif isinstance(event, Readout):
+            over = form.key if event.axis == "key" else form.value
+            readouts["readout", event.name] = contract(event.vector, state, over)
+        else:
+            value = event.value
+            if event.read is not None:
+                read = reads[event.read]
+                value = apply("neg", read) if value is None else sub(value, read)
+            if value is not None:
+                state = add(state, mul(event.key, value))
+    return state
+
+
+# --- kernels -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepKernels:
+    """Kernels with the whole state in registers and a loop over tokens: of the sequence, or of the grid's chunk.
+
+    ``start``: what the states are read from first, one value per sequence ("initial") or per chunk ("start").
+    """
+
+    stage: str
+    step: Step
+    frame: Frame
+    start: str = "initial"
+
+    @property
+    def start_per(self) -> str:
+        return "chunk" if self.frame.chunked else "sequence"
+
+    def saved(self) -> tuple[Buffer, ...]:
+        return operands.state_buffers(self.step.states, "token", "before")
+
+    def forward(self, name: str) -> Kernel:
+        """Exports of every token; the states before each token are left for the backward pass."""
+        frame, step = self.frame, self.step
+        b = Builder(complex_buffers=self.complex_buffers())
+        values: dict[Node, Value] = {}
+        self.load_params(b, values, step.roots)
+        starts = [frame.load(b, f"{s.attrs[1]}.{self.start}", self.start_per, s.dims) for s in step.states]
+        body = b.nested()
+        carried = [body.phi(str(s.attrs[1]), start) for s, start in zip(step.states, starts, strict=True)]
+        for s, value in zip(step.states, carried, strict=True):
+            values[s] = value
+            frame.store(body, f"{s.attrs[1]}.before", "token", s.dims, value)
+        frame.load_leaves(body, [n for n in step.arguments if n.attrs[0] != "param"], values)
+        nexts = [body.expand(v, s.dims) for s, v in zip(step.states, emit_nodes(body, step.updates, values), strict=True)]
+        for export, node in step.exports:
+            frame.store(body, export, "token", node.dims, emit_nodes(body, [node], values)[0])
+        b.loop("steps", body, tuple(Carry(*c) for c in zip(carried, starts, nexts, strict=True)))
+        if not frame.chunked:
+            for s, value in zip(step.states, carried, strict=True):
+                frame.store(b, f"{s.attrs[1]}.final", "sequence", s.dims, value)
+        equations = tuple(f"{s.attrs[1]}_t = F({s.attrs[1]}_(t-1), x_t)" for s in step.states)
+        return Kernel(name, frame.grid, frame.axes, tuple(b.statements), equations, "steps")
+
+    def backward(self, name: str, end: str = "final") -> Kernel:
+        """The step's pullback from the last token to the first; ``end``: where the cotangent of the last state is."""
+        frame, step, adjoint = self.frame, self.step, self.step.adjoint
+        b = Builder(complex_buffers=self.complex_buffers())
+        values: dict[Node, Value] = {}
+        self.load_params(b, values, [*step.roots, *(n for _, n in adjoint.gradients)])
+        ends = [frame.load(b, f"d_{s.attrs[1]}.{end}", self.start_per, s.dims) for s in step.states]
+        params = [n for n, _ in adjoint.gradients if n.attrs[0] == "param"]
+        zeros = [b.zeros(n.dims, f"d_{n.attrs[1]}_none", n.is_complex) for n in params]
+
+        body = b.nested()
+        carried = [body.phi(f"d_{s.attrs[1]}", e) for s, e in zip(step.states, ends, strict=True)]
+        sums = [body.phi(f"d_{n.attrs[1]}_sum", z) for n, z in zip(params, zeros, strict=True)]
+        values.update(zip(adjoint.arriving, carried, strict=True))
+        for s in step.states:
+            values[s] = frame.load(body, f"{s.attrs[1]}.before", "token", s.dims)
+        frame.load_leaves(body, [n for n in step.arguments if n.attrs[0] != "param"], values)
+        for (export, node), cotangent in zip(step.exports, adjoint.given, strict=True):
+            values[cotangent] = frame.load(body, f"d_{export}", "token", node.dims)
+        emitted = emit_nodes(body, adjoint.states, values)
+        nexts = [body.expand(v, s.dims) for s, v in zip(step.states, emitted, strict=True)]
+        for argument, node in adjoint.gradients:
+            gradient = emit_nodes(body, [node], values)[0]
+            if argument.attrs[0] == "param":
+                total = sums[len(nexts) - len(ends)]
+                nexts.append(body.add(total, body.expand(gradient, argument.dims), name=f"{total.name}_next"))
+            else:
+                frame.store_gradient(body, argument, gradient)
+        carries = (Carry(*c) for c in zip(carried + sums, ends + zeros, nexts, strict=True))
+        b.loop("steps", body, tuple(carries), reverse=True)
+        if not frame.chunked:
+            for s, value in zip(step.states, carried, strict=True):
+                frame.store(b, f"d_{s.attrs[1]}.initial", "sequence", s.dims, value)
+        for argument, total in zip(params, sums, strict=True):
+            frame.store_gradient(b, argument, total)
+        equations = ("(d_h, d_x_t, d_w) = the pullback of the step at (h_(t-1), x_t, w), of (d_y_t, d_h)",)
+        return Kernel(name, frame.grid, frame.axes, tuple(b.statements), equations, "steps")
+
+    def load_params(self, b: Builder, values: dict[Node, Value], roots: list[Node]) -> None:
+        """Params, and what depends on them alone, before the loop."""
+        self.frame.load_leaves(b, [n for n in self.step.arguments if n.attrs[0] == "param"], values)
+        emit_nodes(b, operands.per_head_nodes(roots), values, "w")
+
+    def complex_buffers(self) -> frozenset[str]:
+        names = {operands.tensor_name(n) for n in self.step.arguments if n.is_complex}
+        names |= {f"d_{name}" for name, node in self.step.exports if node.is_complex}
+        for s in self.step.states:
+            if s.is_complex:
+                names |= {f"{d}{s.attrs[1]}.{at}" for d in ("", "d_") for at in ("initial", "final", "start", "before", "end")}
+        return frozenset(names)
