@@ -285,6 +285,8 @@ class Builder:
                         comment=comment)
 
     def sum(self, x: Value, over: tuple[str, ...], name: str = "total", comment: str = "") -> Value:
+        if not over:
+            return x
         return self.let(name, "sum", (x,), tuple(a for a in x.axes if a not in over), (("over", over),), comment=comment)
 
     def amax(self, x: Value, over: tuple[str, ...], name: str = "highest") -> Value:

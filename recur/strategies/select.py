@@ -7,6 +7,7 @@ launches, and the steps that must follow one another. It ranks strategies; it do
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Union
@@ -66,7 +67,8 @@ def select(program: Program, sizes: dict[str, int], strategy: Request = "auto") 
     for each stage, which must all apply. Raises RecurError, with the reasons, where a request cannot be met.
     """
     rec = program.step.recurrence
-    answers = [_ask_strategies(normal, sizes) for normal in program.stages]
+    outputs = frozenset(output.name for output in rec.outputs)
+    answers = [_ask_strategies(normal, sizes, outputs) for normal in program.stages]
     requests = _requests(rec, strategy, answers)
     return tuple(
         _select_stage(rec, normal, choices, request)
@@ -82,16 +84,21 @@ def modelled_time(plan: Plan) -> float:
 
 
 def _serial_time(plan: Plan) -> float:
-    """``serial_steps`` is "" (none), "T" (tokens) or "T/C" (chunks)."""
-    steps = {"": 0, "T": TOKENS, "T/C": TOKENS / (plan.chunk or 1)}[plan.cost.serial_steps.replace(" ", "")]
-    return steps * SERIAL_STEP
-
-
-def _ask_strategies(normal: NormalForm, sizes: dict[str, int]) -> tuple[tuple[str, Choice], ...]:
-    return tuple((name, importlib.import_module(f"recur.strategies.{name}").plan(normal, sizes)) for name in STRATEGIES)
+    """Of the steps that follow one another: "T ..." (tokens), "T / 64 ..." or "T / C ..." (chunks), else none."""
+    found = re.match(r"T\b(?: */ *(\d+|C))?", plan.cost.serial_steps)
+    if found is None:
+        return 0.0
+    divisor = plan.chunk if found[1] == "C" else int(found[1] or 1)
+    return TOKENS / (divisor or 1) * SERIAL_STEP
 
 
 Answers = tuple[tuple[str, Choice], ...]
+
+
+def _ask_strategies(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str]) -> Answers:
+    """Every strategy's plan of a stage, or its reason. ``outputs``: the exports that the user gets."""
+    modules = {name: importlib.import_module(f"recur.strategies.{name}") for name in STRATEGIES}
+    return tuple((name, module.plan(normal, sizes, outputs)) for name, module in modules.items())
 
 
 def _requests(rec: Recurrence, strategy: Request, answers: Sequence[Answers]) -> list[str]:

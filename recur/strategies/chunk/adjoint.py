@@ -1,0 +1,104 @@
+"""One chunk of the backward pass (mathematics.md, section 3), on the same pairs and decays as the forward equations.
+
+Every term of the adjoint is a *query*: a key-side row kx and a value-side row vx at one position, which has read
+sum_k kx S[k, v] vx[v]. A readout along the key dims is (q, dO); along the value dims (dO, x); a solved read, once Z is
+known, is (a, -Z). With P = tril(Kx~ B^T) and E = tril(Vx U^T), summed over the queries,
+
+    dU   = P^T Vx + (2^{G_C - G} B) dS_C          Z = Tm^T dU over the solved writes       dY = Z there, dU elsewhere
+    dS_0 = 2^{G_C} dS_C + Kx~^T Vx                dKx = Vx S_0^T + E B^                    dB = E^T Kx~ + 2^{G_C} U dS_C^T
+    dVx  = Kx~ S_0 + P U
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recur.ir.tile import Value
+from recur.strategies.chunk.equations import Chunk
+from recur.strategies.chunk.tiles import Vector
+
+
+@dataclass(frozen=True)
+class KeySide:
+    """A query's key-side row; ``name`` is the readout's or the read's."""
+
+    name: str
+    vector: Vector
+
+
+def readout_keys(chunk: Chunk, cotangents: dict[str, Value]) -> list[KeySide]:
+    """The key sides of the readouts: the query itself, or, for a value-axis readout, its cotangent."""
+    sides = []
+    for readout in chunk.form.form.readouts:
+        if readout.axis == "key":
+            sides.append(KeySide(readout.name, chunk.form.queries[readout.name]))
+        else:
+            position = chunk.form.form.events.index(readout)
+            rows = cotangents[readout.name]
+            gates = chunk.form.key_gates
+            unit = gates.at[position].unit if gates is not None else None
+            tile = rows if unit is None else chunk.b.mul(unit, rows, name=rows.name)
+            sides.append(KeySide(readout.name, Vector(tile, readout.vector, position)))
+    return sides
+
+
+def readout_values(chunk: Chunk, cotangents: dict[str, Value]) -> dict[str, Value]:
+    """The value sides of the readouts: the cotangent, or, for a value-axis readout, its vector."""
+    return {
+        r.name: cotangents[r.name] if r.axis == "key" else chunk.form.queries[r.name].tile
+        for r in chunk.form.form.readouts
+    }
+
+
+def read_keys(chunk: Chunk) -> list[KeySide]:
+    form = chunk.form
+    return [KeySide(f"solved_{j}", form.read_of(j)) for j in form.solved]
+
+
+def solved_adjoint(
+    chunk: Chunk, inverse: dict[tuple[int, int], Value], d_u: dict[int, Value]
+) -> dict[int, Value]:
+    """Z = Tm^T dU over the solved writes."""
+    z = {}
+    for i in chunk.form.solved:
+        terms = [
+            chunk.b.rename(chunk.b.contract(inverse[j, i], d_u[j], ("c",), name="Z"), "s", "c", name="Z")
+            for j in chunk.form.solved
+        ]
+        z[i] = chunk.sum_of(terms, "Z")
+    return z
+
+
+def adjoint_values(
+    chunk: Chunk,
+    j: int,
+    sides: list[KeySide],
+    values: dict[str, Value],
+    adjoint_state: Value,
+    scores: dict[tuple[str, int], Value] | None = None,
+) -> tuple[Value, Value]:
+    """dU of write j: (all of it, the part that comes from after the chunk)."""
+    b, key = chunk.b, chunk.form.keys[j]
+    from_after = b.contract(chunk.key_to_end(key.tile, key.position, "b_end"), adjoint_state, chunk.key, name="b_R")
+    from_after = chunk.value_to_end(from_after, key.position, "b_R")
+    terms = [from_after]
+    for side in sides:
+        pairs = scores[side.name, j] if scores is not None else chunk.scores(side.vector, key)
+        terms.append(chunk.gather_values(pairs, values[side.name], side.vector.position, key.position, "dU"))
+    return chunk.sum_of(terms, "dU"), from_after
+
+
+def previous_adjoint(chunk: Chunk, sides: list[KeySide], values: dict[str, Value], adjoint_state: Value) -> Value:
+    """dS_0 = 2^{G_C} dS_C + Kx~^T Vx."""
+    b = chunk.b
+    state = chunk.decayed(adjoint_state, name="R")
+    for side in sides:
+        position = side.vector.position
+        read = b.contract(
+            chunk.key_from_start(side.vector.tile, position, "k_start"),
+            chunk.value_from_start(values[side.name], position, "v_start"),
+            ("c",),
+            name="read",
+        )
+        state = b.add(state, read, name="R_previous")
+    return state

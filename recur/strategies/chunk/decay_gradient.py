@@ -1,0 +1,43 @@
+"""Gradients of log decays inside one chunk (mathematics.md, sections 3 and 4), from float32 tiles and anchored per chunk.
+
+Scalar decays: the cotangent of the log decay of token t is the sum of all pairs that straddle it (nothing cancels):
+
+    sum over c >= t > s of M[c, s], M = E * P     rows that read the chunk's start, c >= t
+    rows written before t that outlive the chunk  2^{G_C} <S_0, dS_C>
+
+Decays over dims: each read adds kx * dkx and each write takes off b * db from its position on, plus <S_C, dS_C>.
+"Before" and "after" follow the positions of the events within a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recur.ir.tile import Builder, Value
+
+
+@dataclass(frozen=True)
+class Row:
+    """A per-row amount [c, dims] credited at an event's position."""
+
+    amount: Value
+    position: int
+
+
+def later_sum(b: Builder, row: Row, decay: int, name: str = "later") -> Value:
+    """Sum over the rows whose event comes after the decay at position ``decay`` of token t, for each t."""
+    exclusive = b.cumsum(row.amount, "c", exclusive=row.position > decay, name="before")
+    return b.sub(b.sum(row.amount, ("c",), name="all"), exclusive, name=name)
+
+
+def earlier_sum(b: Builder, row: Row, decay: int, name: str = "earlier") -> Value:
+    """Sum over the rows whose event comes before the decay at position ``decay`` of token t, for each t."""
+    return b.cumsum(row.amount, "c", exclusive=row.position > decay, name=name)
+
+
+def straddling_sum(b: Builder, pairs: Value, later: int, earlier: int, decay: int) -> Value:
+    """For each token t the sum of M[c, s] over the pairs on either side of the decay at position ``decay``."""
+    running = b.cumsum(pairs, "s", exclusive=earlier > decay, name="written_before")
+    seen = b.after("c", "s", 0 if later > decay else 1)
+    kept = b.where(seen, running, b.const(0.0, name="zero"), name="straddling")
+    return b.rename(b.sum(kept, ("c",), name="straddling"), "s", "c", name="straddling")

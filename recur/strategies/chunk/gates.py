@@ -1,0 +1,167 @@
+"""Decays inside a chunk: their running logs, at the position of every event.
+
+The key class holds scalar decays and decays over the key dims, the value class decays over the value dims. For one
+class, with l the log2 of a token's decays,
+
+    G[t, e] = sum of l over the tokens before t  +  the decays of token t that come before event e
+    G_C     = sum of l over the chunk
+
+Only differences G[t] - G[s] with s at or before t are ever exponentiated. A decay below 2^CUT cuts: it is left out of
+G and counted in n instead, and whatever lies across a cut is zero. (A running sum that keeps such a term loses the
+digits of its ordinary ones.) Decays over dims clamp instead of counting: chunks are short there. Signs multiply the
+vectors: the sign from s to t is unit_t unit_s, with unit the running product of signs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from recur.ir.core import Node, is_const
+from recur.ir.normal import Decay, MatrixForm
+from recur.ir.tile import Builder, Value
+
+LOG2_E = 1 / math.log(2)
+CUT = -40.0  # 2^-40 is below float32's rounding of whatever the state is added to
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One class of decays at one position: G, the number of cuts n and the running sign, relative to the chunk's start."""
+
+    log: Value
+    cuts: Value | None
+    unit: Value | None
+
+
+@dataclass(frozen=True)
+class Gates:
+    """One class: its gate at every event of the form, and at the chunk's end. ``axes``: the dims it runs over."""
+
+    axes: tuple[str, ...]
+    at: dict[int, Gate]
+    end: Gate
+
+
+def decay_class(form: MatrixForm, decay: Decay) -> str:
+    return "value" if decay.factor.dims and set(decay.factor.dims) <= set(form.value) else "key"
+
+
+def class_decays(form: MatrixForm, which: str) -> list[tuple[int, Decay]]:
+    """The decays of a class with their positions among the form's events."""
+    return [(i, e) for i, e in enumerate(form.events) if isinstance(e, Decay) and decay_class(form, e) == which]
+
+
+def can_cut(log: Node | None) -> bool:
+    return log is not None and not is_const(log)
+
+
+def emit_gates(
+    b: Builder, form: MatrixForm, which: str, logs: dict[int, Value], signs: dict[int, Value], rows: str = "c"
+) -> Gates | None:
+    """The gates of one class from the tiles of its decays' natural logs and signs; None where it has no decay.
+
+    ``logs`` and ``signs`` map a decay's position to its tile (rows beyond the sequence hold log 0, sign 1).
+    """
+    decays = class_decays(form, which)
+    if not decays:
+        return None
+    axes = tuple(dict.fromkeys(d for _, decay in decays for d in decay.factor.dims))
+    steps: dict[int, Value] = {}
+    cuts: dict[int, Value] = {}
+    for position, decay in decays:
+        if position not in logs:
+            continue
+        step = b.mul(logs[position], b.const(LOG2_E), name="g2", comment="log2 of the decay")
+        if can_cut(decay.log):
+            limit = b.const(CUT, name="cut_below")
+            if axes:
+                step = b.map("max", step, limit, name="g2")
+            else:
+                cut = b.map("lt", step, limit, name="cut")
+                zero, one = b.const(0.0, name="zero"), b.const(1.0, name="one")
+                cuts[position] = b.where(cut, one, zero, name="is_cut")
+                step = b.where(cut, zero, step, name="g2")
+        if set(step.axes) != {rows, *axes}:
+            step = b.expand(step, (rows, *axes), name="g2")
+        steps[position] = step
+    log_at, log_end = _running_sums(b, form, steps, (rows, *axes), rows, "G")
+    cut_at, cut_end = _running_sums(b, form, cuts, (rows, *axes), rows, "n") if cuts else ({}, None)
+    unit_at, unit_end = _running_signs(b, form, signs, rows) if signs else ({}, None)
+    at = {i: Gate(log_at[i], cut_at.get(i), unit_at.get(i)) for i in log_at}
+    return Gates(axes, at, Gate(log_end, cut_end, unit_end))
+
+
+def _running_sums(
+    b: Builder, form: MatrixForm, steps: dict[int, Value], axes: tuple[str, ...], rows: str, name: str
+) -> tuple[dict[int, Value], Value]:
+    if not steps:
+        zero = b.zeros(axes, name=name)
+        return {i: zero for i in range(len(form.events))}, b.zeros(axes[1:], name=f"{name}_C")
+    token = None
+    for step in steps.values():
+        token = step if token is None else b.add(token, step, name=f"{name}_token")
+    assert token is not None
+    current = b.cumsum(token, rows, exclusive=True, name=name, comment="before the token's own decays")
+    at: dict[int, Value] = {}
+    for i in range(len(form.events)):
+        at[i] = current
+        if i in steps:
+            current = b.add(current, steps[i], name=name)
+    return at, b.sum(token, (rows,), name=f"{name}_C")
+
+
+def _running_signs(
+    b: Builder, form: MatrixForm, signs: dict[int, Value], rows: str
+) -> tuple[dict[int, Value], Value]:
+    token = None
+    for sign in signs.values():
+        token = sign if token is None else b.mul(token, sign, name="sign_token")
+    assert token is not None
+    inclusive, _ = b.scan(token, b.zeros(token.axes), rows, names=("unit", "unused"))
+    # Signs are their own inverses: undoing the token's own gives the product before it.
+    current = b.mul(inclusive, token, name="unit_before", comment="running sign before the token's own decays")
+    at: dict[int, Value] = {}
+    for i in range(len(form.events)):
+        at[i] = current
+        if i in signs:
+            current = b.mul(current, signs[i], name="unit_at")
+    return at, b.last(inclusive, rows, name="unit_C")
+
+
+# --- factors -------------------------------------------------------------------------------------------------------------
+
+
+def from_start(b: Builder, gate: Gate) -> Value:
+    """2^G: the decay from the chunk's start to the position; without the sign."""
+    factor = b.exp2(gate.log, name="from_start")
+    if gate.cuts is None:
+        return factor
+    zero = b.const(0.0, name="zero")
+    return b.where(b.map("eq", gate.cuts, zero, name="uncut"), factor, zero, name="from_start")
+
+
+def to_end(b: Builder, gate: Gate, end: Gate) -> Value:
+    """2^(G_C - G): the decay from the position to the chunk's end; without the sign."""
+    factor = b.exp2(b.sub(end.log, gate.log, name="remaining"), name="to_end")
+    if gate.cuts is None or end.cuts is None:
+        return factor
+    uncut = b.map("eq", gate.cuts, end.cuts, name="uncut")
+    return b.where(uncut, factor, b.const(0.0, name="zero"), name="to_end")
+
+
+def whole_chunk(b: Builder, end: Gate) -> Value:
+    """The decay over the whole chunk, sign included."""
+    factor = from_start(b, end)
+    return factor if end.unit is None else b.mul(factor, end.unit, name="over_chunk")
+
+
+def between(b: Builder, later: Gate, earlier: Gate) -> Value:
+    """2^(G_t - G_s) on a tile [c, s] for a class without dims; finite (at most 1) where s is after t."""
+    earlier_log = b.rename(earlier.log, "c", "s")
+    difference = b.sub(later.log, earlier_log, name="elapsed")
+    factor = b.exp2(b.map("min", difference, b.const(0.0, name="zero"), name="elapsed"), name="D")
+    if later.cuts is None or earlier.cuts is None:
+        return factor
+    same = b.map("eq", later.cuts, b.rename(earlier.cuts, "c", "s"), name="uncut")
+    return b.where(same, factor, b.const(0.0, name="zero"), name="D")

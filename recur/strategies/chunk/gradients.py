@@ -1,0 +1,416 @@
+"""The kernels of the chunkwise schedule, backward: the reverse walk, and every chunk's gradients at once.
+
+The reverse walk carries the adjoint state R from the last chunk to the first and solves for Z. With the states at the
+chunks' starts and R at their ends in memory, all gradients of a chunk are local to it: one program a chunk, walking
+the tiles of the value dims, then pulling the coefficients' cotangents back to the inputs where they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from recur.ir.core import Node, leaf, leaves
+from recur.ir.normal import Decay, MatrixForm
+from recur.ir.tile import Access, Axis, Builder, Carry, Kernel, Value
+from recur.passes.autodiff import pull_back
+from recur.strategies.chunk.adjoint import (
+    KeySide,
+    adjoint_values,
+    previous_adjoint,
+    read_keys,
+    readout_keys,
+    readout_values,
+    solved_adjoint,
+)
+from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
+from recur.strategies.chunk.equations import Chunk
+from recur.strategies.chunk.gates import class_decays, whole_chunk
+from recur.strategies.chunk.kernels import known_values, load_inverse, readout_leaves
+from recur.strategies.chunk.shape import (
+    Shape,
+    chunk_access,
+    state_access,
+    token_access,
+)
+from recur.strategies.chunk.tiles import FormTiles, Tiles, load_keys, load_values
+from recur.strategies.operands import argument_leaves
+
+REVERSE_EQUATIONS = (
+    "dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU",
+    "R <- 2^G_C R + Q~^T dO - A~^T Z",
+)
+GRADIENT_EQUATIONS = (
+    "dY = tril(Kx~ B^T)^T Vx + (2^(G_C - G) B) R          (kx, vx): (q, dO) for readouts, (a, -Z) for reads",
+    "dKx = 2^G Vx S^T + E B^,   dB = E^T Kx~ + 2^(G_C - G) U R^T,   E = tril(Vx U^T)",
+)
+
+
+def adjoint_name(state: str, j: int) -> str:
+    return f"Z_{state}_{j}"
+
+
+def readout_cotangent(shape: Shape, readout: str) -> str:
+    """The buffer of a readout's cotangent: the result's own where the result is the readout."""
+    return f"d_{shape.result_of(readout) or readout}"
+
+
+def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Value]:
+    loaded = {}
+    for r in form.readouts:
+        dims = next(x.dims for x in readout_leaves(shape) if x.attrs[1] == r.name)
+        canonical = form.value if r.axis == "key" else form.key
+        rows = b.load("dO", token_access(readout_cotangent(shape, r.name), dims), ("c", *dims))
+        loaded[r.name] = b.expand(rows, ("c", *canonical), "dO")
+    return loaded
+
+
+def emit_reverse_walk(shape: Shape) -> Kernel:
+    """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
+    b = Builder()
+    last = [
+        b.load("R", state_access(f"d_final_{f.state}", shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms
+    ]
+    inner = b.nested()
+    adjoints = [inner.phi(f"R_{f.state}", r) for f, r in zip(shape.forms, last, strict=True)]
+    tiles = Tiles(inner)
+    previous = []
+    for form, adjoint in zip(shape.forms, adjoints, strict=True):
+        inner.store(chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), adjoint)
+        chunk = Chunk(inner, load_values(tiles, load_keys(tiles, form)), form.key, form.value)
+        cotangents = load_cotangents(inner, shape, form)
+        sides = readout_keys(chunk, cotangents)
+        values = readout_values(chunk, cotangents)
+        solved = chunk.form.solved
+        if solved:
+            d_u = {j: adjoint_values(chunk, j, sides, values, adjoint)[0] for j in solved}
+            z = solved_adjoint(chunk, load_inverse(inner, form.state, solved), d_u)
+            for j in solved:
+                inner.store(token_access(adjoint_name(form.state, j), form.value), z[j])
+                values[f"solved_{j}"] = inner.neg(z[j], name="minus_Z")
+            sides = sides + read_keys(chunk)
+        previous.append(previous_adjoint(chunk, sides, values, adjoint))
+    carries = tuple(Carry(p, i, n) for p, i, n in zip(adjoints, last, previous, strict=True))
+    b.loop("chunks", inner, carries, reverse=True)
+    for form, adjoint in zip(shape.forms, adjoints, strict=True):
+        b.store(state_access(f"d_{form.state}", shape.state_axes(form)), adjoint)
+    return Kernel("reverse", shape.grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+
+
+# --- gradients -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Cotangents:
+    """Cotangents of coefficients as they come, to be pulled back together: (expression, its cotangent's tile)."""
+
+    pairs: list[tuple[Node, Value]] = field(default_factory=list)
+
+    def add(self, node: Node | None, tile: Value) -> None:
+        if node is not None:
+            self.pairs.append((node, tile))
+
+    def pull(self, tiles: Tiles, sources: list[Node]) -> dict[Node, Value]:
+        """The cotangents of those sources that the expressions depend on, as tiles (rows still in them)."""
+        symbols = [leaf("cotangent", f"{i}", n.dims) for i, (n, _) in enumerate(self.pairs)]
+        reached = set(leaves([n for n, _ in self.pairs]))
+        wanted = [s for s in sources if s in reached]
+        nodes = pull_back([n for n, _ in self.pairs], symbols, wanted)
+        for symbol, (node, tile) in zip(symbols, self.pairs, strict=True):
+            tiles.values[symbol] = tiles.b.expand(tile, ("c", *node.dims), tile.name)
+        for x in argument_leaves(nodes):
+            tiles.leaf(x)
+        return {s: tiles.node(n, f"d_{s.attrs[1]}") for s, n in zip(wanted, nodes, strict=True)}
+
+
+def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:
+    """Every coefficient's cotangent in a chunk, pulled back to the inputs.
+
+    ``buffer_of(source, part)`` names the buffer of a source's gradient from "values" (per tile of the value dims) or
+    "keys" (after all tiles).
+    """
+    b = Builder()
+    tiles = Tiles(b)
+    parts = [FormGradients(shape, b, load_keys(tiles, form)) for form in shape.forms]
+    for part in parts:
+        part.prepare(load_cotangents(b, shape, part.form) if part.value_axis else {})
+    by_value, by_key = Cotangents(), Cotangents()
+    for part in parts:
+        if not part.form.value:
+            part.enter(b, tiles, by_key)
+    inner = b.nested()
+    inner_tiles = tiles.inside(inner)
+    for part in parts:
+        if part.form.value:
+            part.enter(inner, inner_tiles, by_value)
+    pulled = by_value.pull(inner_tiles, argument_leaves([n for n, _ in by_value.pairs]))
+    row_sums: dict[Node, Value] = {}
+    for source, tile in pulled.items():
+        if shape.value and set(shape.value) & set(source.dims):
+            store_gradient(inner, source, tile, buffer_of(source, "values"))
+        else:
+            zero = b.zeros(tile.axes, name=f"d_{source.attrs[1]}_0")
+            phi = inner.phi(f"d_{source.attrs[1]}_sum", zero)
+            row_sums[source] = phi
+            parts[0].carries.append(Carry(phi, zero, inner.add(phi, tile, name=phi.name)))
+    if shape.value:
+        b.loop("tiles", inner, tuple(c for part in parts for c in part.carries), axis=shape.value[0])
+    for part in parts:
+        part.finish(by_key)
+    gradients = by_key.pull(tiles, argument_leaves([n for n, _ in by_key.pairs]))
+    for source, from_values in row_sums.items():
+        known = gradients.get(source)
+        gradients[source] = from_values if known is None else b.add(known, from_values, name=known.name)
+    for source, tile in gradients.items():
+        store_gradient(b, source, tile, buffer_of(source, "keys"))
+    axes = tuple(
+        Axis(a.name, a.kind, a.extent, "loop") if a.name in shape.value and not shape.whole_values else a
+        for a in shape.axes
+    )
+    return Kernel("gradients", ("batch", "head", "chunk"), axes, tuple(b.statements), GRADIENT_EQUATIONS, "gradients")
+
+
+def store_gradient(b: Builder, source: Node, tile: Value, buffer: str) -> None:
+    if source.attrs[0] == "param":
+        rows = b.sum(tile, ("c",), name=tile.name)
+        b.store(Access(buffer, ("batch", "chunk", "head", *source.dims)), rows, "one partial sum a chunk")
+    else:
+        b.store(token_access(buffer, source.dims), tile)
+
+
+@dataclass
+class FormGradients:
+    """One form's cotangents: `prepare` before the tiles of the value dims, `enter` inside one, `finish` after them."""
+
+    shape: Shape
+    b: Builder
+    part: FormTiles
+    carries: list[Carry] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.form = self.part.form
+        self.outer = Chunk(self.b, self.part, self.form.key, self.form.value)
+        self.value_axis = any(r.axis == "value" for r in self.form.readouts)
+
+    def prepare(self, cotangents: dict[str, Value]) -> None:
+        """Key sides and scores P, which no value dim enters."""
+        self.sides = readout_keys(self.outer, cotangents) + read_keys(self.outer)
+        writes = range(len(self.form.writes))
+        self.scores = {
+            (side.name, j): self.outer.scores(side.vector, self.part.keys[j]) for side in self.sides for j in writes
+        }
+
+    def enter(self, b: Builder, tiles: Tiles, cotangents: Cotangents) -> None:
+        """One tile of the value dims: dY here; E, Vx S^T, U R^T and <S, R> accumulated."""
+        shape, form = self.shape, self.form
+        part = load_values(tiles, self.part)
+        chunk = Chunk(b, part, form.key, form.value, dict(self.outer.shared))
+        state = b.load(form.state, chunk_access(f"chunk_{form.state}", shape.state_axes(form)), shape.state_axes(form))
+        adjoint = b.load("R", chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), shape.state_axes(form))
+        u = known_values(b, part)
+        values = readout_values(chunk, load_cotangents(b, shape, form))
+        z = {}
+        for j in part.solved:
+            access = token_access(adjoint_name(form.state, j), form.value)
+            z[j] = b.load("Z", access, ("c", *form.value))
+            values[f"solved_{j}"] = b.neg(z[j], name="minus_Z")
+        d_u: dict[int, tuple[Value, Value]] = {}
+        for j, write in enumerate(form.writes):
+            if j in part.plain or self._needs_value_decays:
+                d_u[j] = adjoint_values(chunk, j, self.sides, values, adjoint, self.scores)
+            if write.value is not None:
+                cotangents.add(write.value, z[j] if j in part.solved else d_u[j][0])
+        self._accumulate(b, chunk, state, adjoint, u, values)
+        d_vx = self._value_side_cotangents(chunk, state, u)
+        for readout in form.readouts:
+            if readout.axis == "value":
+                cotangents.add(readout.vector, d_vx[readout.name])
+        if self._needs_value_decays:
+            self._value_decays(b, chunk, state, adjoint, u, values, d_u, d_vx, cotangents)
+
+    @property
+    def _needs_value_decays(self) -> bool:
+        return bool(class_decays(self.form, "value"))
+
+    def _carry(self, b: Builder, name: str, amount: Value) -> Value:
+        """Accumulates an amount over the tiles; the total after the loop. A form without value dims has no loop."""
+        if not self.form.value:
+            return amount
+        zero = self.b.zeros(amount.axes, name=f"{name}_0")
+        phi = b.phi(name, zero)
+        self.carries.append(Carry(phi, zero, b.add(phi, amount, name=name)))
+        return phi
+
+    def _accumulate(
+        self, b: Builder, chunk: Chunk, state: Value, adjoint: Value, u: dict[int, Value], values: dict[str, Value]
+    ) -> None:
+        value = self.form.value
+        self.pairs: dict[tuple[str, int], Value] = {}
+        self.from_state: dict[str, Value] = {}
+        self.to_adjoint: dict[int, Value] = {}
+        for side in self.sides:
+            vx, position = values[side.name], side.vector.position
+            for j, rows in u.items():
+                earlier = self.part.keys[j].position
+                pairs = chunk.value_scores(vx, position, rows, earlier, name="E")
+                self.pairs[side.name, j] = self._carry(b, "E", pairs)
+            scaled = chunk.value_from_start(vx, position, "v_start")
+            self.from_state[side.name] = self._carry(b, "V_S", b.contract(scaled, state, value, name="V_S"))
+        for j, rows in u.items():
+            scaled = chunk.value_to_end(rows, self.part.keys[j].position, "u_end")
+            self.to_adjoint[j] = self._carry(b, "U_R", b.contract(scaled, adjoint, value, name="U_R"))
+        if self.part.key_gates is not None:
+            both = b.mul(state, adjoint, name="S_R")
+            if chunk.form.value_gates is not None:
+                both = b.mul(both, whole_chunk(b, chunk.form.value_gates.end), name="S_R")
+            self.both = self._carry(b, "S_R", b.sum(both, value, name="S_R"))
+
+    def _value_side_cotangents(self, chunk: Chunk, state: Value, u: dict[int, Value]) -> dict[str, Value]:
+        """dVx = Kx~ S_0 + P U where something needs it: value-axis readouts, and decays over the value dims."""
+        result = {}
+        for side in self.sides:
+            if not (self._needs_value_decays or any(r.name == side.name and r.axis == "value" for r in self.form.readouts)):
+                continue
+            terms = [chunk.read_state(side.vector, state, "inter")]
+            for j, rows in u.items():
+                earlier = self.part.keys[j].position
+                terms.append(chunk.spread_values(self.scores[side.name, j], rows, side.vector.position, earlier))
+            result[side.name] = chunk.sum_of(terms, "d_vx")
+        return result
+
+    def _value_decays(
+        self,
+        b: Builder,
+        chunk: Chunk,
+        state: Value,
+        adjoint: Value,
+        u: dict[int, Value],
+        values: dict[str, Value],
+        d_u: dict[int, tuple[Value, Value]],
+        d_vx: dict[str, Value],
+        cotangents: Cotangents,
+    ) -> None:
+        """Decays over the value dims: + vx dvx for reads, - u du for writes, + <S_C, dS_C> over the key dims."""
+        gates = chunk.form.value_gates
+        assert gates is not None
+        reads = [Row(b.mul(values[s.name], d_vx[s.name], name="read"), s.vector.position) for s in self.sides]
+        writes = [Row(b.mul(u[j], d_u[j][0], name="write"), self.part.keys[j].position) for j in u]
+        whole = b.sum(b.mul(chunk.decayed(state), adjoint, name="S_R"), self.form.key, name="S_R")
+        for j in u:
+            whole = b.add(whole, b.sum(b.mul(u[j], d_u[j][1], name="kept"), ("c",), name="kept"), name="at_end")
+        for i, decay in class_decays(self.form, "value"):
+            rows = self._dims_sum(b, reads, writes, whole, i)
+            add_decay(cotangents, b, decay, rows, self.form.value)
+
+    def finish(self, cotangents: Cotangents) -> None:
+        """After all tiles: the cotangents of reads, queries, keys and of the key class's decays."""
+        b, chunk, form = self.b, self.outer, self.form
+        masked = {
+            (side.name, j): chunk.masked(self.pairs[side.name, j], side.vector.position, self.part.keys[j].position, "E")
+            for side in self.sides
+            for j in self.to_adjoint
+        }
+        reads, writes = [], []
+        for side in self.sides:
+            inter = chunk.key_from_start(self.from_state[side.name], side.vector.position, "d_inter")
+            terms = [inter]
+            for j in self.to_adjoint:
+                key = self.part.keys[j]
+                terms.append(chunk.spread_keys(masked[side.name, j], key.tile, side.vector.position, key.position))
+            d_kx = chunk.sum_of(terms, "d_kx")
+            reads.append((side, inter, d_kx))
+            if not any(r.name == side.name and r.axis == "value" for r in form.readouts):
+                cotangents.add(side.vector.node, self._unsigned(d_kx, side.vector.position))
+        for j in self.to_adjoint:
+            key = self.part.keys[j]
+            after = chunk.key_to_end(self.to_adjoint[j], key.position, "d_after")
+            terms = [after]
+            for side in self.sides:
+                terms.append(chunk.gather_keys(masked[side.name, j], side.vector.tile, side.vector.position, key.position))
+            d_b = chunk.sum_of(terms, "d_b")
+            writes.append((j, after, d_b))
+            cotangents.add(key.node, self._unsigned(d_b, key.position))
+        self._key_decays(cotangents, masked, reads, writes)
+
+    def _unsigned(self, rows: Value, position: int) -> Value:
+        gates = self.part.key_gates
+        unit = gates.at[position].unit if gates is not None else None
+        return rows if unit is None else self.b.mul(unit, rows, name=rows.name)
+
+    def _key_decays(
+        self,
+        cotangents: Cotangents,
+        masked: dict[tuple[str, int], Value],
+        reads: list[tuple[KeySide, Value, Value]],
+        writes: list[tuple[int, Value, Value]],
+    ) -> None:
+        gates = self.part.key_gates
+        if gates is None:
+            return
+        b, key = self.b, self.form.key
+        whole = b.mul(self.both, whole_chunk(b, gates.end), name="S_R")
+        if gates.axes:
+            inner_reads = [Row(b.mul(s.vector.tile, d, name="read"), s.vector.position) for s, _, d in reads]
+            inner_writes = [Row(b.mul(self.part.keys[j].tile, d, name="write"), self.part.keys[j].position) for j, _, d in writes]
+            for j, after, _ in writes:
+                kept = b.sum(b.mul(self.part.keys[j].tile, after, name="kept"), ("c",), name="kept")
+                whole = b.add(whole, kept, name="at_end")
+            for i, decay in class_decays(self.form, "key"):
+                rows = self._dims_sum(b, inner_reads, inner_writes, whole, i)
+                add_decay(cotangents, b, decay, rows, key)
+            return
+        whole = b.sum(whole, key, name="across")
+        for i, decay in class_decays(self.form, "key"):
+            terms = [whole]
+            for side, inter, _ in reads:
+                amount = b.sum(b.mul(side.vector.tile, inter, name="read"), key, name="read")
+                terms.append(later_sum(b, Row(amount, side.vector.position), i))
+            for j, after, _ in writes:
+                vector = self.part.keys[j]
+                amount = b.sum(b.mul(vector.tile, after, name="write"), key, name="write")
+                terms.append(earlier_sum(b, Row(amount, vector.position), i))
+            for (name, j), pairs in masked.items():
+                later = next(s.vector.position for s in self.sides if s.name == name)
+                amount = b.mul(pairs, self.scores[name, j], name="M")
+                terms.append(straddling_sum(b, amount, later, self.part.keys[j].position, i))
+            add_decay(cotangents, b, decay, self.outer.sum_of(terms, "d_log"), ())
+
+    def _dims_sum(self, b: Builder, reads: list[Row], writes: list[Row], whole: Value, decay: int) -> Value:
+        rows = whole
+        for row in reads:
+            rows = b.add(rows, later_sum(b, row, decay), name="d_log")
+        for row in writes:
+            rows = b.sub(rows, later_sum(b, row, decay), name="d_log")
+        return rows
+
+
+def add_decay(cotangents: Cotangents, b: Builder, decay: Decay, d_log: Value, dims: tuple[str, ...]) -> None:
+    """The cotangent of a decay, given the cotangent of its log on ``dims``: summed to the decay's own dims."""
+    extra = tuple(d for d in dims if d not in decay.factor.dims and d in d_log.axes)
+    if extra:
+        d_log = b.sum(d_log, extra, name="d_log")
+    if decay.log is not None:
+        cotangents.add(decay.log, d_log)
+
+
+# --- the epilogue --------------------------------------------------------------------------------------------------------
+
+
+def emit_epilogue_gradient(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:
+    """The results' cotangents pulled back to the readouts, and to the inputs that the epilogue reads itself."""
+    b = Builder()
+    tiles = Tiles(b)
+    for x in readout_leaves(shape):
+        tiles.values[x] = b.load(str(x.attrs[1]), token_access(str(x.attrs[1]), x.dims), ("c", *x.dims))
+    cotangents = Cotangents()
+    for name, node in shape.epilogue:
+        tile = b.load(f"d_{name}", token_access(f"d_{name}", node.dims), ("c", *node.dims))
+        cotangents.add(node, tile)
+    sources = readout_leaves(shape) + argument_leaves([n for _, n in shape.epilogue])
+    for source, tile in cotangents.pull(tiles, sources).items():
+        if source.attrs[0] == "readout":
+            b.store(token_access(f"d_{source.attrs[1]}", source.dims), tile)
+        else:
+            store_gradient(b, source, tile, buffer_of(source, "epilogue"))
+    axes = tuple(Axis(a.name, a.kind, a.extent) for a in shape.axes)
+    return Kernel("epilogue_gradient", ("batch", "head", "chunk"), axes, tuple(b.statements), (), "pointwise")

@@ -1,0 +1,130 @@
+"""The kernels of the chunkwise schedule, forward: the triangular systems, and the walk over chunks."""
+
+from __future__ import annotations
+
+from recur.ir.core import Node, leaves
+from recur.ir.tile import Axis, Builder, Carry, Kernel, Value
+from recur.strategies.chunk.equations import Chunk, invert_system
+from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, state_access, token_access
+from recur.strategies.chunk.tiles import FormTiles, Tiles, load_keys, load_values
+from recur.strategies.pointwise import emit_nodes
+
+FORWARD_EQUATIONS = (
+    "L = strictly lower part of A~ B^T,  Tm = (I + L)^-1,  U = Tm (Y - A~ S)",
+    "O = Q~ S + tril(Q~ B^T) U",
+    "S <- 2^G_C S + (2^(G_C - G) B)^T U",
+)
+
+
+def inverse_name(form_state: str, i: int, j: int) -> str:
+    return f"Tm_{form_state}_{i}{j}"
+
+
+def values_name(form_state: str, j: int) -> str:
+    return f"U_{form_state}_{j}"
+
+
+def emit_prepare(shape: Shape) -> Kernel:
+    """Tm = (I + L)^{-1} for every chunk at once; it depends on no state."""
+    b = Builder()
+    tiles = Tiles(b)
+    for form in shape.forms:
+        part = load_keys(tiles, form)
+        if not part.solved:
+            continue
+        chunk = Chunk(b, part, form.key, form.value)
+        inverse = invert_system(b, chunk.system(), part.solved)
+        for (i, j), block in inverse.items():
+            b.store(pair_access(inverse_name(form.state, i, j)), block)
+    equations = ("L = strictly lower part of A~ B^T", "Tm = (I + L)^-1")
+    return Kernel("prepare", ("batch", "head", "chunk"), key_only(shape), tuple(b.statements), equations, "prepare")
+
+
+def key_only(shape: Shape) -> tuple[Axis, ...]:
+    return tuple(a for a in shape.axes if a.name not in shape.value)
+
+
+def load_inverse(b: Builder, state: str, solved: list[int]) -> dict[tuple[int, int], Value]:
+    return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
+
+
+def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
+    """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks."""
+    b = Builder()
+    first = [b.load(f.state, state_access(f.state, shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms]
+    inner = b.nested()
+    states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]
+    tiles = Tiles(inner)
+    readouts: dict[Node, Value] = {}
+    following: list[Value] = []
+    for form, state in zip(shape.forms, states, strict=True):
+        part = load_values(tiles, load_keys(tiles, form))
+        chunk = Chunk(inner, part, form.key, form.value)
+        u = chunk.pseudo_values(state, load_inverse(inner, form.state, part.solved))
+        for j in part.solved:
+            if keep_values:
+                inner.store(token_access(values_name(form.state, j), form.value), u[j], "kept for the backward pass")
+        for readout in form.readouts:
+            rows = chunk.read_out(readout.name, state, u)
+            dims = form.value if readout.axis == "key" else form.key
+            node = next(x for x in readout_leaves(shape) if x.attrs[1] == readout.name)
+            readouts[node] = inner.expand(rows, ("c", *dims), "o")
+            if keep_values and not shape.trivial_epilogue:
+                inner.store(token_access(readout.name, dims), readouts[node], "kept for the epilogue's gradient")
+        following.append(chunk.next_state(state, u))
+    tiles.values.update(readouts)
+    for name, node in shape.epilogue:
+        (result,) = emit_epilogue(tiles, [node], "o")
+        inner.store(token_access(name, node.dims), result)
+    carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
+    b.loop("chunks", inner, carries)
+    for form, state in zip(shape.forms, states, strict=True):
+        b.store(state_access(f"final_{form.state}", shape.state_axes(form)), state)
+    name = "forward"
+    return Kernel(name, shape.grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
+
+
+def emit_epilogue(tiles: Tiles, nodes: list[Node], name: str) -> list[Value]:
+    """Expressions over readouts and inputs, as tiles [c, dims]."""
+    for x in leaves(nodes):
+        if x not in tiles.values:
+            tiles.leaf(x)
+    values = emit_nodes(tiles.b, nodes, tiles.values, name)
+    return [tiles.b.expand(v, ("c", *n.dims), name) for v, n in zip(values, nodes, strict=True)]
+
+
+def readout_leaves(shape: Shape) -> list[Node]:
+    return leaves([n for _, n in shape.epilogue], "readout")
+
+
+def emit_states(shape: Shape) -> Kernel:
+    """The state at every chunk's start, again, from the pseudo-values kept by the forward pass."""
+    b = Builder()
+    first = [b.load(f.state, state_access(f.state, shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms]
+    inner = b.nested()
+    states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]
+    tiles = Tiles(inner)
+    following = []
+    for form, state in zip(shape.forms, states, strict=True):
+        inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
+        part = load_values(tiles, load_keys(tiles, form))
+        chunk = Chunk(inner, part, form.key, form.value)
+        following.append(chunk.next_state(state, known_values(inner, part)))
+    carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
+    b.loop("chunks", inner, carries)
+    equations = ("S <- 2^G_C S + (2^(G_C - G) B)^T U",)
+    return Kernel("states", shape.grid, shape.axes, tuple(b.statements), equations, "states")
+
+
+def known_values(b: Builder, part: FormTiles) -> dict[int, Value]:
+    """U by write: plain values from the inputs, solved ones as the forward pass kept them."""
+    form = part.form
+    axes = ("c", *form.value)
+    u = {}
+    for j in range(len(form.writes)):
+        if j in part.solved:
+            u[j] = b.load("U", token_access(values_name(form.state, j), form.value), axes)
+        else:
+            u[j] = part.values[j].tile
+    return u
+

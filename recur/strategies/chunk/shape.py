@@ -1,0 +1,179 @@
+"""What a matrix stage looks like to the chunk kernels: its axes, its arguments, and what must be whole or stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from recur.ir.core import Node, leaves, mul, topological
+from recur.ir.normal import Decay, MatrixForm, NormalForm, Read, Readout, Write
+from recur.ir.plan import Reject
+from recur.ir.tile import Access, Axis
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A matrix stage prepared for chunking: constant factors of its readouts absorbed into their vectors."""
+
+    forms: tuple[MatrixForm, ...]
+    epilogue: tuple[tuple[str, Node], ...]
+    key: tuple[str, ...]
+    value: tuple[str, ...]
+    whole_values: bool
+    layouts: tuple[tuple[str, tuple[str, ...]], ...]
+    sizes: tuple[tuple[str, int], ...]
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        rows = tuple(Axis(name, "rows", "T") for name in ("c", "s", "u"))
+        keys = tuple(Axis(d, "size", d) for d in self.key)
+        values = tuple(Axis(d, "size", d, "whole" if self.whole_values else "grid") for d in self.value)
+        return rows + keys + values + self.other_axes
+
+    @property
+    def other_axes(self) -> tuple[Axis, ...]:
+        names = dict.fromkeys(d for n in topological(self.nodes) for d in n.dims)
+        return tuple(Axis(d, "size", d) for d in names if d not in self.key + self.value)
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [n for f in self.forms for e in f.events for n in event_nodes(e)] + [n for _, n in self.epilogue]
+
+    @property
+    def trivial_epilogue(self) -> bool:
+        """Every result is one readout, as it is."""
+        readouts = [n for _, n in self.epilogue if n.op == "leaf" and n.attrs[0] == "readout"]
+        return len(readouts) == len(self.epilogue) == len({n.attrs[1] for n in readouts})
+
+    @property
+    def grid(self) -> tuple[str, ...]:
+        return ("batch", "head") + (() if self.whole_values else tuple(f"tile:{d}" for d in self.value))
+
+    def result_of(self, readout: str) -> str | None:
+        """The result that is this readout, where the epilogue is trivial."""
+        return next((n for n, node in self.epilogue if self.trivial_epilogue and node.attrs[1] == readout), None)
+
+    def state_axes(self, form: MatrixForm) -> tuple[str, ...]:
+        """The state's dims in the order declared."""
+        return dict(self.layouts)[form.state]
+
+
+def event_nodes(event: Decay | Read | Write | Readout) -> list[Node]:
+    if isinstance(event, Decay):
+        return [n for n in (event.factor, event.log, event.sign, event.angle) if n is not None]
+    if isinstance(event, Write):
+        return [event.key] + ([event.value] if event.value is not None else [])
+    return [event.vector]
+
+
+def infer_shape(normal: NormalForm, sizes: dict[str, int]) -> Shape | Reject:
+    """The stage as chunk kernels see it, or why they cannot hold it."""
+    forms = tuple(f for f in normal.forms if isinstance(f, MatrixForm))
+    if normal.family != "matrix" or len(forms) != len(normal.forms):
+        return Reject(f"needs a matrix state with factored decays; this stage is {normal.family}")
+    key = max((f.key for f in forms), key=len)
+    value = max((f.value for f in forms), key=len)
+    reason = _reason_against(forms, key, value)
+    if reason is not None:
+        return Reject(reason)
+    forms, epilogue = absorb_scales(forms, normal.epilogue)
+    layouts = tuple((name, node.dims) for name, node in normal.stage.updates)
+    draft = Shape(forms, epilogue, key, value, False, layouts, tuple(sizes.items()))
+    return replace(draft, whole_values=not value or _needs_whole_values(draft))
+
+
+def _reason_against(forms: tuple[MatrixForm, ...], key: tuple[str, ...], value: tuple[str, ...]) -> str | None:
+    for form in forms:
+        if form.batch:
+            return f"state {form.state} has the aligned dimension {form.batch[0]} beside its key and value dimensions"
+        if form.is_complex or any(d.angle is not None for d in form.decays):
+            return f"state {form.state} is complex; chunks hold real states"
+        if len(form.key) > 1 or len(form.value) > 1:
+            return f"state {form.state} has more than one key or value dimension"
+        if form.key not in ((), key) or form.value not in ((), value):
+            return "the states of this stage differ in their key or value dimensions"
+        over_values = [d for d in form.decays if d.factor.dims and set(d.factor.dims) <= set(form.value)]
+        if over_values and form.reads:
+            return f"the decay of {form.state} runs over its value dimension while its reads contract the key dimension"
+        if any(d.sign is not None for d in over_values):
+            return f"a decay over the value dimension of {form.state} may be negative"
+        if any(len(d.factor.dims) > 1 for d in form.decays):
+            return f"a decay of {form.state} does not factor over its dimensions"
+    return None
+
+
+def absorb_scales(
+    forms: tuple[MatrixForm, ...], epilogue: tuple[tuple[str, Node], ...]
+) -> tuple[tuple[MatrixForm, ...], tuple[tuple[str, Node], ...]]:
+    """An epilogue of a constant times a readout that is used once becomes the readout of a scaled vector."""
+    uses: dict[str, int] = {}
+    for _, node in epilogue:
+        for x in leaves([node], "readout"):
+            uses[str(x.attrs[1])] = uses.get(str(x.attrs[1]), 0) + 1
+    scales: dict[str, Node] = {}
+    rewritten = []
+    for name, node in epilogue:
+        scale, core = _split_scale(node)
+        readout = str(core.attrs[1]) if core.op == "leaf" and core.attrs[0] == "readout" else None
+        if readout is not None and scale is not None and uses[readout] == 1:
+            scales[readout] = scale
+            node = core
+        rewritten.append((name, node))
+
+    def scaled(form: MatrixForm) -> MatrixForm:
+        events = tuple(
+            replace(e, vector=mul(scales[e.name], e.vector)) if isinstance(e, Readout) and e.name in scales else e
+            for e in form.events
+        )
+        return replace(form, events=events)
+
+    return tuple(scaled(f) for f in forms), tuple(rewritten)
+
+
+def _split_scale(node: Node) -> tuple[Node | None, Node]:
+    if node.op == "mul":
+        for scale, core in (node.args, node.args[::-1]):
+            if not scale.dims and not leaves([scale]):
+                return scale, core
+    return None, node
+
+
+def _needs_whole_values(shape: Shape) -> bool:
+    """Value dims cannot be tiled where an expression mixes their entries, or where a readout sums over them."""
+    value = set(shape.value)
+    if any(r.axis == "value" for f in shape.forms for r in f.readouts):
+        return True
+    mixing = ("contract", "sum", "amax", "hadamard", "index", "place", "rename", "eye")
+    if any(n.op in mixing and value & {d for a in (*n.args, n) for d in a.dims} for n in topological(shape.nodes)):
+        return True
+    key_side = [n for f in shape.forms for e in f.events for n in key_side_nodes(f, e)]
+    return any(value & set(x.dims) for x in leaves(key_side))
+
+
+def key_side_nodes(form: MatrixForm, event: Decay | Read | Write | Readout) -> list[Node]:
+    if isinstance(event, Write):
+        return [event.key]
+    if isinstance(event, Readout) and event.axis == "value":
+        return []
+    if isinstance(event, Decay) and event.factor.dims and set(event.factor.dims) <= set(form.value):
+        return []
+    return event_nodes(event)
+
+
+# --- buffers and accesses ------------------------------------------------------------------------------------------------
+
+
+def token_access(buffer: str, dims: tuple[str, ...]) -> Access:
+    return Access(buffer, ("batch", "time", "head", *dims), "c")
+
+
+def pair_access(buffer: str) -> Access:
+    """A [C, C] tile a chunk, stored with its rows' tokens: layout B T H C."""
+    return Access(buffer, ("batch", "time", "head", "s"), "c")
+
+
+def state_access(buffer: str, dims: tuple[str, ...]) -> Access:
+    return Access(buffer, ("batch", "head", *dims))
+
+
+def chunk_access(buffer: str, dims: tuple[str, ...]) -> Access:
+    return Access(buffer, ("batch", "chunk", "head", *dims))

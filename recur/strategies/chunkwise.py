@@ -1,0 +1,159 @@
+"""Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
+
+forward     prepare       Tm = (I + L)^{-1}, all chunks at once (only where the state is read)
+            forward       walks the chunks with S in registers: pseudo-values, readouts, epilogue, next state
+backward    epilogue      cotangents of the readouts (only where results are more than readouts)
+            states        walks again, leaving S at every chunk's start
+            reverse       walks back, leaving R at every chunk's end, and Z
+            gradients     all chunks at once: every coefficient's cotangent, pulled back to the inputs
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from recur.ir.core import Node, leaves
+from recur.ir.normal import MatrixForm, NormalForm
+from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
+from recur.ir.tile import Buffer
+from recur.strategies.chunk.gradients import (
+    adjoint_name,
+    emit_epilogue_gradient,
+    emit_gradients,
+    emit_reverse_walk,
+)
+from recur.strategies.chunk.kernels import (
+    emit_prepare,
+    emit_states,
+    emit_walk,
+    inverse_name,
+    readout_leaves,
+    values_name,
+)
+from recur.strategies.chunk.shape import Shape, infer_shape
+from recur.strategies.operands import argument_buffer, argument_leaves, tensor_name
+from recur.strategies.prune import prune_kernel
+
+NAME = "chunkwise"
+
+CHUNK = 64  # tokens a chunk
+CHUNK_OVER_DIMS = 16  # where a decay runs over dims: its pairs are evaluated one by one
+
+
+def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Plan | Reject:
+    shape = infer_shape(normal, sizes)
+    if isinstance(shape, Reject):
+        return shape
+    ledger = Ledger()
+    reads = any(f.reads for f in shape.forms)
+    forward = ([emit_prepare(shape)] if reads else []) + [emit_walk(shape, keep_values=True)]
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+    arguments = argument_leaves(shape.nodes)
+    return Plan(
+        stage=normal.stage.name,
+        strategy="chunkwise",
+        arguments=tuple(argument_buffer(x) for x in arguments),
+        initial=tuple(state_buffer(shape, f, f.state) for f in shape.forms),
+        results=tuple(Buffer(name, ("B", "T", "H", *node.dims), "operand") for name, node in shape.epilogue),
+        final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
+        saved=saved_buffers(shape),
+        workspace=workspace_buffers(shape) + ledger.buffers(arguments),
+        forward=tuple(prune_kernel(k) for k in forward),
+        backward=tuple(prune_kernel(k) for k in backward),
+        gradients=ledger.lines(arguments) + initial_lines(shape),
+        cost=modelled_cost(shape),
+        chunk=chunk_length(shape),
+    )
+
+
+def chunk_length(shape: Shape) -> int:
+    over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
+    return CHUNK_OVER_DIMS if over_dims else CHUNK
+
+
+def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
+    return Buffer(name, ("B", "H", *shape.state_axes(form)))
+
+
+def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    buffers = []
+    for form in shape.forms:
+        solved = [j for j, w in enumerate(form.writes) if w.read is not None]
+        for i in solved:
+            buffers += [Buffer(inverse_name(form.state, i, j), ("B", "T", "H", "C"), "operand") for j in solved]
+        buffers += [Buffer(values_name(form.state, j), ("B", "T", "H", *form.value), "operand") for j in solved]
+    if not shape.trivial_epilogue:
+        buffers += [Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims)) for x in readout_leaves(shape)]
+    return tuple(buffers)
+
+
+def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    buffers = []
+    for form in shape.forms:
+        layout = ("B", "N", "H", *shape.state_axes(form))
+        buffers.append(Buffer(f"chunk_{form.state}", layout, "operand", doc="S at every chunk's start"))
+        buffers.append(Buffer(f"chunk_R_{form.state}", layout, "operand", doc="its adjoint at every chunk's end"))
+        buffers.append(state_buffer(shape, form, f"d_{form.state}"))
+        for j, write in enumerate(form.writes):
+            if write.read is not None:
+                buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
+    if not shape.trivial_epilogue:
+        buffers += [Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims)) for x in readout_leaves(shape)]
+    return tuple(buffers)
+
+
+def initial_lines(shape: Shape) -> tuple[Gradient, ...]:
+    return tuple(Gradient(f.state, (Contribution(f"d_{f.state}"),)) for f in shape.forms)
+
+
+@dataclass
+class Ledger:
+    """The cotangent ledger while kernels are emitted: which buffers make up each argument's gradient, in order."""
+
+    entries: dict[Node, list[str]] = field(default_factory=dict)
+
+    def buffer_of(self, source: Node, part: str) -> str:
+        names = self.entries.setdefault(source, [])
+        names.append(f"d_{tensor_name(source)}" if not names else f"d_{tensor_name(source)}_{part}")
+        return names[-1]
+
+    def buffers(self, arguments: list[Node]) -> tuple[Buffer, ...]:
+        result = []
+        for x in arguments:
+            names = self.entries.get(x, [])
+            is_param = x.attrs[0] == "param"
+            layout = ("B", "N", "H", *x.dims) if is_param else ("B", "T", "H", *x.dims)
+            alone = len(names) == 1 and not is_param
+            dtype = f"input:{tensor_name(x)}" if alone else "accumulate"
+            result += [Buffer(name, layout, dtype, x.is_complex) for name in names]
+        return tuple(result)
+
+    def lines(self, arguments: list[Node]) -> tuple[Gradient, ...]:
+        def line(x: Node) -> Gradient:
+            summed = ("B", "N") if x.attrs[0] == "param" else ()
+            return Gradient(tensor_name(x), tuple(Contribution(n, summed) for n in self.entries.get(x, [])))
+
+        return tuple(line(x) for x in arguments)
+
+
+def modelled_cost(shape: Shape) -> Cost:
+    """Per token and head, forward: products of the chunk equations, and each tensor once."""
+    sizes = dict(shape.sizes)
+    chunk = chunk_length(shape)
+    flops = 0.0
+    for form in shape.forms:
+        k = _volume(form.key, sizes)
+        v = _volume(form.value, sizes)
+        rows = len(form.writes) + len(form.reads) + len(form.readouts)
+        flops += rows * (2 * k * v + chunk * (k + v)) + len(form.reads) ** 2 * chunk * chunk
+    tensors = {x for x in leaves(shape.nodes) if x.attrs[0] != "readout"}
+    words = sum(_volume(x.dims, sizes) for x in tensors) + sum(_volume(n.dims, sizes) for _, n in shape.epilogue)
+    return Cost(flops, 2.0 * words, 1 + any(f.reads for f in shape.forms), "T/C")
+
+
+def _volume(dims: tuple[str, ...], sizes: dict[str, int]) -> int:
+    volume = 1
+    for d in dims:
+        volume *= sizes[d]
+    return volume
