@@ -1,0 +1,17 @@
+"""Plans as Triton source. `print_stage` prints one stage; `print_helpers` what its text calls; `HEADER` what it imports."""
+
+from __future__ import annotations
+
+from recur.codegen.triton_printer.config import Launch, StageConfig, default_config
+from recur.codegen.triton_printer.helpers import print_helpers
+from recur.codegen.triton_printer.stage import print_stage
+
+HEADER = """\
+import os
+
+import torch
+import triton
+import triton.language as tl
+"""
+
+__all__ = ["HEADER", "Launch", "StageConfig", "default_config", "print_helpers", "print_stage"]

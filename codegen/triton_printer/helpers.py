@@ -1,0 +1,174 @@
+"""The functions that printed kernels may call; a generated file defines those that it uses, in this order.
+
+Plain Triton throughout (no libdevice), so that they run in the interpreter as well; none overflows or gives NaN where
+the function itself is finite.
+"""
+
+from __future__ import annotations
+
+import re
+
+HELPERS: dict[str, str] = {
+    "_dot_type": '''
+def _dot_type(x):
+    """The type in which the matrix units take their operands: the inputs' own (float32 in the interpreter)."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return tl.float32
+    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(x.dtype, tl.float32)
+''',
+    "_expm1": '''
+@triton.jit
+def _expm1(x):
+    """exp(x) - 1: its series near 0, where the difference would cancel."""
+    series = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7))))))
+    return tl.where(tl.abs(x) < 0.35, series, tl.exp(x) - 1.0)
+''',
+    "_log1p": '''
+@triton.jit
+def _log1p(x):
+    """log(1 + x): near 0 by 2 artanh(x / (2 + x)), which does not round 1 + x."""
+    near = tl.abs(x) < 0.3
+    s = tl.where(near, x, 0.0) / (2.0 + tl.where(near, x, 0.0))
+    series = 2.0 * s * (1 + s * s * (1 / 3 + s * s * (1 / 5 + s * s * (1 / 7 + s * s / 9))))
+    return tl.where(near, series, tl.log(1.0 + x))
+''',
+    "_softplus": '''
+@triton.jit
+def _softplus(x):
+    """log(1 + exp(x)), with the exponential of -|x| only."""
+    return tl.maximum(x, 0.0) + _log1p(tl.exp(-tl.abs(x)))
+''',
+    "_logsigmoid": '''
+@triton.jit
+def _logsigmoid(x):
+    """-log(1 + exp(-x)), with the exponential of -|x| only."""
+    return tl.minimum(x, 0.0) - _log1p(tl.exp(-tl.abs(x)))
+''',
+    "_sign": '''
+@triton.jit
+def _sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+''',
+    "_tanh": '''
+@triton.jit
+def _tanh(x):
+    """sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|), through e - 1 so that small x keep their digits."""
+    e_minus_1 = _expm1(-2.0 * tl.abs(x))
+    return -_sign(x) * e_minus_1 / (2.0 + e_minus_1)
+''',
+    "_pow": '''
+@triton.jit
+def _pow(x, n: tl.constexpr):
+    """x ** n for a whole n >= 1."""
+    y = x
+    for _ in tl.static_range(n - 1):
+        y = y * x
+    return y
+''',
+    "_compose": '''
+@triton.jit
+def _compose(a1, h1, a2, h2):
+    """First h -> a1 h + h1, then h -> a2 h + h2."""
+    return a1 * a2, a2 * h1 + h2
+''',
+    "_compose_complex": '''
+@triton.jit
+def _compose_complex(a1_re, a1_im, h1_re, h1_im, a2_re, a2_im, h2_re, h2_im):
+    """First h -> a1 h + h1, then h -> a2 h + h2, over the complex numbers."""
+    return (
+        a1_re * a2_re - a1_im * a2_im,
+        a1_re * a2_im + a1_im * a2_re,
+        a2_re * h1_re - a2_im * h1_im + h2_re,
+        a2_re * h1_im + a2_im * h1_re + h2_im,
+    )
+''',
+    "_compose_max": '''
+@triton.jit
+def _compose_max(g1, m1, g2, m2):
+    """First m -> max(m + g1, m1), then m -> max(m + g2, m2)."""
+    return g1 + g2, tl.maximum(m1 + g2, m2)
+''',
+    "_unit_lower_inverse": '''
+@triton.jit
+def _unit_lower_inverse(L, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
+    """(I + L)^{-1} for L strictly lower triangular, [C, C] with C = 2 ** LEVELS.
+
+    Diagonal blocks of width m = 1, 2, 4, ... are inverted two at a time, X holding the inverses so far:
+        [A 0; F D]^{-1} = [A^{-1} 0; -D^{-1} F A^{-1} D^{-1}],   that is   X <- X - X F X.
+    """
+    row = tl.arange(0, C)[:, None]
+    column = tl.arange(0, C)[None, :]
+    X = tl.where(row == column, 1.0, 0.0) - tl.where((row // 2 == column // 2) & (row > column), L, 0.0)
+    for level in tl.static_range(1, LEVELS):
+        m: tl.constexpr = 2**level
+        F = tl.where((row // (2 * m) == column // (2 * m)) & (row // m > column // m), L, 0.0)
+        X = X - tl.dot(X, tl.dot(F, X, input_precision=PRECISION), input_precision=PRECISION)
+    return X
+''',
+    "_hadamard_matrix": '''
+@triton.jit
+def _hadamard_matrix(N: tl.constexpr):
+    """Sylvester's Hadamard matrix [N, N]: entry (i, j) is -1 to the number of ones that i and j share in binary."""
+    shared = tl.arange(0, N)[:, None] & tl.arange(0, N)[None, :]
+    shared = shared ^ (shared >> 8)
+    shared = shared ^ (shared >> 4)
+    shared = shared ^ (shared >> 2)
+    shared = shared ^ (shared >> 1)
+    return (1 - 2 * (shared & 1)).to(tl.float32)
+''',
+    "_weigh_sizes": '''
+@triton.jit
+def _weigh_sizes(x, y, gx, gy, R: tl.constexpr, S: tl.constexpr):
+    """[R, S] from [R, K] and [S, K]: sum over K of x * y * 2 ** (gx - gy), one column at a time.
+
+    The gates differ along K, so no product of two matrices can hold the exponent of every pair without overflow.
+    """
+    row = tl.arange(0, S)[:, None]
+    column = tl.arange(0, S)[None, :]
+    out = tl.zeros((R, S), tl.float32)
+    for j in range(0, S):
+        y_j = tl.sum(tl.where(row == j, y, 0.0), 0)
+        g_j = tl.sum(tl.where(row == j, gy, 0.0), 0)
+        of_j = tl.sum(x * y_j[None, :] * tl.exp2(tl.minimum(gx - g_j[None, :], 0.0)), 1)
+        out = tl.where(column == j, of_j[:, None], out)
+    return out
+''',
+    "_weigh_columns": '''
+@triton.jit
+def _weigh_columns(x, y, gx, gy, R: tl.constexpr, S: tl.constexpr, K: tl.constexpr):
+    """[R, K] from [R, S] and [S, K]: sum over S of x * y * 2 ** (gx - gy), gates [R, K] and [S, K]."""
+    row = tl.arange(0, S)[:, None]
+    column = tl.arange(0, S)[None, :]
+    out = tl.zeros((R, K), tl.float32)
+    for j in range(0, S):
+        x_j = tl.sum(tl.where(column == j, x, 0.0), 1)
+        y_j = tl.sum(tl.where(row == j, y, 0.0), 0)
+        g_j = tl.sum(tl.where(row == j, gy, 0.0), 0)
+        out += x_j[:, None] * y_j[None, :] * tl.exp2(tl.minimum(gx - g_j[None, :], 0.0))
+    return out
+''',
+    "_weigh_rows": '''
+@triton.jit
+def _weigh_rows(x, y, gx, gy, R: tl.constexpr, S: tl.constexpr, K: tl.constexpr):
+    """[S, K] from [R, S] and [R, K]: sum over R of x * y * 2 ** (gx - gy), gates [R, K] and [S, K]."""
+    row = tl.arange(0, R)[:, None]
+    out = tl.zeros((S, K), tl.float32)
+    for j in range(0, R):
+        x_j = tl.sum(tl.where(row == j, x, 0.0), 0)
+        y_j = tl.sum(tl.where(row == j, y, 0.0), 0)
+        g_j = tl.sum(tl.where(row == j, gx, 0.0), 0)
+        out += x_j[:, None] * y_j[None, :] * tl.exp2(tl.minimum(g_j[None, :] - gy, 0.0))
+    return out
+''',
+}
+
+
+def print_helpers(source: str) -> str:
+    """The definitions of all helpers that ``source`` calls, and of those that they call."""
+    used: set[str] = set()
+    pending = source
+    while pending:
+        called = {name for name in HELPERS if name not in used and re.search(rf"\b{name}\b", pending)}
+        used |= called
+        pending = "".join(HELPERS[name] for name in sorted(called))
+    return "\n".join(text for name, text in HELPERS.items() if name in used)

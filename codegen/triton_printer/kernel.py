@@ -1,0 +1,277 @@
+"""One kernel of a plan as a @triton.jit function: its frame, memory accesses and loops; operations.py prints the rest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from recur.codegen.triton_printer.config import StageConfig
+from recur.codegen.triton_printer.layout import BufferDim, Layout, align, safe_name
+from recur.codegen.triton_printer.names import name_values
+from recur.codegen.triton_printer.operations import OperationPrinter, Pair
+from recur.codegen.triton_printer.padding import infer_padding
+from recur.codegen.triton_printer.templates import render
+from recur.ir.tile import Access, Kernel, Let, Loop, Statement, Store
+
+INDENT = "    "
+
+
+@dataclass(frozen=True)
+class Line:
+    """A printed line; one that only `defines` an index or a mask is dropped where nothing below reads it."""
+
+    text: str
+    defines: str | None = None
+
+
+@dataclass(frozen=True)
+class PrintedKernel:
+    """The function's text and what its launch must hand over, in order.
+
+    ``buffers``: names of tensors; ``counts``: runtime integers, of B, T, H; ``constants``: name and value;
+    ``grid``: names of counts, or numbers, whose product is the grid.
+    """
+
+    name: str
+    text: str
+    buffers: tuple[str, ...]
+    counts: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, int], ...]
+    has_dot_type: bool
+    grid: tuple[tuple[str, str], ...]
+
+
+def print_kernel(name: str, kernel: Kernel, dims: dict[str, tuple[BufferDim, ...]], config: StageConfig,
+                 complex_buffers: frozenset[str]) -> PrintedKernel:
+    """``dims``: the resolved dimensions of every buffer of the stage."""
+    return KernelPrinter(kernel, dims, config, complex_buffers).print(name)
+
+
+class KernelPrinter:
+    """Prints one kernel; all state is the growing list of lines."""
+
+    def __init__(self, kernel: Kernel, dims: dict[str, tuple[BufferDim, ...]], config: StageConfig,
+                 complex_buffers: frozenset[str]) -> None:
+        self.kernel, self.dims, self.config, self.complex_buffers = kernel, dims, config, complex_buffers
+        self.layout = Layout(kernel, config)
+        self.words = self.layout.words
+        self.operations = OperationPrinter(self.layout, name_values(kernel, self.layout), infer_padding(kernel))
+        self.lines: list[Line] = []
+        self.buffers: list[str] = []
+        self.depth = 1
+
+    # the frame
+
+    def print(self, name: str) -> PrintedKernel:
+        self._print_grid()
+        for axis in self.layout.axes.values():
+            if axis.root.place != "loop" or axis.root.kind == "rows":
+                self._define_axis(axis.name)
+        if "chunk" in self.kernel.grid:
+            self._define_rows_masks()
+        self._print_block(self.kernel.body)
+        lines = pruned(self.lines)
+        body = "\n".join(lines)
+        words = set(re.findall(r"\w+", body))
+        counts = tuple((letter, self.words.get(letter, letter)) for letter in "BTH")
+        constants = self._constants(words)
+        counts = tuple((letter, word) for letter, word in counts if word in words)
+        text = render(
+            "kernel.jinja", name=name, equations=self.kernel.equations, role=self.kernel.role,
+            pointers=[pointer_name(b) for b in self.buffers], counts=[word for _, word in counts],
+            constants=[constant for constant, _ in constants], dot_type="DOT" in words, body=lines,
+        )
+        return PrintedKernel(name, text, tuple(self.buffers), counts, constants, "DOT" in words, self._grid())
+
+    def _constants(self, words: set[str]) -> tuple[tuple[str, int], ...]:
+        values = {**self.layout.sizes, self.words["C"]: self.config.chunk}
+        values |= {a.block_name: a.block for a in self.layout.axes.values() if not a.block_name.isdigit()}
+        return tuple((name, value) for name, value in values.items() if name in words)
+
+    def _grid(self) -> tuple[tuple[str, str], ...]:
+        """(what it counts, its size): the letter of a count, "N" for chunks, or a number."""
+        sizes = {"batch": "B", "head": "H", "chunk": "N"}
+        return tuple((g, sizes[g] if g in sizes else str(self._tiles(g))) for g in self.kernel.grid)
+
+    def _tiles(self, grid_entry: str) -> int:
+        return self.layout.axes[grid_entry.removeprefix("tile:")].tiles
+
+    def _print_grid(self) -> None:
+        """The last entry of the grid varies fastest, so programs that read the same tokens run together."""
+        self._define(self.words["N"], f"tl.cdiv({self.words['T']}, {self.words['C']})")
+        self._define("pid", "tl.program_id(0)")
+        rest = "pid"
+        sizes = {"head": self.words["H"], "chunk": self.words["N"]}
+        for entry in reversed(self.kernel.grid):
+            wide = ".to(tl.int64)" if entry in ("batch", "head") else ""
+            if entry == self.kernel.grid[0]:
+                value = rest
+            else:
+                size = sizes[entry] if entry in sizes else str(self._tiles(entry))
+                value, rest = f"{rest} % {size}", f"{rest} // {size}"
+            self._define(entry.replace(":", "_"), f"({value}){wide}" if wide and value != "pid" else f"{value}{wide}")
+
+    def _define_axis(self, name: str) -> None:
+        axis = self.layout.axes[name]
+        lanes = f"tl.arange(0, {axis.block_name})"
+        if axis.root.place != "whole":
+            lanes = f"tile_{axis.root.name} * {axis.block_name} + {lanes}"
+        self._define(axis.index, lanes)
+        if axis.extent is not None and axis.padded:
+            self._define(axis.mask, f"{axis.index} < {axis.extent_name}")
+
+    def _define_rows_masks(self) -> None:
+        for axis in self.layout.axes.values():
+            if axis.root.kind == "rows":
+                self._define(axis.mask, f"{axis.index} < {self.words['T']} - chunk * {self.words['C']}")
+
+    # statements
+
+    def _print_block(self, body: tuple[Statement, ...]) -> None:
+        for statement in body:
+            if isinstance(statement, Loop):
+                self._print_loop(statement)
+                continue
+            if statement.comment:
+                self._line(f"# {statement.comment}")
+            if isinstance(statement, Store):
+                self._print_store(statement)
+            elif statement.op == "load":
+                self._print_load(statement)
+            else:
+                for line in self.operations.print_let(statement):
+                    self._line(line)
+
+    def _print_load(self, let: Let) -> None:
+        assert let.access is not None
+        axes = self.layout.order(let.out.axes)
+        mask = self._mask(let.access, axes)
+        masked = f", mask={mask}, other=0.0" if mask else ""
+        loads = [f"tl.load({pointer}{masked}).to(tl.float32)" for pointer in self._pointers(let.access, axes)]
+        for line in self.operations.bind(let.out, Pair(*loads)):
+            self._line(line)
+
+    def _print_store(self, store: Store) -> None:
+        axes = tuple(e for e in store.access.index if e in self.layout.axes)
+        if store.access.rows is not None:
+            axes += (store.access.rows,)
+        axes = self.layout.order(axes)
+        mask = self._mask(store.access, axes)
+        masked = f", mask={mask}" if mask else ""
+        parts = self.operations.expanded(store.value, axes)
+        for pointer, part in zip(self._pointers(store.access, axes), parts.parts(), strict=True):
+            self._line(f"tl.store({pointer}, {part}{masked})")
+
+    def _print_loop(self, loop: Loop) -> None:
+        for line in self.operations.start_carries(loop):
+            self._line(line)
+        if loop.over == "chunks":
+            index, count = "chunk", self.words["N"]
+        elif loop.over == "tiles":
+            assert loop.axis is not None
+            index, count = f"tile_{loop.axis}", str(self.layout.axes[loop.axis].tiles)
+        else:
+            index, count = "token", self.words["T"]
+        in_chunk = loop.over == "steps" and "chunk" in self.kernel.grid
+        first = f"chunk * {self.words['C']}" if in_chunk else "0"
+        bound = f"tl.minimum({first} + {self.words['C']}, {self.words['T']})" if in_chunk else count
+        self._line(f"for {'step' if loop.reverse else index} in range({first}, {bound}):")
+        self.depth += 1
+        if loop.reverse:
+            total = f"{first} + {bound}" if in_chunk else count
+            self._define(index, f"{total} - 1 - step")
+        if loop.over == "chunks":
+            self._define_rows_masks()
+        elif loop.over == "tiles":
+            for axis in self.layout.axes.values():
+                if axis.root.name == loop.axis:
+                    self._define_axis(axis.name)
+        self._print_block(loop.body)
+        for line in self.operations.end_carries(loop):
+            self._line(line)
+        self.depth -= 1
+
+    # memory
+
+    def _pointers(self, access: Access, axes: tuple[str, ...]) -> list[str]:
+        """The address of the access's block: real part, then imaginary part, which lies one further."""
+        if access.buffer not in self.buffers:
+            self.buffers.append(access.buffer)
+        base, offsets = self._address(access, axes)
+        pointer = pointer_name(access.buffer)
+        if access.buffer not in self.complex_buffers:
+            return [" + ".join([pointer, *base, *offsets])]
+        doubled = [f"2 * ({' + '.join([*base, *offsets])})"] if base or offsets else []
+        return [" + ".join([pointer, *doubled]), " + ".join([pointer, *doubled, "1"])]
+
+    def _address(self, access: Access, axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+        """Row-major: the program's part by Horner's rule in 64 bits, then one small term for each tile axis."""
+        dims = self.dims[access.buffer]
+        base = ""
+        offsets: list[str] = []
+        for position, (dim, entry) in enumerate(zip(dims, access.index, strict=True)):
+            if base:
+                base = f"({base}) * {self._count(dim)}" if " + " in base else f"{base} * {self._count(dim)}"
+            scalar, tile_axis = self._entry(access, entry)
+            base = " + ".join(part for part in (base, scalar) if part)
+            if tile_axis is not None:
+                stride = " * ".join(self._count(d) for d in dims[position + 1 :] if self._count(d) != "1")
+                index = align(self.layout.axes[tile_axis].index, (tile_axis,), axes)
+                offsets.append(f"{index} * ({stride})" if " " in stride else f"{index} * {stride}" if stride else index)
+        return ([base] if base else []), offsets
+
+    def _entry(self, access: Access, entry: str) -> tuple[str, str | None]:
+        """An index entry's scalar part and tile axis."""
+        shift = f" {'-' if access.shift < 0 else '+'} {abs(access.shift)}" if access.shift else ""
+        if entry == "time" and access.rows is not None:
+            return f"chunk * {self.words['C']}{shift}", access.rows
+        if entry == "time":
+            return f"token{shift}", None
+        if entry == "chunk":
+            return f"chunk + {access.chunk_offset}" if access.chunk_offset else "chunk", None
+        if entry in ("batch", "head"):
+            return entry, None
+        if entry.startswith("tile:"):
+            return entry.replace(":", "_"), None
+        return "", entry
+
+    def _count(self, dim: BufferDim) -> str:
+        if dim.kind == "tiles":
+            return str(self.layout.axes[dim.name].tiles)
+        if dim.kind == "size":
+            return str(self.layout.sizes.get(dim.name, dim.name)) if dim.name.isdigit() else dim.name
+        words = {"batch": "B", "head": self.words["H"], "time": self.words["T"], "chunks": self.words["N"],
+                 "boundaries": f"({self.words['N']} + 1)", "rows": self.words["C"]}
+        return words[dim.kind]
+
+    def _mask(self, access: Access, axes: tuple[str, ...]) -> str:
+        masks = [align(self.layout.axes[a].mask, (a,), axes) for a in axes if self.layout.axes[a].padded]
+        if access.shift:
+            token = f"chunk * {self.words['C']} + {self.layout.axes[access.rows].index}" if access.rows else "token"
+            beyond = f"({token} >= {-access.shift})" if access.shift < 0 else f"({token} < {self.words['T']} - {access.shift})"
+            masks.append(align(beyond, (access.rows,), axes) if access.rows else beyond)
+        return " & ".join(masks)
+
+    # lines
+
+    def _line(self, text: str) -> None:
+        self.lines.append(Line(INDENT * self.depth + text))
+
+    def _define(self, name: str, value: str) -> None:
+        self.lines.append(Line(f"{INDENT * self.depth}{name} = {value}", name))
+
+
+def pointer_name(buffer: str) -> str:
+    return f"{safe_name(buffer, set())}_ptr"
+
+
+def pruned(lines: list[Line]) -> list[str]:
+    """The lines without definitions that nothing reads."""
+    kept: list[str] = []
+    read: set[str] = set()
+    for line in reversed(lines):
+        if line.defines is not None and line.defines not in read:
+            continue
+        read |= set(re.findall(r"\w+", line.text.split("#")[0].split(" = ", 1)[-1]))
+        kept.append(line.text)
+    return kept[::-1]

@@ -1,0 +1,216 @@
+"""Where the axes of tiles lie: their order in memory-like layouts, their block sizes, and the names that stand for them."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from recur.codegen.triton_printer.config import StageConfig, extent_size, next_power_of_two
+from recur.ir.plan import Plan
+from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Loop, Statement, Store, Value
+
+DimKind = Literal["batch", "head", "time", "chunks", "boundaries", "rows", "tiles", "size"]
+LETTERS: dict[str, DimKind] = {"B": "batch", "T": "time", "H": "head", "N": "chunks", "N+1": "boundaries", "C": "rows"}
+INDEXED: dict[str, DimKind] = {"batch": "batch", "head": "head", "time": "time"}
+DOT_SIDE = 16  # the least side of a matrix product
+
+
+@dataclass(frozen=True)
+class BufferDim:
+    """One dimension of a buffer: its kind and, for sizes and tiles, the dimension or axis that it runs over."""
+
+    kind: DimKind
+    name: str
+
+
+@dataclass(frozen=True)
+class TileAxis:
+    """A tile axis as printed: `block` lanes named `block_name`, over `extent` entries named `extent_name`.
+
+    ``extent`` is None for rows, whose number depends on the sequence. ``root`` is the declared axis of which this is
+    a renaming.
+    """
+
+    name: str
+    root: Axis
+    block: int
+    block_name: str
+    extent: int | None
+    extent_name: str
+
+    @property
+    def index(self) -> str:
+        return f"i_{self.name}"
+
+    @property
+    def mask(self) -> str:
+        return f"in_{self.name}"
+
+    @property
+    def padded(self) -> bool:
+        return self.extent is None or self.extent % self.block != 0
+
+    @property
+    def tiles(self) -> int:
+        assert self.extent is not None
+        return -(-self.extent // self.block)
+
+
+def statements_of(body: tuple[Statement, ...]) -> Iterator[Statement]:
+    """All statements, those inside loops included."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, Loop):
+            yield from statements_of(statement.body)
+
+
+def accesses_of(kernel: Kernel) -> Iterator[Access]:
+    for statement in statements_of(kernel.body):
+        if isinstance(statement, Let | Store) and statement.access is not None:
+            yield statement.access
+
+
+def all_buffers(plan: Plan) -> dict[str, Buffer]:
+    """Every buffer of the stage by name; a cotangent has the layout of what it belongs to."""
+    named = (plan.arguments, plan.initial, plan.results, plan.final, plan.saved, plan.workspace)
+    buffers = {b.name: b for group in named for b in group}
+    for b in plan.results + plan.final:
+        buffers.setdefault(f"d_{b.name}", Buffer(f"d_{b.name}", b.layout, b.dtype, b.is_complex))
+    for line in plan.gradients:
+        of = buffers[line.of]
+        for part in line.contributions:
+            buffers.setdefault(part.buffer, Buffer(part.buffer, of.layout, f"input:{of.name}", of.is_complex))
+    return buffers
+
+
+def resolve_dims(plan: Plan, sizes: Mapping[str, int]) -> dict[str, tuple[BufferDim, ...]]:
+    """What every dimension of every buffer is.
+
+    A recurrence may have a dimension called N or T, like a layout's letter: how kernels index it decides.
+    """
+    dims = {name: tuple(_dim_of(letter, sizes) for letter in b.layout) for name, b in all_buffers(plan).items()}
+    for kernel in plan.forward + plan.backward:
+        rows = {a.name for a in kernel.axes if a.kind == "rows"}
+        for access in accesses_of(kernel):
+            dims[access.buffer] = tuple(
+                _indexed_dim(dim, entry, rows) for dim, entry in zip(dims[access.buffer], access.index, strict=True)
+            )
+    return dims
+
+
+def _dim_of(letter: str, sizes: Mapping[str, int]) -> BufferDim:
+    if letter.startswith("tiles:"):
+        return BufferDim("tiles", letter.removeprefix("tiles:"))
+    if letter in LETTERS and (letter not in sizes or letter in ("B", "T", "H")):
+        return BufferDim(LETTERS[letter], letter)
+    return BufferDim("size", letter)
+
+
+def _indexed_dim(dim: BufferDim, entry: str, rows: set[str]) -> BufferDim:
+    if entry in INDEXED:
+        return BufferDim(INDEXED[entry], dim.name)
+    if entry == "chunk":
+        return BufferDim("boundaries" if dim.name == "N+1" else "chunks", dim.name)
+    if entry.startswith("tile:"):
+        return BufferDim("tiles", entry.removeprefix("tile:"))
+    return BufferDim("rows" if entry in rows else "size", dim.name)
+
+
+class Layout:
+    """The axes of one kernel under one configuration, and the order in which tiles hold them."""
+
+    def __init__(self, kernel: Kernel, config: StageConfig) -> None:
+        self.sizes = dict(config.sizes)
+        self.config = config
+        self.kernel = kernel
+        self.words = _words(kernel, self.sizes)
+        self.axes: dict[str, TileAxis] = {}
+        roots = _roots(kernel)
+        dotted = _dotted(kernel, roots)
+        for name, root in roots.items():
+            self.axes[name] = self._tile_axis(name, root, root.name in dotted)
+
+    def _tile_axis(self, name: str, root: Axis, in_dot: bool) -> TileAxis:
+        if root.kind == "rows":
+            return TileAxis(name, root, self.config.chunk, self.words["C"], None, self.words["T"])
+        extent = extent_size(root.extent, self.sizes)
+        if root.place == "whole":
+            block = max(next_power_of_two(extent), DOT_SIDE if in_dot else 1)
+        else:
+            block = dict(self.config.launch(self.kernel.name).blocks)[root.name]
+        fixed = root.extent.isdigit()
+        block_name = str(block) if fixed else root.extent if block == extent else f"B{root.name}"
+        return TileAxis(name, root, block, block_name, extent, root.extent)
+
+    def order(self, axes: tuple[str, ...]) -> tuple[str, ...]:
+        """Rows before sizes, each in the order of the kernel's axes, a renaming after what it renames."""
+        rank = {name: i for i, name in enumerate(self.axes)}
+        return tuple(sorted(axes, key=lambda a: (self.axes[a].root.kind != "rows", rank[a])))
+
+    def shape(self, axes: tuple[str, ...]) -> str:
+        blocks = [self.axes[a].block_name for a in axes]
+        return f"({blocks[0]},)" if len(blocks) == 1 else f"({', '.join(blocks)})"
+
+    def is_dot(self, x: Value, y: Value, over: tuple[str, ...]) -> bool:
+        return is_dot(x, y, over)
+
+
+def is_dot(x: Value, y: Value, over: tuple[str, ...]) -> bool:
+    """Whether a contraction is a product of two matrices: the two share one axis, and it is summed."""
+    return len(x.axes) == len(y.axes) == 2 and len(over) == 1 and set(x.axes) & set(y.axes) == set(over)
+
+
+def align(tile: str, axes: tuple[str, ...], to: tuple[str, ...]) -> str:
+    """The tile indexed so that it broadcasts against tiles with the axes ``to``, both in layout order."""
+    if axes == to or not axes:
+        return tile
+    return f"{tile}[{', '.join(':' if a in axes else 'None' for a in to)}]"
+
+
+def _words(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
+    """The kernel's own names for counts, spelled out where a dimension of the recurrence has taken the letter."""
+    plain = {"C": "CHUNK", "T": "TOKENS", "H": "HEADS", "N": "CHUNKS"}
+    return {letter: word if letter in sizes else letter for letter, word in plain.items()}
+
+
+def _roots(kernel: Kernel) -> dict[str, Axis]:
+    """Declared axes and renamings, each with its declared axis, in the order of first mention."""
+    roots = {axis.name: axis for axis in kernel.axes}
+    for statement in statements_of(kernel.body):
+        if isinstance(statement, Let) and statement.op == "rename":
+            roots.setdefault(str(statement.attr("new")), roots[str(statement.attr("old"))])
+    return roots
+
+
+def _dotted(kernel: Kernel, roots: Mapping[str, Axis]) -> set[str]:
+    """The declared axes that take part in a matrix product, directly or under another name.
+
+    Axes that are renamed into one another hold the same tile, so they are widened together.
+    """
+    group = {name: root.name for name, root in roots.items()}
+    dotted: set[str] = set()
+    for statement in statements_of(kernel.body):
+        if not isinstance(statement, Let):
+            continue
+        if statement.op == "rename":
+            old, new = group[str(statement.attr("old"))], group[str(statement.attr("new"))]
+            group = {name: old if g == new else g for name, g in group.items()}
+        elif statement.op == "contract" and is_dot(*statement.args, over=tuple(statement.attr("over"))):  # type: ignore[arg-type]
+            dotted |= {a for arg in statement.args for a in arg.axes}
+        elif statement.op in ("inverse", "weigh", "hadamard"):
+            dotted |= {a for arg in statement.args for a in arg.axes}
+    groups = {group[a] for a in dotted}
+    return {roots[name].name for name in group if group[name] in groups}
+
+
+def safe_name(name: str, taken: set[str]) -> str:
+    """A Python identifier for ``name`` that is not taken, and takes it."""
+    word = "".join(ch if ch.isalnum() or ch == "_" else "_" for ch in name)
+    if not word or word[0].isdigit():
+        word = f"x{word}"
+    while word in taken or keyword.iskeyword(word):
+        word += "_"
+    taken.add(word)
+    return word

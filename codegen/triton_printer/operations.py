@@ -1,0 +1,440 @@
+"""Tile operations as Triton expressions: axes aligned by indexing, padding masked where a sum would see it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from recur.codegen.triton_printer import complex_numbers
+from recur.codegen.triton_printer.complex_numbers import Pair
+from recur.codegen.triton_printer.layout import Layout, align, is_dot
+from recur.codegen.triton_printer.padding import Fill, Fills
+from recur.ir.tile import Let, Loop, Value
+from recur.operators import OPERATORS
+
+ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg"})
+IEEE_SIDE = 32  # larger float32 products go through the matrix units in three tf32 passes
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A printed value: its parts, its axes in layout order, and whether it is a number known at compile time."""
+
+    parts: Pair
+    axes: tuple[str, ...]
+    is_number: bool = False
+
+
+class OperationPrinter:
+    """Prints single-assignment operations of one kernel; remembers what every value is called."""
+
+    def __init__(self, layout: Layout, names: Mapping[str, str], padding: Mapping[str, Fills]) -> None:
+        self.layout, self.names, self.padding = layout, names, padding
+        self.tiles: dict[str, Tile] = {}
+
+    # values
+
+    def tile(self, value: Value) -> Tile:
+        return self.tiles[value.name]
+
+    def aligned(self, value: Value, axes: tuple[str, ...]) -> Pair:
+        tile = self.tile(value)
+        return tile.parts.map(lambda part: align(part, tile.axes, axes))
+
+    def expanded(self, value: Value, axes: tuple[str, ...]) -> Pair:
+        """The value in the full shape of ``axes``."""
+        tile = self.tile(value)
+        if tile.axes == axes and not tile.is_number:
+            return tile.parts
+        shape = self.layout.shape(axes)
+        if not tile.axes:
+            return tile.parts.map(lambda part: f"tl.full({shape}, {part}, tl.float32)")
+        return self.aligned(value, axes).map(lambda part: f"tl.broadcast_to({part}, {shape})")
+
+    def masked(self, value: Value, over: tuple[str, ...], fill: str = "0.0") -> Pair:
+        """The value with ``fill`` on the padding of the axes ``over``."""
+        tile = self.tile(value)
+        masks = [align(self.layout.axes[a].mask, (a,), tile.axes) for a in tile.axes if a in over]
+        if not masks:
+            return tile.parts
+        return tile.parts.map(lambda part: f"tl.where({' & '.join(masks)}, {part}, {fill})")
+
+    def unclean(self, value: Value, over: tuple[str, ...], least: Fill = Fill.ZERO) -> tuple[str, ...]:
+        """Those of the axes ``over`` along which the value's padding is not known to be ``least`` or better."""
+        fills = self.padding[value.name]
+        return tuple(a for a in over if a in value.axes and self.layout.axes[a].padded and fills[a] < least)
+
+    def summable(self, x: Value, y: Value, over: tuple[str, ...]) -> tuple[Pair, Pair]:
+        """x and y such that on the padding of ``over`` one is zero and the other is finite."""
+        masks: dict[str, list[str]] = {x.name: [], y.name: []}
+        for axis in over:
+            if not self.layout.axes[axis].padded:
+                continue
+            clean = [v for v in (x, y) if axis in v.axes and not self.unclean(v, (axis,))]
+            wild = [v for v in (x, y) if self.unclean(v, (axis,), Fill.FINITE)]
+            to_mask = wild if clean or len(wild) == 2 else wild or [x if axis in x.axes else y]
+            for v in to_mask:
+                masks[v.name].append(axis)
+        return self.masked(x, tuple(masks[x.name])), self.masked(y, tuple(masks[y.name]))
+
+    def bind(self, out: Value, parts: Pair) -> list[str]:
+        """Assigns the parts to the value's variable."""
+        name = self.names[out.name]
+        axes = self.layout.order(out.axes)
+        if out.is_complex:
+            self.tiles[out.name] = Tile(Pair(f"{name}_re", f"{name}_im"), axes)
+            return [f"{name}_re = {bare(parts.re)}", f"{name}_im = {bare(parts.im or '0.0')}"]
+        self.tiles[out.name] = Tile(Pair(name), axes)
+        return [f"{name} = {bare(parts.re)}"]
+
+    def alias(self, out: Value, parts: Pair, is_number: bool = False) -> list[str]:
+        """The value is another name of what is already there: nothing to print."""
+        self.tiles[out.name] = Tile(parts, self.layout.order(out.axes), is_number)
+        return []
+
+    # carried values
+
+    def start_carries(self, loop: Loop) -> list[str]:
+        lines: list[str] = []
+        for carry in loop.carries:
+            start = self.expanded(carry.init, self.layout.order(carry.phi.axes))
+            lines += self._rebind(carry.phi, start if carry.phi.axes or not self.tile(carry.init).is_number
+                                  else start.map(lambda part: f"tl.full((), {part}, tl.float32)"))
+        return lines
+
+    def end_carries(self, loop: Loop) -> list[str]:
+        """All carried values move at once: a next may be another one's previous."""
+        targets: list[str] = []
+        sources: list[str] = []
+        for carry in loop.carries:
+            target = self.tile(carry.phi).parts.parts()
+            source = self.expanded(carry.next, self.layout.order(carry.phi.axes)).parts()
+            moved = [(t, s) for t, s in zip(target, (*source, "0.0"), strict=False) if t != s]
+            targets += [t for t, _ in moved]
+            sources += [s for _, s in moved]
+        if set(targets) & set(sources):
+            return [f"{', '.join(targets)} = {', '.join(sources)}"]
+        return [f"{t} = {s}" for t, s in zip(targets, sources, strict=True)]
+
+    def _rebind(self, phi: Value, parts: Pair) -> list[str]:
+        lines = self.bind(phi, parts)
+        if phi.is_complex and parts.im is None:
+            lines[1] = f"{lines[1].split(' = ')[0]} = tl.zeros_like({lines[0].split(' = ')[0]})"
+        return [line for line in lines if len(set(line.split(" = ", 1))) == 2]
+
+    # operations
+
+    def print_let(self, let: Let) -> list[str]:
+        printer: Callable[[Let], list[str]] | None = getattr(self, f"_print_{let.op}", None)
+        return printer(let) if printer is not None else self._print_elementwise(let)
+
+    def _print_elementwise(self, let: Let) -> list[str]:
+        if all(self.tile(arg).is_number for arg in let.args):
+            return self._fold(let)
+        axes = self.layout.order(tuple({a: None for arg in let.args for a in arg.axes}))
+        args = [self.aligned(arg, axes) for arg in let.args]
+        attrs = tuple(value for _, value in let.attrs)
+        parts = complex_numbers.apply(let.op, args, attrs)
+        if parts is None:
+            text = print_power(args[0].re, float(attrs[0])) if let.op == "pow" else OPERATORS[let.op].triton.format(  # type: ignore[arg-type]
+                *(self._as_tensor(let.op, arg, p.re) for arg, p in zip(let.args, args, strict=True)))
+            parts = Pair(text)
+        if let.op in ("real", "imag", "conj") and parts.re in {p for a in args for p in a.parts()}:
+            return self.alias(let.out, parts) if let.op != "conj" else self.bind(let.out, parts)
+        out_axes = self.layout.order(let.out.axes)
+        if axes != out_axes:
+            parts = parts.map(lambda part: f"tl.broadcast_to({align(part, axes, out_axes)}, {self.layout.shape(out_axes)})")
+        return self.bind(let.out, parts)
+
+    def _as_tensor(self, op: str, arg: Value, text: str) -> str:
+        """Functions of Triton take tensors; operators take numbers as they are."""
+        is_function = OPERATORS[op].symbol is None and op not in ("where", "max", "min")
+        return f"tl.full((), {text}, tl.float32)" if is_function and self.tile(arg).is_number else text
+
+    def _fold(self, let: Let) -> list[str]:
+        """An operation on numbers: arithmetic stays as it was written, functions are evaluated."""
+        texts = [self.tile(arg).parts.re for arg in let.args]
+        if let.op in ARITHMETIC:
+            return self.alias(let.out, Pair(OPERATORS[let.op].triton.format(*texts)), is_number=True)
+        if let.op == "pow":
+            return self.alias(let.out, Pair(f"({texts[0]} ** {let.attrs[0][1]})"), is_number=True)
+        args = [f"tl.full((), {text}, tl.float32)" for text in texts]
+        return self.bind(let.out, complex_numbers.apply(let.op, [Pair(a) for a in args], ())
+                         or Pair(OPERATORS[let.op].triton.format(*args)))
+
+    def _print_const(self, let: Let) -> list[str]:
+        return self.alias(let.out, Pair(number(float(let.attr("value")))), is_number=True)  # type: ignore[arg-type]
+
+    def _print_size(self, let: Let) -> list[str]:
+        return self.alias(let.out, Pair(str(let.attr("dim"))), is_number=True)
+
+    def _print_zeros(self, let: Let) -> list[str]:
+        return self._print_filled(let, 0.0)
+
+    def _print_full(self, let: Let) -> list[str]:
+        return self._print_filled(let, float(let.attr("value")))  # type: ignore[arg-type]
+
+    def _print_filled(self, let: Let, value: float) -> list[str]:
+        shape = self.layout.shape(self.layout.order(let.out.axes)) if let.out.axes else "()"
+        zero = f"tl.full({shape}, 0.0, tl.float32)" if not let.out.axes else f"tl.zeros({shape}, tl.float32)"
+        filled = zero if value == 0 else f"tl.full({shape}, {number(value)}, tl.float32)"
+        return self.bind(let.out, Pair(filled, zero if let.out.is_complex else None))
+
+    def _print_contract(self, let: Let) -> list[str]:
+        x, y = let.args
+        over = tuple(let.attr("over"))  # type: ignore[arg-type]
+        left, right = self.summable(x, y, over)
+        if is_dot(x, y, over):
+            return self._print_dot(let, left, right, over[0])
+        axes = self.layout.order(tuple(dict.fromkeys(x.axes + y.axes)))
+        product = complex_numbers.multiply(
+            left.map(lambda part: align(part, self.tile(x).axes, axes)),
+            right.map(lambda part: align(part, self.tile(y).axes, axes)),
+        )
+        return self.bind(let.out, product.map(lambda part: self._sum(part, axes, over)))
+
+    def _print_dot(self, let: Let, left: Pair, right: Pair, over: str) -> list[str]:
+        """The operand that holds the result's first axis goes left, so the result lies as it should."""
+        x, y = let.args
+        first = self.layout.order(let.out.axes)[0]
+        if first not in x.axes:
+            x, y, left, right = y, x, right, left
+        in_full = let.attr("precision") == "full"
+        cast = "" if in_full else ".to(DOT)"
+        sides = [self.layout.axes[a].block for a in (*let.out.axes, over)]
+        precision = "ieee" if max(sides) <= IEEE_SIDE else "tf32x3"
+        left = left.map(lambda part: transposed(part, self.tile(x).axes[1] != over) + cast)
+        right = right.map(lambda part: transposed(part, self.tile(y).axes[0] != over) + cast)
+        dot = lambda a, b: f'tl.dot({a}, {b}, input_precision="{precision}")'  # noqa: E731
+        return self.bind(let.out, complex_numbers.multiply_with(dot, left, right))
+
+    def _print_weigh(self, let: Let) -> list[str]:
+        x, y, gx, gy = let.args
+        over = tuple(let.attr("over"))  # type: ignore[arg-type]
+        left, right = self.summable(x, y, over)
+        if set(gx.axes + gy.axes) <= set(let.out.axes) and is_dot(x, y, over):
+            return self._weigh_outside(let, left, right, over[0])
+        if set(gx.axes + gy.axes) <= set(x.axes) and is_dot(x, y, over):
+            return self._weigh_inside(let, left, right, over[0])
+        return self._weigh_per_pair(let, left, right, over)
+
+    def _decay(self, gx: Value, gy: Value, axes: tuple[str, ...]) -> str:
+        difference = f"{self.aligned(gx, axes).re} - {self.aligned(gy, axes).re}"
+        return f"tl.exp2(tl.minimum({difference}, 0.0))"
+
+    def _weigh_outside(self, let: Let, left: Pair, right: Pair, over: str) -> list[str]:
+        """The gates belong to the result's two axes: a product of matrices, then the decay of each pair."""
+        dotted = Let(let.outs, "contract", let.args[:2], (("over", (over,)), ("precision", "operand")))
+        lines = self._print_dot(dotted, left, right, over)
+        decay = self._decay(let.args[2], let.args[3], self.layout.order(let.out.axes))
+        return lines + [f"{line.split(' = ')[0]} *= {decay}" for line in lines]
+
+    def _weigh_inside(self, let: Let, left: Pair, right: Pair, over: str) -> list[str]:
+        """The gates belong to the axes of x: its entries decay before the product of matrices."""
+        x, _, gx, gy = let.args
+        decay = self._decay(gx, gy, self.tile(x).axes)
+        dotted = Let(let.outs, "contract", let.args[:2], (("over", (over,)), ("precision", "operand")))
+        return self._print_dot(dotted, left.map(lambda part: f"({part} * {decay})"), right, over)
+
+    def _weigh_per_pair(self, let: Let, left: Pair, right: Pair, over: tuple[str, ...]) -> list[str]:
+        """The gates differ along a size axis: one column at a time, in helpers.py."""
+        x, y, gx, gy = let.args
+        row = next(a for a in gx.axes if self.layout.axes[a].root.kind == "rows")
+        column = next(a for a in gy.axes if self.layout.axes[a].root.kind == "rows")
+        size = next(a for a in gx.axes + gy.axes if a not in (row, column))
+        shapes = {a: self.layout.axes[a].block_name for a in (row, column, size)}
+        gates = f"{self.expanded(gx, (row, size)).re}, {self.expanded(gy, (column, size)).re}"
+        extents = f"{shapes[row]}, {shapes[column]}"
+        if over == (size,):
+            call, extra = "_weigh_sizes", ""
+        elif over == (column,):
+            call, extra = "_weigh_columns", f", {shapes[size]}"
+        else:
+            call, extra = "_weigh_rows", f", {shapes[size]}"
+            if row in y.axes and size in x.axes:
+                x, y, left, right = y, x, right, left
+        weigh = lambda a, b: f"{call}({a}, {b}, {gates}, {extents}{extra})"  # noqa: E731
+        parts = complex_numbers.multiply_with(weigh, left, right)
+        if self.layout.order(let.out.axes) != self._weighed_axes(over, row, column, size):
+            parts = parts.map(lambda part: f"tl.trans({part})")
+        return self.bind(let.out, parts)
+
+    def _weighed_axes(self, over: tuple[str, ...], row: str, column: str, size: str) -> tuple[str, ...]:
+        return {(size,): (row, column), (column,): (row, size)}.get(over, (column, size))
+
+    # reductions and scans
+
+    def _sum(self, text: str, axes: tuple[str, ...], over: tuple[str, ...], function: str = "tl.sum") -> str:
+        """Reduces the last axis first, so that the others keep their positions."""
+        text = bare(text) if over else text
+        for position in reversed(range(len(axes))):
+            if axes[position] in over:
+                text = f"{function}({text}, {position})"
+        return text
+
+    def _print_sum(self, let: Let) -> list[str]:
+        over = tuple(let.attr("over"))  # type: ignore[arg-type]
+        x = let.args[0]
+        summed = self.masked(x, self.unclean(x, over))
+        return self.bind(let.out, summed.map(lambda part: self._sum(part, self.tile(x).axes, over)))
+
+    def _print_amax(self, let: Let) -> list[str]:
+        over = tuple(let.attr("over"))  # type: ignore[arg-type]
+        x = let.args[0]
+        padded = tuple(a for a in over if self.layout.axes[a].padded)
+        return self.bind(let.out, Pair(self._sum(self.masked(x, padded, 'float("-inf")').re, self.tile(x).axes, over, "tl.max")))
+
+    def _print_cumsum(self, let: Let) -> list[str]:
+        x, axis = let.args[0], str(let.attr("axis"))
+        clean = self.masked(x, self.unclean(x, (axis,)))
+        position = self.tile(x).axes.index(axis)
+        less = (lambda part: f" - {part}") if let.attr("exclusive") else (lambda part: "")
+        return self.bind(let.out, clean.map(lambda part: f"tl.cumsum({part}, {position}){less(part)}"))
+
+    def _print_scan(self, let: Let) -> list[str]:
+        return self._print_composed(let, "_compose_complex" if let.out.is_complex else "_compose")
+
+    def _print_maxscan(self, let: Let) -> list[str]:
+        return self._print_composed(let, "_compose_max")
+
+    def _print_composed(self, let: Let, combine: str) -> list[str]:
+        axes = self.layout.order(let.out.axes)
+        inputs: list[str] = []
+        for arg in let.args:
+            parts = self.expanded(arg, axes)
+            inputs += [parts.re, parts.im or f"tl.zeros_like({parts.re})"] if let.out.is_complex else [parts.re]
+        outs = [part for out in let.outs for part in self._declared(out)]
+        position = axes.index(str(let.attr("axis")))
+        return [f"{', '.join(outs)} = tl.associative_scan(({', '.join(inputs)}), {position}, {combine})"]
+
+    def _declared(self, out: Value) -> tuple[str, ...]:
+        self.bind(out, Pair("", "" if out.is_complex else None))
+        return self.tile(out).parts.parts()
+
+    # structure
+
+    def _lane(self, axis: str, axes: tuple[str, ...]) -> str:
+        """The position within the block along an axis, aligned."""
+        return align(f"tl.arange(0, {self.layout.axes[axis].block_name})", (axis,), axes)
+
+    def _print_last(self, let: Let) -> list[str]:
+        axis = str(let.attr("axis"))
+        return self._pick(let, axis, f"{self.layout.axes[axis].block_name} - 1")
+
+    def _print_index(self, let: Let) -> list[str]:
+        return self._pick(let, str(let.attr("axis")), str(let.attr("i")))
+
+    def _pick(self, let: Let, axis: str, entry: str) -> list[str]:
+        """One entry along an axis: the sum over it with all others masked (tiles in registers cannot be sliced)."""
+        tile = self.tile(let.args[0])
+        chosen = f"{align(self.layout.axes[axis].index, (axis,), tile.axes)} == {entry}"
+        return self.bind(let.out, tile.parts.map(
+            lambda part: self._sum(f"tl.where({chosen}, {part}, 0.0)", tile.axes, (axis,))))
+
+    def _print_place(self, let: Let) -> list[str]:
+        axis = str(let.attr("axis"))
+        axes = self.layout.order(let.out.axes)
+        chosen = f"{align(self.layout.axes[axis].index, (axis,), axes)} == {let.attr('i')}"
+        return self.bind(let.out, self.aligned(let.args[0], axes).map(lambda part: f"tl.where({chosen}, {part}, 0.0)"))
+
+    def _print_rename(self, let: Let) -> list[str]:
+        tile = self.tile(let.args[0])
+        old, new = str(let.attr("old")), str(let.attr("new"))
+        axes = tuple(new if a == old else a for a in tile.axes)
+        wanted = self.layout.order(axes)
+        if axes == wanted:
+            return self.alias(let.out, tile.parts, tile.is_number)
+        positions = ", ".join(str(axes.index(a)) for a in wanted)
+        return self.bind(let.out, tile.parts.map(lambda part: f"tl.permute({part}, ({positions}))"))
+
+    def _print_expand(self, let: Let) -> list[str]:
+        axes = self.layout.order(let.out.axes)
+        if axes == self.tile(let.args[0]).axes:
+            return self.alias(let.out, self.tile(let.args[0]).parts)
+        return self.bind(let.out, self.expanded(let.args[0], axes))
+
+    def _print_after(self, let: Let) -> list[str]:
+        row, column = let.out.axes
+        axes = self.layout.order(let.out.axes)
+        r, c = (align(self.layout.axes[a].index, (a,), axes) for a in (row, column))
+        offset = int(let.attr("offset"))  # type: ignore[arg-type]
+        return self.bind(let.out, Pair(f"{r} >= {c}{f' + {offset}' if offset else ''}" if offset != 1 else f"{r} > {c}"))
+
+    def _print_valid(self, let: Let) -> list[str]:
+        axis = str(let.attr("axis"))
+        fill = number(float(let.attr("fill")))  # type: ignore[arg-type]
+        parts = self.masked(let.args[0], (axis,), fill)
+        if parts.im is not None:
+            parts = Pair(parts.re, self.masked(let.args[0], (axis,)).im)
+        return self.bind(let.out, parts)
+
+    def _print_inverse(self, let: Let) -> list[str]:
+        lower = let.args[0]
+        row, column = str(let.attr("row")), str(let.attr("column"))
+        wild = self.unclean(lower, (row, column), Fill.FINITE)
+        axis = self.layout.axes[row]
+        levels = axis.block.bit_length() - 1
+        precision = "ieee" if axis.block <= IEEE_SIDE else "tf32x3"
+        flipped = self.tile(lower).axes != (row, column)
+        text = transposed(self.masked(lower, wild).re, flipped)
+        return self.bind(let.out, Pair(transposed(
+            f'_unit_lower_inverse({text}, {axis.block_name}, {levels}, "{precision}")', flipped)))
+
+    def _print_eye(self, let: Let) -> list[str]:
+        row, column = self.layout.order(let.out.axes)
+        lanes = f"{self._lane(row, (row, column))} == {self._lane(column, (row, column))}"
+        return self.bind(let.out, Pair(f"tl.where({lanes}, 1.0, 0.0)"))
+
+    def _print_hadamard(self, let: Let) -> list[str]:
+        """x H with Sylvester's symmetric H: a product of matrices where x is one."""
+        x, axis = let.args[0], str(let.attr("axis"))
+        tile = self.tile(x)
+        matrix = f"_hadamard_matrix({self.layout.axes[axis].block_name})"
+        clean = self.masked(x, self.unclean(x, (axis,)))
+        position = tile.axes.index(axis)
+        if len(tile.axes) == 2:
+            order = ("{x}, {h}", "{h}, {x}")[position == 0]
+            return self.bind(let.out, clean.map(
+                lambda part: f'tl.dot({order.format(x=part, h=matrix)}, input_precision="tf32x3")'))
+        spread = ", ".join("None" if i == position else ":" for i in range(len(tile.axes) + 1))
+        lanes = ", ".join(":" if i in (position, position + 1) else "None" for i in range(len(tile.axes) + 1))
+        moved = ", ".join([":"] * (position + 1) + ["None"] + [":"] * (len(tile.axes) - position - 1))
+        del spread
+        return self.bind(let.out, clean.map(lambda part: f"tl.sum({part}[{moved}] * {matrix}[{lanes}], {position})"))
+
+
+def bare(text: str) -> str:
+    """The expression without parentheses that surround all of it."""
+    if not (text.startswith("(") and text.endswith(")")):
+        return text
+    depth = 0
+    for position, ch in enumerate(text):
+        depth += (ch == "(") - (ch == ")")
+        if depth == 0 and position < len(text) - 1:
+            return text
+    return text[1:-1]
+
+
+def transposed(text: str, flip: bool) -> str:
+    return f"tl.trans({bare(text)})" if flip else text
+
+
+def number(value: float) -> str:
+    """A float as it stands in an expression."""
+    if math.isinf(value) or math.isnan(value):
+        return f'float("{value}")'
+    return f"({value})" if value < 0 else str(value)
+
+
+def print_power(x: str, exponent: float) -> str:
+    """x ** exponent for a real x: roots and whole powers without logarithms."""
+    roots = {0.5: f"tl.sqrt({x})", -0.5: f"tl.rsqrt({x})", 1.0: x, -1.0: f"(1.0 / {x})", 2.0: f"({x} * {x})"}
+    if exponent in roots:
+        return roots[exponent]
+    if exponent == 0:
+        return f"({x} * 0.0 + 1.0)"
+    if exponent == int(exponent):
+        whole = f"_pow({x}, {abs(int(exponent))})"
+        return whole if exponent > 0 else f"(1.0 / {whole})"
+    return f"tl.exp2({exponent} * tl.log2({x}))"

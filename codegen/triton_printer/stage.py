@@ -1,0 +1,172 @@
+"""A stage as source text: its kernels, what they are launched with, and the host functions that allocate and launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from recur.codegen.triton_printer.config import StageConfig
+from recur.codegen.triton_printer.kernel import PrintedKernel, print_kernel
+from recur.codegen.triton_printer.layout import BufferDim, all_buffers, resolve_dims, safe_name
+from recur.codegen.triton_printer.templates import render
+from recur.ir.plan import Gradient, Plan
+from recur.ir.tile import Buffer, Kernel
+
+COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "chunks": "N", "boundaries": "N + 1"}
+
+
+def print_stage(plan: Plan, config: StageConfig) -> str:
+    """The kernels of ``plan`` and its host functions ``<stage>_forward`` and ``<stage>_backward``.
+
+    The text needs ``os``, ``torch``, ``triton`` and ``triton.language as tl``, and the definitions that
+    ``print_helpers`` gives for it. Tensors handed to the host functions are contiguous. Besides, the text defines
+    ``<stage>_KERNELS``: every kernel with its arguments' types and constants, for compiling it ahead of time.
+    """
+    return StagePrinter(plan, config).print()
+
+
+class StagePrinter:
+    """Names and layouts shared by the kernels and the host functions of one stage."""
+
+    def __init__(self, plan: Plan, config: StageConfig) -> None:
+        self.plan, self.config = plan, config
+        self.sizes = dict(config.sizes)
+        self.buffers = all_buffers(plan)
+        self.dims = resolve_dims(plan, self.sizes)
+        self.names = _identifiers(self.buffers)
+        complex_buffers = frozenset(b.name for b in self.buffers.values() if b.is_complex)
+        self.printed = {
+            kernel.name: print_kernel(f"{plan.stage}_{kernel.name}", kernel, self.dims, config, complex_buffers)
+            for kernel in plan.forward + plan.backward
+        }
+        taken = set(self.names.values()) | {"torch", "triton", "tl", "os"}
+        self.counts = {letter: safe_name(letter, taken) for letter in "BTHN"}
+
+    def print(self) -> str:
+        return render(
+            "stage.jinja",
+            stage=self.plan.stage,
+            kernels=[self.printed[k.name] for k in self.plan.forward + self.plan.backward],
+            launches={k.name: self.config.launch(k.name) for k in self.plan.forward + self.plan.backward},
+            short_names={p.name: name for name, p in self.printed.items()},
+            pointer_types={p.name: [self._pointer_type(b) for b in p.buffers] for p in self.printed.values()},
+            forward=self._host(self.plan.forward, self._given_forward(), self.plan.results + self.plan.final + self.plan.saved),
+            backward=self._host(self.plan.backward, self._given_backward(), ()),
+            results=self._tuple(self.plan.results),
+            final=self._tuple(self.plan.final),
+            saved=self._tuple(self.plan.saved),
+            gradients=[self._gradient(line) for line in self.plan.gradients],
+        )
+
+    def _given_forward(self) -> tuple[str, ...]:
+        return tuple(b.name for b in self.plan.arguments + self.plan.initial)
+
+    def _given_backward(self) -> tuple[str, ...]:
+        cotangents = tuple(f"d_{b.name}" for b in self.plan.results + self.plan.final)
+        return self._given_forward() + tuple(b.name for b in self.plan.saved) + cotangents
+
+    def _host(self, kernels: tuple[Kernel, ...], given: tuple[str, ...], always: tuple[Buffer, ...]) -> dict[str, object]:
+        """One host function: its parameters, counts, allocations and launches."""
+        used = dict.fromkeys(b for k in kernels for b in self.printed[k.name].buffers)
+        allocated = [name for name in dict.fromkeys([*(b.name for b in always), *used]) if name not in given]
+        allocations = [(self.names[name], self._shape(name), self._dtype(name)) for name in allocated]
+        launches = [self._launch(self.printed[k.name]) for k in kernels]
+        text = " ".join(shape for _, shape, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
+        return {
+            "parameters": [self.names[name] for name in given],
+            "device": self.names[given[0]],
+            "counts": self._count_lines(given, text),
+            "allocations": allocations,
+            "launches": launches,
+        }
+
+    def _count_lines(self, given: Iterable[str], text: str) -> list[str]:
+        """Where B, T and H come from: the first tensor that has them."""
+        lines = []
+        words = set(text.replace("(", " ").replace(")", " ").replace(",", " ").replace("'", " ").split())
+        needs_chunks = self.counts["N"] in words
+        for letter, kind in (("B", "batch"), ("T", "time"), ("H", "head")):
+            if self.counts[letter] in words or (letter == "T" and needs_chunks):
+                name, position = next(
+                    (name, i) for name in given for i, dim in enumerate(self.dims[name]) if dim.kind == kind
+                )
+                lines.append(f"{self.counts[letter]} = {self.names[name]}.shape[{position}]")
+        if needs_chunks:
+            lines.append(f"{self.counts['N']} = triton.cdiv({self.counts['T']}, {self.config.chunk})")
+        return lines
+
+    def _launch(self, kernel: PrintedKernel) -> dict[str, object]:
+        grid = " * ".join(self.counts.get(size, size) for size in dict(kernel.grid).values()) or "1"
+        arguments = [self._pointer(name) for name in kernel.buffers]
+        arguments += [self.counts[letter] for letter, _ in kernel.counts]
+        dot_type = f"DOT=_dot_type({self.names[self._operand()]})" if kernel.has_dot_type else ""
+        return {"kernel": kernel.name, "grid": grid, "arguments": arguments, "dot_type": dot_type}
+
+    def _pointer(self, buffer: str) -> str:
+        name = self.names[buffer]
+        return f"torch.view_as_real({name})" if self.buffers[buffer].is_complex else name
+
+    def _shape(self, buffer: str) -> str:
+        entries = [self._entry(dim, buffer) for dim in self.dims[buffer]]
+        return f"({', '.join(entries)}{',' if len(entries) == 1 else ''})"
+
+    def _entry(self, dim: BufferDim, buffer: str) -> str:
+        if dim.kind in COUNT_KINDS:
+            return COUNT_KINDS[dim.kind].replace(dim.kind, "").replace("N", self.counts["N"]) if dim.kind in (
+                "chunks", "boundaries") else self.counts[COUNT_KINDS[dim.kind]]
+        if dim.kind == "rows":
+            return str(self.config.chunk)
+        if dim.kind == "tiles":
+            return str(self._tiles(dim.name, buffer))
+        return dim.name if dim.name.isdigit() else str(self.sizes[dim.name])
+
+    def _tiles(self, axis: str, buffer: str) -> int:
+        """How many tiles of the axis the kernel that writes the buffer runs over."""
+        from recur.codegen.triton_printer.layout import Layout
+
+        kernels = [k for k in self.plan.forward + self.plan.backward if buffer in self.printed[k.name].buffers]
+        counts = {Layout(k, self.config).axes[axis].tiles for k in kernels if any(a.name == axis for a in k.axes)}
+        if len(counts) != 1:
+            raise ValueError(f"kernels that share the buffer {buffer} cut axis {axis} differently: {sorted(counts)} tiles")
+        return counts.pop()
+
+    def _operand(self) -> str:
+        """The argument whose type is the operand type."""
+        return self.plan.arguments[0].name
+
+    def _dtype(self, buffer: str) -> str:
+        declared = self.buffers[buffer]
+        source = declared.dtype.removeprefix("input:") if declared.dtype.startswith("input:") else self._operand()
+        if declared.dtype == "accumulate":
+            return "torch.complex64" if declared.is_complex else "torch.float32"
+        like = f"{self.names[source]}.dtype"
+        if declared.is_complex == self.buffers[source].is_complex:
+            return like
+        return "torch.complex64" if declared.is_complex else "torch.float32"
+
+    def _pointer_type(self, buffer: str) -> str:
+        """"*input" stands for the operand type, which the caller chooses."""
+        dtype = self._dtype(buffer)
+        return "*input" if dtype.endswith(".dtype") and not self.buffers[buffer].is_complex else "*fp32"
+
+    def _gradient(self, line: Gradient) -> tuple[str, str]:
+        """(name, expression): the sum of the line's contributions in their order, in the argument's own type."""
+        terms = []
+        for part in line.contributions:
+            letters = self.buffers[part.buffer].layout
+            positions = ", ".join(str(letters.index(letter)) for letter in part.sum_over)
+            terms.append(self.names[part.buffer] + (f".sum(dim=({positions},))" if positions else ""))
+        total = " + ".join(terms) if terms else f"torch.zeros_like({self.names[line.of]})"
+        if len(terms) == 1 and self._dtype(line.contributions[0].buffer) == f"{self.names[line.of]}.dtype":
+            return self.names[line.of], total
+        total = f"({total})" if len(terms) > 1 else total
+        return self.names[line.of], f"{total}.to({self.names[line.of]}.dtype)" if terms else total
+
+    def _tuple(self, buffers: tuple[Buffer, ...]) -> str:
+        return "(" + "".join(f"{self.names[b.name]}, " for b in buffers).rstrip(" ") + ")"
+
+
+def _identifiers(buffers: Iterable[str]) -> dict[str, str]:
+    """A Python name for every buffer; plain names first, so that only dotted ones give way."""
+    taken: set[str] = {"torch", "triton", "tl", "os"}
+    ordered = sorted(buffers, key=lambda name: not name.isidentifier())
+    return {name: safe_name(name, taken) for name in ordered}

@@ -1,0 +1,157 @@
+"""Compiles a generated module's Triton kernels ahead of time, without a GPU, and reports what each one takes.
+
+A generated module lists its kernels in tables ``<stage>_KERNELS``: (kernel, types of its arguments, constants and
+options). Nothing here runs a kernel.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a program, by compute capability
+OPTIONS = ("num_warps", "num_stages")
+ALIGNED = [["tt.divisibility", 16]]  # what torch's allocator guarantees of every pointer
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One compiled kernel.
+
+    ``registers`` per thread; ``stack`` bytes per thread, above 0 where registers spilled; ``shared`` bytes per
+    program; ``register_dots``: products on Hopper's matrix units whose left operand comes from registers;
+    ``findings``: what the lints have to say.
+    """
+
+    name: str
+    target: str
+    num_warps: int
+    num_stages: int
+    registers: int
+    stack: int
+    shared: int
+    register_dots: int
+    cubin_bytes: int
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """All kernels of a module for one target and one type of the inputs."""
+
+    target: str
+    dtype: str
+    kernels: tuple[KernelReport, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not any(kernel.findings for kernel in self.kernels)
+
+
+@dataclass(frozen=True)
+class Lint:
+    """A condition that a compiled kernel should not meet, and how it is told."""
+
+    name: str
+    holds: Callable[[KernelReport], bool]
+    says: Callable[[KernelReport], str]
+
+
+LINTS = (
+    Lint("spill", lambda k: k.stack > 0, lambda k: f"spills {k.stack} bytes a thread to memory"),
+    Lint("shared", lambda k: k.shared > shared_limit(k.target),
+         lambda k: f"needs {k.shared / 1024:.0f} KiB of shared memory, {k.target} has {shared_limit(k.target) // 1024}"),
+    Lint("one stage", lambda k: k.num_stages == 1 and k.num_warps >= 4 and capability(k.target) == 90,
+         lambda k: "one pipeline stage with 4 warps has faulted on Hopper: use two"),
+    Lint("register dots", lambda k: k.register_dots > 0,
+         lambda k: f"{k.register_dots} matrix products read their left operand from registers: verify before use on Hopper"),
+)
+
+
+def build_module(module: ModuleType, target: str = "sm_90", dtype: str = "bf16") -> BuildReport:
+    """Compiles every kernel of a generated module for ``target`` (sm_80, sm_90, sm_100, ...).
+
+    ``dtype``: the inputs' type as Triton spells it, "bf16", "fp16" or "fp32". Raises ValueError for a module without
+    kernels or one that was loaded for the interpreter, and what the compiler raises for a kernel that does not compile.
+    """
+    kernels = tuple(build_kernel(kernel, types, constants, target, dtype) for kernel, types, constants in kernels_of(module))
+    if not kernels:
+        raise ValueError(f"module {module.__name__} lists no kernels")
+    return BuildReport(target, dtype, kernels)
+
+
+def kernels_of(module: ModuleType) -> Iterator[tuple[Any, tuple[str, ...], Mapping[str, int]]]:
+    """The rows of the module's kernel tables, in the order of the file."""
+    for name, table in vars(module).items():
+        if name.endswith("_KERNELS"):
+            yield from table
+
+
+def build_kernel(kernel: Any, types: tuple[str, ...], constants: Mapping[str, int], target: str, dtype: str) -> KernelReport:
+    """Compiles one kernel and reads its resources."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import compile as compile_source
+
+    options = {name: constants[name] for name in OPTIONS}
+    compiled = compile_source(kernel_source(kernel, types, constants, dtype),
+                              target=GPUTarget("cuda", capability(target), 32), options=options)
+    registers, stack = resource_usage(compiled.asm["cubin"])
+    report = KernelReport(
+        kernel.__name__, target, options["num_warps"], options["num_stages"], registers, stack,
+        compiled.metadata.shared, count_register_dots(compiled.asm["ttgir"]), len(compiled.asm["cubin"]),
+    )
+    findings = tuple(lint.says(report) for lint in LINTS if lint.holds(report))
+    return KernelReport(**{**vars(report), "findings": findings})
+
+
+def kernel_source(kernel: Any, types: tuple[str, ...], constants: Mapping[str, int], dtype: str) -> Any:
+    """The compiler's input: a type for every argument, a value for every constant."""
+    import triton.language as tl
+    from triton.compiler import ASTSource
+
+    if not hasattr(kernel, "arg_names") or not hasattr(kernel, "cache_key"):
+        raise ValueError("the module was loaded for the interpreter: load it without TRITON_INTERPRET")
+    names = kernel.arg_names
+    dot_type = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
+    values = {**{k: v for k, v in constants.items() if k not in OPTIONS}, **({"DOT": dot_type} if "DOT" in names else {})}
+    given = [t.replace("input", dtype) for t in types]
+    signature = dict(zip(names, given, strict=False)) | {name: "constexpr" for name in values}
+    attrs = {(i,): ALIGNED for i, type_name in enumerate(given) if type_name.startswith("*")}
+    return ASTSource(kernel, signature, constexprs=values, attrs=attrs)
+
+
+def capability(target: str) -> int:
+    """90 for "sm_90" and "sm_90a"."""
+    found = re.fullmatch(r"sm_(\d+)a?", target)
+    if found is None:
+        raise ValueError(f"{target} is no target: write sm_80, sm_90 or sm_100")
+    return int(found.group(1))
+
+
+def shared_limit(target: str) -> int:
+    """Bytes of shared memory that one program can have."""
+    return SHARED_LIMIT.get(capability(target), 99) * 1024
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """(registers per thread, stack bytes per thread) of a compiled kernel, from the bundled cuobjdump."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"(REG|STACK):(\d+)", text))
+    return int(usage["REG"]), int(usage["STACK"])
+
+
+def count_register_dots(ttgir: str) -> int:
+    """Asynchronous matrix products whose first operand is a register tile and not shared memory."""
+    return len(re.findall(r"warp_group_dot\b[^\n]*:\s*tensor<", ttgir))

@@ -1,0 +1,64 @@
+"""Hand-built plans: one kernel of each kind that the strategies emit, small enough to check by eye."""
+
+from __future__ import annotations
+
+from recur.ir.plan import Contribution, Cost, Gradient, Plan
+from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel
+
+ROWS = Axis("c", "rows", "T")
+KEYS = Axis("K", "size", "K")
+COST = Cost(0.0, 0.0, 1)
+
+
+def token(name: str, *dims: str) -> Buffer:
+    return Buffer(name, ("B", "T", "H", *dims), f"input:{name}")
+
+
+def state(name: str, *dims: str) -> Buffer:
+    return Buffer(name, ("B", "H", *dims), "accumulate")
+
+
+def at_rows(name: str, *dims: str, shift: int = 0) -> Access:
+    return Access(name, ("batch", "time", "head", *dims), rows="c", shift=shift)
+
+
+def at_state(name: str, *dims: str) -> Access:
+    return Access(name, ("batch", "head", *dims))
+
+
+def plan(stage: str, arguments: tuple[Buffer, ...], forward: tuple[Kernel, ...], **rest: object) -> Plan:
+    fields: dict[str, object] = dict(initial=(), results=(), final=(), saved=(), workspace=(), backward=(), gradients=())
+    return Plan(stage=stage, strategy="chunkwise", arguments=arguments, forward=forward, cost=COST, **{**fields, **rest})  # type: ignore[arg-type]
+
+
+def linear_attention() -> Plan:
+    """o_t = q_t^T S_t with S_t = 2^{g_t} S_{t-1} + k_t v_t^T: one walk over chunks, V cut into tiles."""
+    b = Builder()
+    start = b.load("S_0", at_state("S_0", "K", "V"), ("K", "V"))
+    S = b.phi("S", start)
+    body = b.nested()
+    q = body.load("q", at_rows("q", "K"), ("c", "K"))
+    k = body.load("k", at_rows("k", "K"), ("c", "K"))
+    v = body.load("v", at_rows("v", "V"), ("c", "V"))
+    g = body.load("g", at_rows("g"), ("c",))
+    G = body.cumsum(g, "c", name="G", comment="running log2 decay inside the chunk")
+    G_end = body.last(G, "c", name="G_end")
+    scores = body.weigh(q, body.rename(k, "c", "s"), G, body.rename(G, "c", "s"), ("K",), name="P")
+    seen = body.where(body.after("c", "s", 0), scores, body.const(0.0), name="P")
+    inner = body.contract(seen, body.rename(v, "c", "s"), ("s",), name="inner")
+    outer = body.contract(body.mul(q, body.exp2(G), name="q_tilde"), S, ("K",), name="outer")
+    body.store(at_rows("o", "V"), body.add(inner, outer, name="o"))
+    weight = body.exp2(body.sub(G_end, G), name="weight")
+    write = body.contract(body.mul(k, weight, name="k_hat"), v, ("c",), name="write")
+    following = body.add(body.mul(S, body.exp2(G_end), name="kept"), write, name="S", comment="S_end = 2^{G_C} S + K^T V")
+    b.loop("chunks", body, (Carry(S, start, following),))
+    b.store(at_state("S_T", "K", "V"), S)
+    kernel = Kernel(
+        "walk", ("batch", "head", "tile:V"), (ROWS, KEYS, Axis("V", "size", "V", "grid")), tuple(b.statements),
+        ("S <- 2^{G_C} S + (2^{G_C - G} K)^T V", "O = (2^G Q) S + tril(Q K^T 2^{G_r - G_s}) V"), "forward walk",
+    )
+    return plan(
+        "linear_attention", (token("q", "K"), token("k", "K"), token("v", "V"), token("g")), (kernel,),
+        initial=(state("S_0", "K", "V"),), results=(Buffer("o", ("B", "T", "H", "V"), "operand"),),
+        final=(state("S_T", "K", "V"),),
+    )
