@@ -1,0 +1,216 @@
+"""One printed function: its names, its sizes, and which tensors are at hand in which form.
+
+A buffer is at hand as declared (an argument), and in the forms in which kernels have loaded or stored it: a second
+load in the same form is the same variable.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from recur.codegen.torch_printer.memory import (
+    Form,
+    Place,
+    layout_of,
+    lead_first,
+    parts_of,
+    tile_to_declared,
+    time_part,
+    token_first,
+)
+from recur.codegen.torch_printer.tensors import BATCH, CHUNK, HEAD, STEP, Tensor, atom, bare, permuted
+from recur.ir.plan import Plan
+from recur.ir.tile import Access, Buffer
+
+STRUCTURAL = {
+    "B": ("B", "batch", "batch_size"),
+    "T": ("T", "tokens", "token_count"),
+    "H": ("H", "heads", "head_count"),
+    "N": ("N", "chunks", "chunk_count"),
+    "C": ("C", "chunk", "chunk_size"),
+}
+
+
+def identifier(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+@dataclass
+class Function:
+    """Collects the lines of one function.
+
+    ``parameters``: the buffers that it takes, in order; those in ``tiled`` come as tiles of that form, the others as
+    declared. ``forms``: those in which the function's kernels use each buffer. ``dims``: of the recurrence.
+    """
+
+    plan: Plan
+    parameters: tuple[Buffer, ...]
+    tiled: dict[str, Form]
+    forms: dict[str, list[Form]]
+    dims: tuple[str, ...]
+    lines: list[str] = field(default_factory=list)
+    taken: dict[str, int] = field(default_factory=dict)
+    spelled: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=dict)
+    captured: dict[str, str] = field(default_factory=dict)
+    tiles: dict[tuple[str, Form], str] = field(default_factory=dict)
+    memo: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        arguments = {identifier(b.name) for b in self.parameters}
+        for letter, names in STRUCTURAL.items():
+            self.spelled[letter] = next(n for n in names if n not in arguments and n not in self.dims)
+        for dim in self.dims:
+            self.spelled["dim " + dim] = f"size_{dim}" if dim in arguments else dim
+        for name in (*arguments, *self.spelled.values(), "dtype", "device"):
+            self.taken[name] = 1
+        for name, form in self.tiled.items():
+            self.tiles[name, form] = identifier(name)
+
+    # names and sizes
+
+    def unique(self, wanted: str) -> str:
+        wanted = identifier(wanted)
+        count = self.taken.get(wanted, 0)
+        self.taken[wanted] = count + 1
+        return wanted if count == 0 else self.unique(f"{wanted}_{count + 1}")
+
+    def structural(self, letter: str) -> str:
+        """B, T, H, N (chunks) or C (tokens of a chunk), as this function calls it."""
+        if letter == "N":
+            self.structural("T")
+            self.structural("C")
+        self.sizes[letter] = self.spelled[letter]
+        return self.spelled[letter]
+
+    def lead(self, dim: str) -> str:
+        return self.structural({BATCH: "B", HEAD: "H", CHUNK: "N", STEP: "T"}[dim])
+
+    def dimension(self, dim: str) -> str:
+        """A dimension of the recurrence: its number where fixed, else the variable that holds its size."""
+        fixed = dict(self.plan.fixed_sizes)
+        if dim.isdigit() or dim in fixed:
+            return str(fixed.get(dim, dim))
+        self.sizes["dim " + dim] = self.spelled["dim " + dim]
+        return self.spelled["dim " + dim]
+
+    @property
+    def dtype(self) -> str:
+        self.captured["dtype"] = f"_accumulate_dtype({identifier(self.parameters[0].name)})"
+        return "dtype"
+
+    @property
+    def device(self) -> str:
+        self.captured["device"] = f"{identifier(self.parameters[0].name)}.device"
+        return "device"
+
+    def prologue(self) -> list[str]:
+        """The lines that define the sizes and types in use, from the parameters' shapes."""
+        missing = {key: name for key, name in self.sizes.items() if key not in ("N", "C")}
+        lines = []
+        for buffer in self.parameters:
+            keys = [d if d in ("B", "T", "H") and i < 3 else "dim " + d for i, d in enumerate(layout_of(buffer))]
+            if buffer.name not in self.tiled and any(k in missing for k in keys):
+                names = [missing.pop(k, "_") for k in keys]
+                lines.append(f"{', '.join(names)}{',' * (len(names) == 1)} = {identifier(buffer.name)}.shape")
+        if missing:
+            raise ValueError(f"{self.plan.stage}: no argument has the dimensions {', '.join(sorted(missing))}")
+        if "C" in self.sizes:
+            lines.append(f"{self.sizes['C']} = {self.plan.chunk}")
+        if "N" in self.sizes:
+            lines.append(f"{self.sizes['N']} = -(-{self.sizes['T']} // {self.sizes['C']})")
+        return ["    " + line for line in lines] + [f"    {name} = {text}" for name, text in self.captured.items()]
+
+    # lines
+
+    def line(self, text: str, note: str = "", indent: int = 1) -> None:
+        space = "    " * indent
+        if note and len(space) + len(text) + len(note) + 4 > 120:
+            self.lines.append(f"{space}# {note}")
+            note = ""
+        self.lines.append(f"{space}{text}" + (f"  # {note}" if note else ""))
+
+    def assign(self, wanted: str, text: str, note: str = "", indent: int = 1, is_new: bool = False) -> str:
+        """A line ``name = text``, and the name; a text computed before is that variable again, unless ``is_new``."""
+        text = bare(text)
+        if not is_new and text.isidentifier():
+            return text
+        if not is_new and text in self.memo:
+            return self.memo[text]
+        name = self.unique(wanted)
+        if not is_new:
+            self.memo[text] = name
+        self.line(f"{name} = {text}", note, indent)
+        return name
+
+    def forget(self, name: str) -> None:
+        """``name`` is assigned anew: nothing computed from it is at hand any more."""
+        word = re.compile(rf"\b{re.escape(name)}\b")
+        self.memo = {text: kept for text, kept in self.memo.items() if kept != name and not word.search(text)}
+
+    # memory
+
+    def is_parameter(self, name: str) -> bool:
+        return any(b.name == name for b in self.parameters)
+
+    def buffer(self, name: str) -> Buffer:
+        """A buffer of the plan, or a cotangent that the function takes."""
+        found = next((b for b in self.parameters if b.name == name), None)
+        return self.plan.buffer(name) if found is None else found
+
+    def load(self, access: Access, place: Place, wanted: str) -> Tensor:
+        """The buffer's blocks of all programs, as one tensor."""
+        buffer, form = self.buffer(access.buffer), place.form(access)
+        if (buffer.name, form) not in self.tiles:
+            self.tiles[buffer.name, form] = self.convert(buffer, access, form, wanted)
+        return Tensor(self.tiles[buffer.name, form], place.dims(access), buffer.is_complex)
+
+    def convert(self, buffer: Buffer, access: Access, form: Form, wanted: str) -> str:
+        """Prints the conversion of a declared buffer to a form, and gives the variable."""
+        text, layout = bare(self.declared(buffer)), layout_of(buffer)
+        dtype = f"{self.dtype}.to_complex()" if buffer.is_complex else self.dtype
+        cast = "" if buffer.dtype == "accumulate" else f".to({dtype})"
+        time = time_part(form)
+        if access.shift:
+            text = f"_shifted({text}, {access.shift}, {layout.index('T')})"
+        if time is None:
+            order = lead_first(layout, form)
+            text = boundaries(permuted(text, layout, order), order, form)
+            text = atom(text) + cast if cast else text
+        else:
+            text = permuted(text, layout, token_first(layout))
+            if time == "step":
+                text = f"{atom(text)}.transpose(1, 2){cast}"
+            else:
+                text = f"_chunked({text}, {self.structural('C')}, {dtype})"
+        own = identifier(buffer.name)
+        if identifier(wanted) == own and text != own and len(self.forms[buffer.name]) == 1 and self.is_parameter(own):
+            self.line(f"{own} = {text}")
+            self.forget(own)
+            return own
+        return self.assign(wanted, text)
+
+    def store(self, access: Access, place: Place, text: str) -> None:
+        self.tiles[access.buffer, place.form(access)] = text
+
+    def declared(self, buffer: Buffer) -> str:
+        """The buffer in its declared layout."""
+        if self.is_parameter(buffer.name) and buffer.name not in self.tiled:
+            return identifier(buffer.name)
+        form, tile = next(
+            ((form, text) for (name, form), text in self.tiles.items() if name == buffer.name), ((), "")
+        )
+        if not tile:
+            raise ValueError(f"{self.plan.stage}: {buffer.name} is read before any kernel writes it")
+        tokens = self.structural("T") if time_part(form) in ("rows", "chunk_step") else ""
+        return tile_to_declared(tile, form, layout_of(buffer), tokens)
+
+
+def boundaries(text: str, order: tuple[str, ...], form: Form) -> str:
+    """Of one entry a chunk boundary (a layout with N + 1), those at the start or at the end of each chunk."""
+    offset = next((p.removeprefix("chunk") for p in parts_of(form) if p.startswith("chunk+")), None)
+    if offset is None or "N+1" not in order:
+        return text
+    index = [":"] * order.index("N+1") + [":-1" if offset == "+0" else "1:"]
+    return f"{atom(text)}[{', '.join(index)}]"

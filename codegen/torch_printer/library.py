@@ -1,0 +1,147 @@
+"""Functions that the printed torch code calls; a module gets the source of those that it uses.
+
+Tiles are [batch, head, chunk, row, ...]; a chunk holds C tokens, and tokens past the end are zero.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _accumulate_dtype(x: torch.Tensor) -> torch.dtype:
+    """What sums and states are kept in: float32, or float64 where the inputs are."""
+    return torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def _chunked(x: torch.Tensor, C: int, dtype: torch.dtype) -> torch.Tensor:
+    """[B, T, H, ...] -> [B, H, N, C, ...], contiguous; zero past the last token."""
+    B, T, H, *dims = x.shape
+    N = -(-T // C)
+    rows = torch.empty(B, H, N * C, *dims, dtype=dtype, device=x.device)
+    rows[:, :, :T] = x.transpose(1, 2)
+    rows[:, :, T:] = 0
+    return rows.view(B, H, N, C, *dims)
+
+
+def _tokens(x: torch.Tensor, T: int) -> torch.Tensor:
+    """[B, H, N, C, ...] -> [B, T, H, ...]: the inverse of _chunked."""
+    return x.flatten(2, 3)[:, :, :T].transpose(1, 2).contiguous()
+
+
+def _shifted(x: torch.Tensor, shift: int, dim: int = 1) -> torch.Tensor:
+    """x at token t + shift, zero outside the sequence."""
+    moved = torch.zeros_like(x)
+    count = x.shape[dim] - abs(shift)
+    if count > 0:
+        moved.narrow(dim, max(-shift, 0), count).copy_(x.narrow(dim, max(shift, 0), count))
+    return moved
+
+
+def _inside(T: int, N: int, C: int, device: torch.device) -> torch.Tensor:
+    """[N, C]: which rows hold a token."""
+    return (torch.arange(N * C, device=device) < T).view(N, C)
+
+
+def _after(C: int, offset: int, device: torch.device) -> torch.Tensor:
+    """[C, C]: whether row - column >= offset."""
+    row = torch.arange(C, device=device)
+    return row[:, None] - row >= offset
+
+
+def _exclusive(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Running sums along dim, each without its own term."""
+    return _shifted(x.cumsum(dim), -1, dim)
+
+
+def _inverse(L: torch.Tensor) -> torch.Tensor:
+    """(I + L)^-1 for L strictly lower triangular in the last two dims."""
+    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False, unitriangular=True)
+
+
+def _scan(a: torch.Tensor, x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Running products of a, and h_r = a_r h_{r-1} + x_r from zero, along dim: log2(C) steps that double the reach."""
+    a, x = a.movedim(dim, 0).clone(), x.movedim(dim, 0).clone()
+    reach = 1
+    while reach < x.shape[0]:
+        x[reach:] += a[reach:] * x[:-reach]
+        a[reach:] = a[reach:] * a[:-reach]
+        reach *= 2
+    return a.movedim(0, dim), x.movedim(0, dim)
+
+
+def _maxscan(g: torch.Tensor, x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Running sums of g, and m_r = max(m_{r-1} + g_r, x_r) from minus infinity, along dim."""
+    g, x = g.movedim(dim, 0).clone(), x.movedim(dim, 0).clone()
+    reach = 1
+    while reach < x.shape[0]:
+        x[reach:] = torch.maximum(x[reach:], x[:-reach] + g[reach:])
+        g[reach:] = g[reach:] + g[:-reach]
+        reach *= 2
+    return g.movedim(0, dim), x.movedim(0, dim)
+
+
+def _weighed_scores(
+    x: torch.Tensor, y: torch.Tensor, gx: torch.Tensor, gy: torch.Tensor, reverse: bool = False
+) -> torch.Tensor:
+    """out[r, s] = sum_k x[r, k] y[s, k] 2^(gx[r, k] - gy[s, k]), where row r is not before row s in the walk's order.
+
+    Rows in blocks of 16. Earlier blocks by one product, both exponents taken from the block's first row, which is in
+    the future of none of its rows: 2^(gx - anchor) and 2^(anchor - gy) are at most 1. The block itself pair by pair.
+    The other pairs are zero, or finite.
+    """
+    C = x.shape[-2]
+    batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (x, y, gx, gy)))
+    out = (x[..., :1, :1] * y[..., :1, :1]).new_zeros(*batch, C, C)
+    for start in range(0, C, 16):
+        stop = min(start + 16, C)
+        block, past = slice(start, stop), slice(stop, C) if reverse else slice(0, start)
+        anchor = gx[..., stop - 1 : stop, :] if reverse else gx[..., start : start + 1, :]
+        scale = torch.exp2((gx[..., block, None, :] - gy[..., None, block, :]).clamp_(max=0))
+        out[..., block, block] = (scale * x[..., block, None, :] * y[..., None, block, :]).sum(-1)
+        left = x[..., block, :] * torch.exp2((gx[..., block, :] - anchor).clamp_(max=0))
+        right = y[..., past, :] * torch.exp2((anchor - gy[..., past, :]).clamp_(max=0))
+        out[..., block, past] = left @ right.mT
+    return out
+
+
+def _weighed_rows(
+    p: torch.Tensor, y: torch.Tensor, gx: torch.Tensor, gy: torch.Tensor, reverse: bool = False
+) -> torch.Tensor:
+    """out[r, k] = sum_s p[r, s] y[s, k] 2^(gx[r, k] - gy[s, k]) for p that is zero where row r is before row s in the
+    walk's order. Blocks and anchors as in _weighed_scores.
+    """
+    C = p.shape[-2]
+    batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (p, y, gx, gy)))
+    out = (p[..., :1, :1] * y[..., :1, :1]).new_empty(*batch, C, y.shape[-1])
+    for start in range(0, C, 16):
+        stop = min(start + 16, C)
+        block, past = slice(start, stop), slice(stop, C) if reverse else slice(0, start)
+        anchor = gx[..., stop - 1 : stop, :] if reverse else gx[..., start : start + 1, :]
+        scale = torch.exp2((gx[..., block, None, :] - gy[..., None, block, :]).clamp_(max=0))
+        here = (p[..., block, None, block] @ (scale * y[..., None, block, :])).squeeze(-2)
+        right = y[..., past, :] * torch.exp2((anchor - gy[..., past, :]).clamp_(max=0))
+        left = torch.exp2((gx[..., block, :] - anchor).clamp_(max=0))
+        out[..., block, :] = here + left * (p[..., block, past] @ right)
+    return out
+
+
+def _place(x: torch.Tensor, size: int, i: int) -> torch.Tensor:
+    """x as entry i of a new last dim, zero elsewhere."""
+    out = x.new_zeros(*x.shape, size)
+    out[..., i] = x
+    return out
+
+
+def _hadamard(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The Walsh-Hadamard transform along dim, unnormalised, in Sylvester's order."""
+    x = x.movedim(dim, -1)
+    shape, half = x.shape, 1
+    while half < shape[-1]:
+        x = x.reshape(*shape[:-1], -1, 2, half)
+        x = torch.cat((x[..., :1, :] + x[..., 1:, :], x[..., :1, :] - x[..., 1:, :]), -2)
+        half *= 2
+    return x.reshape(shape).movedim(-1, dim)

@@ -1,0 +1,87 @@
+"""Loops taken apart: what a loop over chunks or steps needs to do one iteration at a time, and what is done at once.
+
+A loop over tiles disappears: torch code holds an axis whole, so its body runs once. Any other loop is split by the
+values it carries:
+
+    before   what depends on no carried value: for all iterations at once, before the loop
+    core     what the carried values' next ones are made of: in the loop
+    after    what depends on carried values but feeds nothing back: at once, after the loop, from the stacked values
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from recur.ir.tile import Carry, Let, Loop, Statement, Store, Value
+
+
+@dataclass(frozen=True)
+class Split:
+    before: tuple[Statement, ...]
+    core: tuple[Statement, ...]
+    after: tuple[Statement, ...]
+
+
+def uses(statement: Statement) -> Iterator[Value]:
+    """Every value that a statement reads, in order; a loop's own values included."""
+    if isinstance(statement, Let):
+        yield from statement.args
+    elif isinstance(statement, Store):
+        yield statement.value
+    else:
+        for carry in statement.carries:
+            yield carry.init
+        for inner in statement.body:
+            yield from uses(inner)
+        for carry in statement.carries:
+            yield carry.next
+
+
+def defines(statement: Statement) -> tuple[str, ...]:
+    if isinstance(statement, Let):
+        return tuple(v.name for v in statement.outs)
+    return () if isinstance(statement, Store) else tuple(c.phi.name for c in statement.carries)
+
+
+def inline_tiles(body: Iterable[Statement], known: dict[str, Value] | None = None) -> tuple[Statement, ...]:
+    """The statements with every loop over tiles replaced by its body, carried values by their initial ones."""
+    known = {} if known is None else known
+    result: list[Statement] = []
+    for statement in body:
+        if isinstance(statement, Let):
+            result.append(replace(statement, args=tuple(known.get(a.name, a) for a in statement.args)))
+        elif isinstance(statement, Store):
+            result.append(replace(statement, value=known.get(statement.value.name, statement.value)))
+        elif statement.over == "tiles":
+            known.update({c.phi.name: known.get(c.init.name, c.init) for c in statement.carries})
+            result.extend(inline_tiles(statement.body, known))
+            known.update({c.phi.name: known.get(c.next.name, c.next) for c in statement.carries})
+        else:
+            inner = inline_tiles(statement.body, known)
+            carries = tuple(
+                Carry(c.phi, known.get(c.init.name, c.init), known.get(c.next.name, c.next)) for c in statement.carries
+            )
+            result.append(replace(statement, carries=carries, body=inner))
+    return tuple(result)
+
+
+def split(loop: Loop) -> Split:
+    carried = {c.phi.name for c in loop.carries}
+    dependent: list[Statement] = []
+    before: list[Statement] = []
+    for statement in loop.body:
+        if any(v.name in carried for v in uses(statement)):
+            carried.update(defines(statement))
+            dependent.append(statement)
+        else:
+            before.append(statement)
+
+    needed = {c.next.name for c in loop.carries}
+    core: list[Statement] = []
+    for statement in reversed(dependent):
+        if any(name in needed for name in defines(statement)):
+            needed.update(v.name for v in uses(statement))
+            core.insert(0, statement)
+    after = tuple(s for s in dependent if s not in core)
+    return Split(tuple(before), tuple(core), after)

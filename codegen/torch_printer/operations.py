@@ -1,0 +1,344 @@
+"""Tile operations as torch expressions: one function an operation, from the operands' tensors to the result's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from recur.codegen.torch_printer.tensors import LEADS, Tensor, aligned, atom, bare, union_dims
+from recur.ir.tile import Attr, Let, Value
+from recur.operators import OPERATORS
+
+
+class Sizes(Protocol):
+    """What an operation asks of the function that is being printed."""
+
+    dtype: str
+    device: str
+
+    def size(self, dim: str) -> str:
+        """The printed size of a lead, a tile axis, or a dimension of the recurrence."""
+        ...
+
+    def is_rows(self, axis: str) -> bool: ...
+
+    def inside(self, axis: str) -> Tensor:
+        """Which rows hold a token."""
+        ...
+
+    def walks_backwards(self, row: str, column: str) -> bool:
+        """Whether ``row`` serves rows of ``column`` that stand after it."""
+        ...
+
+
+Args = tuple[Tensor, ...]
+Operation = Callable[[Let, Args, Sizes], Tensor]
+
+
+def names_attr(let: Let, name: str) -> tuple[str, ...]:
+    value: Attr = let.attr(name)
+    return value if isinstance(value, tuple) else (str(value),)
+
+
+def whole(x: Tensor, axes: tuple[str, ...], sizes: Sizes) -> Tensor:
+    """x with every one of ``axes`` really there, in an order of its own."""
+    missing = [a for a in axes if a not in x.dims]
+    if not missing:
+        return x
+    dims = tuple(d for d in LEADS if d in x.dims or d in axes)
+    dims += tuple(a for a in dict.fromkeys((*axes, *x.dims)) if a not in dims)
+    shape = ", ".join(sizes.size(d) if d in missing else "-1" for d in dims)
+    if x.is_number:
+        kind = f"{sizes.dtype}.to_complex()" if x.is_complex else sizes.dtype
+        shape = ", ".join(sizes.size(d) for d in dims)
+        return Tensor(f"torch.full(({shape},), {x.text}, dtype={kind}, device={sizes.device})", dims, x.is_complex)
+    return Tensor(f"{atom(aligned(x, dims, keep_leading=True))}.expand({shape})", dims, x.is_complex, x.is_bool)
+
+
+def positions(x: Tensor, axes: tuple[str, ...]) -> str:
+    """The dims' numbers, from the last: -1, or (-2, -1)."""
+    found = sorted(x.dims.index(a) - len(x.dims) for a in axes)
+    return str(found[0]) if len(found) == 1 else f"({', '.join(map(str, found))})"
+
+
+def selected(x: Tensor, axis: str, index: str) -> Tensor:
+    """x at one index of an axis."""
+    at = x.dims.index(axis)
+    after = len(x.dims) - 1 - at
+    marks = [":"] * at + [index] if at <= after + 1 else ["...", index] + [":"] * after
+    return Tensor(f"{atom(x.text)}[{', '.join(marks)}]", tuple(d for d in x.dims if d != axis), x.is_complex, x.is_bool)
+
+
+def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    row = OPERATORS[let.op]
+    out = let.out
+    dims = union_dims(out.axes, *args)
+    if all(a.is_number for a in args) and row.torch.startswith("torch."):
+        first = args[0]
+        args = (Tensor(f"torch.tensor({first.text}, dtype={sizes.dtype}, device={sizes.device})"), *args[1:])
+    if let.op in ("max", "min") and any(a.is_number for a in args):
+        number, tensor = sorted(args, key=lambda a: not a.is_number)
+        bound = "min" if let.op == "max" else "max"
+        return Tensor(f"{atom(tensor.text)}.clamp({bound}={bare(number.text)})", tensor.dims)
+    if let.op in ("polar", "complex", "max", "min"):
+        like = next(a for a in args if not a.is_number)
+        args = tuple(
+            Tensor(f"torch.full_like({bare(like.text)}, {bare(a.text)})", like.dims) if a.is_number else a for a in args
+        )
+    texts = [aligned(a, dims) for a in args]
+    texts = [bare(t) for t in texts] if row.torch.startswith("torch.") else texts
+    exponent = let.attrs[0][1] if let.attrs else None
+    text = row.torch.format(*texts, exponent=exponent)
+    is_number = all(a.is_number for a in args)
+    return Tensor(text, dims, out.is_complex, out.is_bool, is_number)
+
+
+def promoted(x: Tensor, is_complex: bool, sizes: Sizes) -> Tensor:
+    """Products want operands of one type."""
+    if not is_complex or x.is_complex or x.is_number:
+        return x
+    return Tensor(f"{atom(x.text)}.to({sizes.dtype}.to_complex())", x.dims, True)
+
+
+def times(x: Tensor, y: Tensor, out: Value) -> Tensor:
+    dims = union_dims(tuple(dict.fromkeys(out.axes + x.dims + y.dims)), x, y)
+    is_number = x.is_number and y.is_number
+    return Tensor(f"({aligned(x, dims)} * {aligned(y, dims)})", dims, x.is_complex or y.is_complex, is_number=is_number)
+
+
+def sum_over(x: Tensor, axes: tuple[str, ...], sizes: Sizes) -> Tensor:
+    """The sum over axes; an axis that x was only expanded along counts by its size."""
+    present = tuple(a for a in axes if a in x.dims)
+    text = x.text
+    if present:
+        text = f"{atom(text)}.sum({positions(x, present)})"
+    for axis in axes:
+        if axis not in present:
+            text = f"({text} * {sizes.size(axis)})"
+    return Tensor(text, tuple(d for d in x.dims if d not in present), x.is_complex, is_number=x.is_number)
+
+
+def contract(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    over = names_attr(let, "over")
+    return contracted(args[0], args[1], over, let.out, sizes)
+
+
+def contracted(x: Tensor, y: Tensor, over: tuple[str, ...], out: Value, sizes: Sizes) -> Tensor:
+    """sum over ``over`` of x * y: a matrix product where each side brings at most one axis of its own."""
+    missing = tuple(a for a in over if a not in x.dims and a not in y.dims)
+    if missing:
+        return sum_over(contracted(x, y, tuple(a for a in over if a not in missing), out, sizes), missing, sizes)
+    alone = [tuple(a for a in over if a in t.dims and a not in other.dims) for t, other in ((x, y), (y, x))]
+    x, y = sum_over(x, alone[0], sizes), sum_over(y, alone[1], sizes)
+    summed = tuple(a for a in over if a in x.dims and a in y.dims)
+    if not summed:
+        return times(x, y, out)
+    is_complex = x.is_complex or y.is_complex
+    shared = tuple(d for d in x.dims if d in y.dims and d not in over and d not in LEADS)
+    leads = tuple(d for d in LEADS if d in x.dims or d in y.dims)
+    left = tuple(d for d in x.dims if d not in y.dims and d not in LEADS)
+    right = tuple(d for d in y.dims if d not in x.dims and d not in LEADS)
+    if not left and not right:
+        return sum_over(times(x, y, out), summed, sizes)
+    x, y = promoted(x, is_complex, sizes), promoted(y, is_complex, sizes)
+    if len(summed) == 1 and len(left) <= 1 and len(right) <= 1:
+        return matrix_product(x, y, leads + shared, left, summed, right)
+    letters = {d: chr(ord("a") + i) for i, d in enumerate(dict.fromkeys(x.dims + y.dims))}
+    dims = leads + shared + left + right
+    spell = ["".join(letters[d] for d in group) for group in (x.dims, y.dims, dims)]
+    text = f'torch.einsum("{spell[0]},{spell[1]}->{spell[2]}", {bare(x.text)}, {bare(y.text)})'
+    return Tensor(text, dims, is_complex)
+
+
+def matrix_product(
+    x: Tensor, y: Tensor, batch: tuple[str, ...], left: tuple[str, ...], summed: tuple[str, ...], right: tuple[str, ...]
+) -> Tensor:
+    """x @ y. A side without an axis of its own takes a lead that the other side lacks (many vectors, one matrix)."""
+    borrowed = next((d for d in reversed(batch) if d not in y.dims), None) if not left else None
+    if borrowed is not None:
+        batch, left = tuple(d for d in batch if d != borrowed), (borrowed,)
+    lent = next((d for d in reversed(batch) if d not in x.dims), None) if not right else None
+    if lent is not None:
+        batch, right = tuple(d for d in batch if d != lent), (lent,)
+    first = aligned(x, batch + left + summed)
+    second = aligned(y, batch + summed + right)
+    is_complex = x.is_complex
+    if left and right:
+        return Tensor(f"({first} @ {second})", batch + left + right, is_complex)
+    if left:
+        return Tensor(f"({first} @ {atom(second)}[..., None])[..., 0]", batch + left, is_complex)
+    return Tensor(f"({atom(first)}[..., None, :] @ {second})[..., 0, :]", batch + right, is_complex)
+
+
+def weigh(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    """sum over ``over`` of x y 2^(gx - gy): the factor comes out of the sum, goes into one operand, or is blocked."""
+    x, y, gx, gy = args
+    over = names_attr(let, "over")
+    gate_axes = tuple(dict.fromkeys(d for d in gx.dims + gy.dims if d not in LEADS))
+    dims = union_dims(gate_axes, gx, gy)
+    scale = Tensor(f"torch.exp2(({aligned(gx, dims)} - {aligned(gy, dims)}).clamp(max=0))", dims)
+    if not set(gate_axes) & set(over):
+        return times(contracted(x, y, over, let.out, sizes), scale, let.out)
+    if set(gate_axes) <= set(x.dims):
+        return contracted(times(x, scale, let.out), y, over, let.out, sizes)
+    if set(gate_axes) <= set(y.dims):
+        return contracted(x, times(y, scale, let.out), over, let.out, sizes)
+    return blocked_weigh(x, y, gx, gy, scale, over, let.out, sizes)
+
+
+def blocked_weigh(
+    x: Tensor, y: Tensor, gx: Tensor, gy: Tensor, scale: Tensor, over: tuple[str, ...], out: Value, sizes: Sizes
+) -> Tensor:
+    """Gates of rows r (gx) and s (gy) and a further axis k, of which one is summed away: in blocks of rows."""
+    rows = [a for a in gx.dims if sizes.is_rows(a) and a not in gy.dims]
+    columns = [a for a in gy.dims if sizes.is_rows(a) and a not in gx.dims]
+    own = {d for t in (x, y, gx, gy) for d in t.dims if d not in LEADS}
+    further = sorted(own - set(rows) - set(columns))
+    leads = tuple(d for d in LEADS if any(d in t.dims for t in (x, y, gx, gy)))
+    if not (len(rows) == len(columns) == len(further) == len(over) == 1):
+        return sum_over(times(times(x, y, out), scale, out), over, sizes)
+    r, s, k = rows[0], columns[0], further[0]
+    backwards = sizes.walks_backwards(r, s)
+
+    def lay(t: Tensor, *axes: str) -> str:
+        return bare(aligned(whole(t, axes, sizes), leads + axes))
+
+    flag = ", reverse=True" if backwards else ""
+    is_complex = x.is_complex or y.is_complex
+    if over == (k,):
+        row, column = (x, y) if r in x.dims else (y, x)
+        text = f"_weighed_scores({lay(row, r, k)}, {lay(column, s, k)}, {lay(gx, r, k)}, {lay(gy, s, k)}{flag})"
+        return Tensor(text, (*leads, r, s), is_complex)
+    weights, other = (x, y) if k not in x.dims else (y, x)
+    if over == (s,):
+        text = f"_weighed_rows({lay(weights, r, s)}, {lay(other, s, k)}, {lay(gx, r, k)}, {lay(gy, s, k)}{flag})"
+        return Tensor(text, (*leads, r, k), is_complex)
+    flag = "" if backwards else ", reverse=True"
+    minus = [f"-{atom(lay(g, a, k))}" for g, a in ((gy, s), (gx, r))]
+    text = f"_weighed_rows({lay(weights, s, r)}, {lay(other, r, k)}, {minus[0]}, {minus[1]}{flag})"
+    return Tensor(text, (*leads, s, k), is_complex)
+
+
+def reduce_sum(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    return sum_over(args[0], names_attr(let, "over"), sizes)
+
+
+def reduce_amax(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    x = args[0]
+    over = tuple(a for a in names_attr(let, "over") if a in x.dims)
+    if not over:
+        return x
+    return Tensor(f"{atom(x.text)}.amax({positions(x, over)})", tuple(d for d in x.dims if d not in over))
+
+
+def cumsum(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    x = whole(args[0], (axis,), sizes)
+    at = positions(x, (axis,))
+    text = f"_exclusive({bare(x.text)}, {at})" if let.attr("exclusive") else f"{atom(x.text)}.cumsum({at})"
+    return Tensor(text, x.dims, x.is_complex)
+
+
+def scan(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    dims = union_dims(let.out.axes, *args)
+    dims = dims if axis in dims else (*dims, axis)
+    is_complex = any(a.is_complex for a in args)
+    laid = [promoted(whole(a, dims, sizes), is_complex, sizes) for a in args]
+    texts = [bare(aligned(a, dims)) for a in laid]
+    at = dims.index(axis) - len(dims)
+    return Tensor(f"_{let.op}({texts[0]}, {texts[1]}, {at})", dims, is_complex)
+
+
+def last(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    return selected(args[0], axis, "-1") if axis in args[0].dims else args[0]
+
+
+def index(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    return selected(args[0], axis, str(let.attr("i"))) if axis in args[0].dims else args[0]
+
+
+def place(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis, x = str(let.attr("axis")), args[0]
+    if x.is_number:
+        x = whole(x, tuple(a for a in let.out.axes if a != axis), sizes)
+    return Tensor(f"_place({bare(x.text)}, {sizes.size(axis)}, {let.attr('i')})", (*x.dims, axis), x.is_complex)
+
+
+def hadamard(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    x = whole(args[0], (axis,), sizes)
+    return Tensor(f"_hadamard({bare(x.text)}, {positions(x, (axis,))})", x.dims, x.is_complex)
+
+
+def rename(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    return args[0].renamed(str(let.attr("old")), str(let.attr("new")))
+
+
+def expand(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    return args[0]
+
+
+def after(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    row, _ = let.out.axes
+    return Tensor(f"_after({sizes.size(row)}, {let.attr('offset')}, {sizes.device})", let.out.axes, is_bool=True)
+
+
+def valid(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis, x = str(let.attr("axis")), args[0]
+    inside = sizes.inside(axis)
+    dims = union_dims((*x.dims, axis), x, inside)
+    text = f"torch.where({aligned(inside, dims)}, {bare(aligned(x, dims))}, {number(float(let.attr('fill')))})"
+    return Tensor(text, dims, x.is_complex, x.is_bool)
+
+
+def inverse(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    pair = (str(let.attr("row")), str(let.attr("column")))
+    x = whole(args[0], pair, sizes)
+    dims = tuple(d for d in x.dims if d not in pair) + pair
+    return Tensor(f"_inverse({bare(aligned(x, dims))})", dims, x.is_complex)
+
+
+def eye(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    count = sizes.size(let.out.axes[0])
+    return Tensor(f"torch.eye({count}, dtype={sizes.dtype}, device={sizes.device})", let.out.axes)
+
+
+def const(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    return Tensor(number(float(let.attr("value"))), is_number=True)
+
+
+def zeros(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    return Tensor("0.0", is_complex=let.out.is_complex, is_number=True)
+
+
+def full(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    return Tensor(number(float(let.attr("value"))), is_number=True)
+
+
+def size(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    return Tensor(sizes.size(str(let.attr("dim"))), is_number=True)
+
+
+def number(value: float) -> str:
+    """A Python literal, parenthesised where negative."""
+    text = f'float("{value}")' if value in (float("inf"), float("-inf")) else repr(value)
+    return f"({text})" if value < 0 and not text.startswith("float") else text
+
+
+OPERATIONS: dict[str, Operation] = {
+    "const": const, "size": size, "zeros": zeros, "full": full, "eye": eye,
+    "contract": contract, "weigh": weigh, "sum": reduce_sum, "amax": reduce_amax,
+    "cumsum": cumsum, "scan": scan, "maxscan": scan, "inverse": inverse,
+    "last": last, "index": index, "place": place, "hadamard": hadamard,
+    "rename": rename, "expand": expand, "after": after, "valid": valid,
+}  # fmt: skip
+
+
+def operation(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    """The expression of one statement. Raises KeyError for an operation that neither table has."""
+    if let.op in OPERATIONS:
+        return OPERATIONS[let.op](let, args, sizes)
+    return elementwise(let, args, sizes)
