@@ -20,7 +20,8 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
                                     the matrix units with operands rounded to the operand type where the shapes allow;
                                     "full": float32 throughout
     weigh x, y, gx, gy (over)       sum over axes `over` of x * y * exp2(gx - gy): exponents are evaluated as differences.
-                                    Only pairs with gx <= gy count for the caller; others may come out as anything finite
+                                    x and gx have the rows axis c, y and gy the rows axis s. Only pairs with
+                                    row c >= row s count for the caller; the others may come out as anything finite
     sum x (over), amax x (over)     reductions
     cumsum x (axis, exclusive)      running sum along a rows axis
     scan a, x (axis)                two results: running products of a, and h_r = a_r h_{r-1} + x_r with h_{-1} = 0

@@ -40,7 +40,7 @@ class Chunk:
         if gates is None or gates.axes:
             return None
         x, y = gates.at[later], gates.at[earlier]
-        return self._once(("D", x.log.name, y.log.name), lambda: between(self.b, x, y))
+        return self._once(("D", x.log.name, y.log.name), lambda: between(self.b, x, y, self.seen(1, 0)))
 
     def masked(self, pairs: Value, later: int, earlier: int, name: str) -> Value:
         zero = self.b.const(0.0, name="zero")

@@ -156,12 +156,12 @@ def whole_chunk(b: Builder, end: Gate) -> Value:
     return factor if end.unit is None else b.mul(factor, end.unit, name="over_chunk")
 
 
-def between(b: Builder, later: Gate, earlier: Gate) -> Value:
-    """2^(G_t - G_s) on a tile [c, s] for a class without dims; finite (at most 1) where s is after t."""
-    earlier_log = b.rename(earlier.log, "c", "s")
-    difference = b.sub(later.log, earlier_log, name="elapsed")
-    factor = b.exp2(b.map("min", difference, b.const(0.0, name="zero"), name="elapsed"), name="D")
+def between(b: Builder, later: Gate, earlier: Gate, seen: Value) -> Value:
+    """2^(G_t - G_s) on a tile [c, s] for a class without dims; 1 or 0 where s is after t (``seen`` is false)."""
+    zero = b.const(0.0, name="zero")
+    difference = b.sub(later.log, b.rename(earlier.log, "c", "s"), name="elapsed")
+    factor = b.exp2(b.where(seen, difference, zero, name="elapsed"), name="D")
     if later.cuts is None or earlier.cuts is None:
         return factor
     same = b.map("eq", later.cuts, b.rename(earlier.cuts, "c", "s"), name="uncut")
-    return b.where(same, factor, b.const(0.0, name="zero"), name="D")
+    return b.where(same, factor, zero, name="D")
