@@ -32,10 +32,11 @@ def print_stage(program: Program, stage: str, sizes: dict[str, int], strategy: R
         from recur.ir.plan_printing import format_adjoints, format_plans
 
         return format_plans(plans) if stage == "plan" else format_adjoints(plans)
-    if stage == "ptx":
-        from recur.runtime.build import print_ptx
-
-        return print_ptx(program, plans, sizes, target)
     from recur.codegen.module import print_module
 
+    if stage == "ptx":
+        from recur.runtime.assembly import print_ptx
+        from recur.runtime.load import load_module
+
+        return print_ptx(load_module(rec.name, print_module(program, plans, sizes, "triton")), target)
     return print_module(program, plans, sizes, stage)

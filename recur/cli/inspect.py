@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from recur.cli.arguments import (
@@ -26,6 +28,7 @@ def inspect(
     file: str, name: str | None, stage: str, strategy: str | tuple[str, ...], target: str, dims: dict[str, int]
 ) -> None:
     """Print what the compiler has of FILE at a stage, from the parsed step to the machine's code."""
+    os.environ.pop("TRITON_INTERPRET", None)  # PTX is of kernels for a GPU, whatever runs are done under
     program = compile_file(file, name)
     sizes = bind_sizes(program, dims)
     from recur.inspection import print_stage

@@ -1,0 +1,134 @@
+"""A compiled recurrence against the oracle: outputs, final state and every gradient, on random inputs.
+
+    compare("recurrence ...", strategy="chunkwise", T=65)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from inputs import dim_sizes, random_inputs, random_state
+from torch import Tensor
+
+from recur.api import loads, make_op
+from recur.ir.spec import Recurrence
+from recur.runtime.op import Op
+
+Tensors = dict[str, Tensor]
+
+
+def as_op(source: str | Recurrence | Op) -> Op:
+    if isinstance(source, Op):
+        return source
+    return loads(source) if isinstance(source, str) else make_op(source)
+
+
+def compare(
+    source: str | Recurrence | Op,
+    strategy: str | tuple[str, ...] = "auto",
+    backend: str = "torch",
+    *,
+    B: int = 2,
+    T: int = 7,
+    H: int = 2,
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
+    initial: bool = True,
+    loss: str = "both",
+    gradients: bool = True,
+    tolerance: float = 1e-8,
+    **drawn: Any,
+) -> None:
+    """Asserts that the op and the oracle agree in float64.
+
+    loss: "both", or on the "outputs" or the "final" state alone. ``drawn``: options of `inputs.random_inputs`.
+    """
+    op = as_op(source)
+    rec = op.recurrence
+    tensors = random_inputs(rec, B, T, H, sizes, seed, requires_grad=gradients, **drawn)
+    state = random_entries(op, B, H, sizes, seed, gradients) if initial else {}
+    found = run(op, op, tensors, state, strategy=strategy, backend=backend)
+    expected = run(op, op.reference, tensors, state)
+    where = f"{rec.name} {strategy} {backend} T={T} seed={seed}"
+    assert_close(found, expected, tolerance, where)
+    if gradients:
+        leaves = tensors | {k: x for k, x in state.items() if x.requires_grad}
+        assert_close(
+            differentiate(found, leaves, loss, seed), differentiate(expected, leaves, loss, seed), tolerance, where
+        )
+
+
+def random_entries(
+    op: Op, B: int, H: int, sizes: Mapping[str, int] | None, seed: int, requires_grad: bool
+) -> Tensors:
+    """An initial state, every entry given: declared states, previous inputs inside their ranges, and log scales."""
+    rec = op.recurrence
+    found = random_state(rec, B, H, sizes, seed, requires_grad=requires_grad)
+    previous = random_inputs(rec, B, 1, H, sizes, seed + 1)
+    for name, entry in op.states.items():
+        if entry.kind == "prev":
+            found[name] = previous[name.removeprefix("prev.")][:, 0].clone().requires_grad_(requires_grad)
+        if entry.kind == "log_scale":
+            shape = (B, H, *(dim_sizes(rec, sizes)[d] for d in entry.dims))
+            generator = torch.Generator().manual_seed(seed)
+            found[name] = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return found
+
+
+def run(op: Op, call: Any, tensors: Tensors, state: Tensors, **options: Any) -> Tensors:
+    """Outputs and true final states by name, from the op or its reference."""
+    outputs, final = call(**tensors, initial_state=state or None, output_final_state=True, **options)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = {f"output {i}": x for i, x in enumerate(outputs)}
+    final = final if isinstance(final, dict) else {next(iter(op.states)): final}
+    return found | {f"final {name}": x for name, x in true_states(op, final).items()}
+
+
+def true_states(op: Op, final: Tensors) -> Tensors:
+    """States with their log scales multiplied in."""
+    found = {}
+    for name, entry in op.states.items():
+        if entry.kind != "log_scale":
+            scale = final.get(f"{name}.log_scale")
+            found[name] = final[name] if scale is None else final[name] * torch.exp(_laid_out(op, name, scale.detach()))
+    return found
+
+
+def _laid_out(op: Op, name: str, scale: Tensor) -> Tensor:
+    """A log scale [B, H, *gate dims] laid out to broadcast over its state."""
+    gates, dims = op.states[f"{name}.log_scale"].dims, op.states[name].dims
+    present = [d for d in dims if d in gates]
+    scale = scale.permute(0, 1, *(2 + gates.index(d) for d in present))
+    for axis, d in enumerate(dims):
+        scale = scale if d in gates else scale.unsqueeze(2 + axis)
+    return scale
+
+
+def differentiate(results: Tensors, leaves: Tensors, loss: str, seed: int) -> Tensors:
+    """Gradients of a random linear function of the results."""
+    generator = torch.Generator().manual_seed(seed + 17)
+    total = torch.zeros((), dtype=torch.float64)
+    for name, x in results.items():
+        if loss != "both" and not name.startswith(loss.removesuffix("s")):
+            continue
+        weights = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        total = total + (x * weights).real.sum() if x.is_complex() else total + (x * weights).sum()
+    grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {
+        f"gradient of {name}": torch.zeros_like(x) if g is None else g
+        for (name, x), g in zip(leaves.items(), grads, strict=True)
+    }
+
+
+def assert_close(found: Tensors, expected: Tensors, tolerance: float, where: str) -> None:
+    """Every tensor within ``tolerance`` of the expected one, relative to its largest value."""
+    assert list(found) == list(expected), f"{where}: {list(found)} instead of {list(expected)}"
+    for name, x in found.items():
+        y = expected[name]
+        assert x.shape == y.shape, f"{where}: {name} has shape {tuple(x.shape)}, not {tuple(y.shape)}"
+        assert x.is_complex() == y.is_complex(), f"{where}: {name} is {x.dtype}, not {y.dtype}"
+        assert torch.isfinite(y).all(), f"{where}: the oracle's {name} is not finite"
+        error = (x.detach() - y.detach()).abs().max() / y.detach().abs().max().clamp(min=1e-3)
+        assert error <= tolerance, f"{where}: {name} is off by {float(error):.2e}"
