@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from recur.ir.core import Node, add, apply, contract, expand, leaf, leaves, mul, rename, stop, sub, substitute
+from recur.ir.core import Node, add, apply, const, contract, expand, leaf, leaves, mul, rename, stop, sub, substitute
 from recur.ir.normal import (
     Decay,
     ElementwiseForm,
@@ -71,17 +71,26 @@ class StepAdjoint:
 def step_of(normal: NormalForm) -> Step:
     """Built from the forms and the epilogue, which a stabiliser has rewritten, and not from the user's updates."""
     given = dict(normal.stage.updates)
+    complex_states = {n.attrs[1] for n in leaves(roots_of(normal)) if n.attrs[0] in ("state", "next") and n.is_complex}
+    complex_states |= {f.state for f in normal.forms if _is_complex(f)}
     states, updates = [], []
     values: dict[tuple[str, str], Node] = {}
     for form in normal.forms:
-        state = leaf("state", form.state, given[form.state].dims, _is_complex(form))
+        state = leaf("state", form.state, given[form.state].dims, form.state in complex_states)
+        update = _update(form, state, values)
+        if state.is_complex and not update.is_complex:
+            update = apply("complex", update, const(0))
         states.append(state)
-        updates.append(expand(_update(form, state, values), state.dims))
+        updates.append(expand(update, state.dims))
         values["next", form.state] = updates[-1]
     epilogue = [node for _, node in normal.epilogue]
     table = {n: expand(values[n.attrs], n.dims) for n in leaves(epilogue) if n.attrs in values}
     exports = zip(normal.epilogue, substitute(epilogue, table), strict=True)
     return Step(tuple(states), tuple(updates), tuple((name, expand(node, old.dims)) for (name, old), node in exports))
+
+
+def roots_of(normal: NormalForm) -> list[Node]:
+    return [node for group in (normal.stage.updates, normal.stage.exports, normal.epilogue) for _, node in group]
 
 
 def _is_complex(form: Form) -> bool:
@@ -141,6 +150,8 @@ class StepKernels:
     frame: Frame
     start: str = "initial"
 
+    MOMENTS = ("initial", "final", "start", "before", "end", "sum")
+
     @property
     def start_per(self) -> str:
         return "chunk" if self.frame.chunked else "sequence"
@@ -185,11 +196,7 @@ class StepKernels:
         carried = [body.phi(f"d_{s.attrs[1]}", e) for s, e in zip(step.states, ends, strict=True)]
         sums = [body.phi(f"d_{n.attrs[1]}_sum", z) for n, z in zip(params, zeros, strict=True)]
         values.update(zip(adjoint.arriving, carried, strict=True))
-        for s in step.states:
-            values[s] = frame.load(body, f"{s.attrs[1]}.before", "token", s.dims)
-        frame.load_leaves(body, [n for n in step.arguments if n.attrs[0] != "param"], values)
-        for (export, node), cotangent in zip(step.exports, adjoint.given, strict=True):
-            values[cotangent] = frame.load(body, f"d_{export}", "token", node.dims)
+        self.load_tokens(body, values)
         emitted = emit_nodes(body, adjoint.states, values)
         nexts = [body.expand(v, s.dims) for s, v in zip(step.states, emitted, strict=True)]
         for argument, node in adjoint.gradients:
@@ -214,10 +221,18 @@ class StepKernels:
         self.frame.load_leaves(b, [n for n in self.step.arguments if n.attrs[0] == "param"], values)
         emit_nodes(b, operands.per_head_nodes(roots), values, "w")
 
+    def load_tokens(self, b: Builder, values: dict[Node, Value]) -> None:
+        """One token's inputs, the states before it and its exports' cotangents."""
+        for s in self.step.states:
+            values[s] = self.frame.load(b, f"{s.attrs[1]}.before", "token", s.dims)
+        self.frame.load_leaves(b, [n for n in self.step.arguments if n.attrs[0] != "param"], values)
+        for (export, node), cotangent in zip(self.step.exports, self.step.adjoint.given, strict=True):
+            values[cotangent] = self.frame.load(b, f"d_{export}", "token", node.dims)
+
     def complex_buffers(self) -> frozenset[str]:
         names = {operands.tensor_name(n) for n in self.step.arguments if n.is_complex}
         names |= {f"d_{name}" for name, node in self.step.exports if node.is_complex}
         for s in self.step.states:
             if s.is_complex:
-                names |= {f"{d}{s.attrs[1]}.{at}" for d in ("", "d_") for at in ("initial", "final", "start", "before", "end")}
+                names |= {f"{d}{s.attrs[1]}.{at}" for d in ("", "d_") for at in self.MOMENTS}
         return frozenset(names)

@@ -34,19 +34,20 @@ class Chunk:
         offset = 0 if earlier < later else 1
         return self._once(("after", str(offset)), lambda: self.b.after("c", "s", offset))
 
-    def decay(self, later: int, earlier: int) -> Value | None:
+    def decay(self, later: int, earlier: int, crossing: int = 0) -> Value | None:
         """D[c, s], the scalar decay between two rows; None without decay."""
         gates = self.form.key_gates
         if gates is None or gates.axes:
             return None
         x, y = gates.at[later], gates.at[earlier]
-        return self._once(("D", x.log.name, y.log.name), lambda: between(self.b, x, y, self.seen(1, 0)))
+        key = ("D", x.log.name, y.log.name, str(crossing))
+        return self._once(key, lambda: between(self.b, x, y, self.seen(1, 0), crossing))
 
     def masked(self, pairs: Value, later: int, earlier: int, name: str) -> Value:
         zero = self.b.const(0.0, name="zero")
         return self.b.where(self.seen(later, earlier), pairs, zero, name=name)
 
-    def scores(self, x: Vector, y: Vector, name: str = "P") -> Value:
+    def scores(self, x: Vector, y: Vector, name: str = "P", crossing: int = 0) -> Value:
         """P[c, s] = sum over the key dims of x~[c] y^[s], for the pairs in which y has happened."""
         b = self.b
         y_rows = b.rename(y.tile, "c", "s")
@@ -56,7 +57,7 @@ class Chunk:
             pairs = b.weigh(x.tile, y_rows, later, earlier, self.key, name=name)
         else:
             pairs = b.contract(x.tile, y_rows, self.key, name=name)
-            decay = self.decay(x.position, y.position)
+            decay = self.decay(x.position, y.position, crossing)
             if decay is not None:
                 pairs = b.mul(pairs, decay, name=name)
         return self.masked(pairs, x.position, y.position, name)
@@ -112,16 +113,16 @@ class Chunk:
 
     # --- rows against the chunk's ends ----------------------------------------------------------------------------------
 
-    def key_from_start(self, x: Value, position: int, name: str) -> Value:
-        return self._scaled(self.form.key_gates, x, position, "start", name)
+    def key_from_start(self, x: Value, position: int, name: str, crossing: int = 0) -> Value:
+        return self._scaled(self.form.key_gates, x, position, "start", name, crossing)
 
     def value_from_start(self, x: Value, position: int, name: str) -> Value:
         return self._scaled(self.form.value_gates, x, position, "start", name)
 
-    def key_to_end(self, x: Value, position: int, name: str) -> Value:
+    def key_to_end(self, x: Value, position: int, name: str, crossing: int = 0) -> Value:
         """x 2^{G_C - G}, with the sign from the position to the chunk's end."""
         gates = self.form.key_gates
-        scaled = self._scaled(gates, x, position, "end", name)
+        scaled = self._scaled(gates, x, position, "end", name, crossing)
         if gates is not None and gates.end.unit is not None:
             scaled = self.b.mul(scaled, gates.end.unit, name=name)
         return scaled
@@ -129,12 +130,14 @@ class Chunk:
     def value_to_end(self, x: Value, position: int, name: str) -> Value:
         return self._scaled(self.form.value_gates, x, position, "end", name)
 
-    def _scaled(self, gates: Gates | None, x: Value, position: int, which: str, name: str) -> Value:
+    def _scaled(
+        self, gates: Gates | None, x: Value, position: int, which: str, name: str, crossing: int = 0
+    ) -> Value:
         if gates is None:
             return x
-        gate = gates.at[position]
-        emit = (lambda: from_start(self.b, gate)) if which == "start" else (lambda: to_end(self.b, gate, gates.end))
-        factor = self._once((which, gate.log.name), emit)
+        gate, b = gates.at[position], self.b
+        start, end = lambda: from_start(b, gate, crossing), lambda: to_end(b, gate, gates.end, crossing)
+        factor = self._once((which, gate.log.name, str(crossing)), start if which == "start" else end)
         return self.b.mul(x, factor, name=name)
 
     def decayed(self, state: Value, name: str = "S") -> Value:

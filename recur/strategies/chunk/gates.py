@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from recur.ir.core import Node, is_const
+from recur.ir.core import Node, is_const, leaves, topological
 from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Builder, Value
 
@@ -130,38 +130,52 @@ def _running_signs(
 
 
 # --- factors -------------------------------------------------------------------------------------------------------------
+#
+# Each is zero unless exactly ``crossing`` cuts lie on the way: 0 for values, 1 for the gradient of a cut itself, whose
+# own factor is left out of G.
 
 
-def from_start(b: Builder, gate: Gate) -> Value:
+def from_start(b: Builder, gate: Gate, crossing: int = 0) -> Value:
     """2^G: the decay from the chunk's start to the position; without the sign."""
     factor = b.exp2(gate.log, name="from_start")
     if gate.cuts is None:
         return factor
-    zero = b.const(0.0, name="zero")
-    return b.where(b.map("eq", gate.cuts, zero, name="uncut"), factor, zero, name="from_start")
+    return _crossing(b, factor, gate.cuts, b.const(0.0, name="zero"), crossing, "from_start")
 
 
-def to_end(b: Builder, gate: Gate, end: Gate) -> Value:
+def to_end(b: Builder, gate: Gate, end: Gate, crossing: int = 0) -> Value:
     """2^(G_C - G): the decay from the position to the chunk's end; without the sign."""
     factor = b.exp2(b.sub(end.log, gate.log, name="remaining"), name="to_end")
     if gate.cuts is None or end.cuts is None:
         return factor
-    uncut = b.map("eq", gate.cuts, end.cuts, name="uncut")
-    return b.where(uncut, factor, b.const(0.0, name="zero"), name="to_end")
+    return _crossing(b, factor, end.cuts, gate.cuts, crossing, "to_end")
 
 
-def whole_chunk(b: Builder, end: Gate) -> Value:
+def whole_chunk(b: Builder, end: Gate, crossing: int = 0) -> Value:
     """The decay over the whole chunk, sign included."""
-    factor = from_start(b, end)
+    factor = from_start(b, end, crossing)
     return factor if end.unit is None else b.mul(factor, end.unit, name="over_chunk")
 
 
-def between(b: Builder, later: Gate, earlier: Gate, seen: Value) -> Value:
+def between(b: Builder, later: Gate, earlier: Gate, seen: Value, crossing: int = 0) -> Value:
     """2^(G_t - G_s) on a tile [c, s] for a class without dims; 1 or 0 where s is after t (``seen`` is false)."""
     zero = b.const(0.0, name="zero")
     difference = b.sub(later.log, b.rename(earlier.log, "c", "s"), name="elapsed")
     factor = b.exp2(b.where(seen, difference, zero, name="elapsed"), name="D")
     if later.cuts is None or earlier.cuts is None:
         return factor
-    same = b.map("eq", later.cuts, b.rename(earlier.cuts, "c", "s"), name="uncut")
-    return b.where(same, factor, zero, name="D")
+    return _crossing(b, factor, later.cuts, b.rename(earlier.cuts, "c", "s"), crossing, "D")
+
+
+def _crossing(b: Builder, factor: Value, later: Value, earlier: Value, crossing: int, name: str) -> Value:
+    if crossing:
+        earlier = b.add(earlier, b.const(float(crossing), name="crossing"), name="cuts")
+    return b.where(b.map("eq", later, earlier, name="uncut"), factor, b.const(0.0, name="zero"), name=name)
+
+
+# --- decays whose log has no usable derivative --------------------------------------------------------------------------
+
+
+def is_plain_factor(decay: Decay) -> bool:
+    """Whether the user gave the factor itself, so that its log is log|factor|: the gradient is taken of the factor."""
+    return decay.log is not None and any(n.op == "log" and leaves([n]) for n in topological([decay.log]))

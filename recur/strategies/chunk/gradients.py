@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from recur.ir.core import Node, leaf, leaves
+from recur.ir.core import Node, apply, const, div, leaf, leaves, mul, where
 from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Access, Axis, Builder, Carry, Kernel, Value
 from recur.passes.autodiff import pull_back
@@ -25,7 +25,7 @@ from recur.strategies.chunk.adjoint import (
 )
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
 from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.gates import class_decays, whole_chunk
+from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor, whole_chunk
 from recur.strategies.chunk.kernels import known_values, load_inverse, readout_leaves
 from recur.strategies.chunk.shape import (
     Shape,
@@ -105,17 +105,36 @@ class Cotangents:
     """Cotangents of coefficients as they come, to be pulled back together: (expression, its cotangent's tile)."""
 
     pairs: list[tuple[Node, Value]] = field(default_factory=list)
+    factors: list[tuple[Node, Node]] = field(default_factory=list)
+    tiles: dict[Node, Value] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [n for n, _ in self.pairs] + [n for n, _ in self.factors]
 
     def add(self, node: Node | None, tile: Value) -> None:
         if node is not None:
             self.pairs.append((node, tile))
 
+    def add_factor(self, decay: Decay, d_log: Value, at_cut: Value | None) -> None:
+        """d_log / factor; where the factor is below the cut, ``at_cut`` (times the sign that the pairs carry)."""
+        dims = decay.factor.dims
+        symbols = [leaf("tile", d_log.name, dims)] + ([leaf("tile", at_cut.name, dims)] if at_cut is not None else [])
+        self.tiles.update(zip(symbols, [d_log, at_cut] if at_cut is not None else [d_log], strict=True))
+        small = apply("lt", apply("abs", decay.factor), const(2.0**CUT))
+        across = symbols[1] if at_cut is not None else const(0)
+        if decay.sign is not None and at_cut is not None:
+            across = mul(where(apply("lt", decay.sign, const(0)), const(-1), const(1)), across)
+        self.factors.append((decay.factor, where(small, across, div(symbols[0], where(small, const(1), decay.factor)))))
+
     def pull(self, tiles: Tiles, sources: list[Node]) -> dict[Node, Value]:
         """The cotangents of those sources that the expressions depend on, as tiles (rows still in them)."""
         symbols = [leaf("cotangent", f"{i}", n.dims) for i, (n, _) in enumerate(self.pairs)]
-        reached = set(leaves([n for n, _ in self.pairs]))
+        reached = set(leaves(self.nodes))
         wanted = [s for s in sources if s in reached]
-        nodes = pull_back([n for n, _ in self.pairs], symbols, wanted)
+        nodes = pull_back(self.nodes, symbols + [g for _, g in self.factors], wanted)
+        for symbol, tile in self.tiles.items():
+            tiles.values[symbol] = tiles.b.expand(tile, ("c", *symbol.dims), tile.name)
         for symbol, (node, tile) in zip(symbols, self.pairs, strict=True):
             tiles.values[symbol] = tiles.b.expand(tile, ("c", *node.dims), tile.name)
         for x in argument_leaves(nodes):
@@ -143,7 +162,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     for part in parts:
         if part.form.value:
             part.enter(inner, inner_tiles, by_value)
-    pulled = by_value.pull(inner_tiles, argument_leaves([n for n, _ in by_value.pairs]))
+    pulled = by_value.pull(inner_tiles, argument_leaves(by_value.nodes))
     row_sums: dict[Node, Value] = {}
     for source, tile in pulled.items():
         if shape.value and set(shape.value) & set(source.dims):
@@ -157,7 +176,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
         b.loop("tiles", inner, tuple(c for part in parts for c in part.carries), axis=shape.value[0])
     for part in parts:
         part.finish(by_key)
-    gradients = by_key.pull(tiles, argument_leaves([n for n, _ in by_key.pairs]))
+    gradients = by_key.pull(tiles, argument_leaves(by_key.nodes))
     for source, from_values in row_sums.items():
         known = gradients.get(source)
         gradients[source] = from_values if known is None else b.add(known, from_values, name=known.name)
@@ -347,9 +366,9 @@ class FormGradients:
         gates = self.part.key_gates
         if gates is None:
             return
-        b, key = self.b, self.form.key
-        whole = b.mul(self.both, whole_chunk(b, gates.end), name="S_R")
+        b = self.b
         if gates.axes:
+            whole = b.mul(self.both, whole_chunk(b, gates.end), name="S_R")
             inner_reads = [Row(b.mul(s.vector.tile, d, name="read"), s.vector.position) for s, _, d in reads]
             inner_writes = [Row(b.mul(self.part.keys[j].tile, d, name="write"), self.part.keys[j].position) for j, _, d in writes]
             for j, after, _ in writes:
@@ -357,23 +376,42 @@ class FormGradients:
                 whole = b.add(whole, kept, name="at_end")
             for i, decay in class_decays(self.form, "key"):
                 rows = self._dims_sum(b, inner_reads, inner_writes, whole, i)
-                add_decay(cotangents, b, decay, rows, key)
+                add_decay(cotangents, b, decay, rows, self.form.key)
             return
-        whole = b.sum(whole, key, name="across")
         for i, decay in class_decays(self.form, "key"):
-            terms = [whole]
-            for side, inter, _ in reads:
-                amount = b.sum(b.mul(side.vector.tile, inter, name="read"), key, name="read")
-                terms.append(later_sum(b, Row(amount, side.vector.position), i))
-            for j, after, _ in writes:
-                vector = self.part.keys[j]
-                amount = b.sum(b.mul(vector.tile, after, name="write"), key, name="write")
-                terms.append(earlier_sum(b, Row(amount, vector.position), i))
-            for (name, j), pairs in masked.items():
-                later = next(s.vector.position for s in self.sides if s.name == name)
-                amount = b.mul(pairs, self.scores[name, j], name="M")
-                terms.append(straddling_sum(b, amount, later, self.part.keys[j].position, i))
-            add_decay(cotangents, b, decay, self.outer.sum_of(terms, "d_log"), ())
+            d_log = self._straddling(masked, reads, writes, i, 0)
+            at_cut = self._straddling(masked, reads, writes, i, 1) if gates.end.cuts is not None else None
+            add_decay(cotangents, b, decay, d_log, (), at_cut)
+
+    def _straddling(
+        self,
+        masked: dict[tuple[str, int], Value],
+        reads: list[tuple[KeySide, Value, Value]],
+        writes: list[tuple[int, Value, Value]],
+        decay: int,
+        crossing: int,
+    ) -> Value:
+        """The sum of all pairs on either side of a scalar decay with ``crossing`` cuts between them."""
+        gates, b, chunk, key = self.part.key_gates, self.b, self.outer, self.form.key
+        assert gates is not None
+        terms = [b.sum(b.mul(self.both, whole_chunk(b, gates.end, crossing), name="S_R"), key, name="across")]
+        for side, inter, _ in reads:
+            if crossing:
+                inter = chunk.key_from_start(self.from_state[side.name], side.vector.position, "d_inter", crossing)
+            amount = b.sum(b.mul(side.vector.tile, inter, name="read"), key, name="read")
+            terms.append(later_sum(b, Row(amount, side.vector.position), decay))
+        for j, after, _ in writes:
+            vector = self.part.keys[j]
+            if crossing:
+                after = chunk.key_to_end(self.to_adjoint[j], vector.position, "d_after", crossing)
+            amount = b.sum(b.mul(vector.tile, after, name="write"), key, name="write")
+            terms.append(earlier_sum(b, Row(amount, vector.position), decay))
+        for (name, j), pairs in masked.items():
+            later = next(s.vector for s in self.sides if s.name == name)
+            scores = chunk.scores(later, self.part.keys[j], "P", crossing) if crossing else self.scores[name, j]
+            amount = b.mul(pairs, scores, name="M")
+            terms.append(straddling_sum(b, amount, later.position, self.part.keys[j].position, decay))
+        return chunk.sum_of(terms, "d_log")
 
     def _dims_sum(self, b: Builder, reads: list[Row], writes: list[Row], whole: Value, decay: int) -> Value:
         rows = whole
@@ -384,13 +422,22 @@ class FormGradients:
         return rows
 
 
-def add_decay(cotangents: Cotangents, b: Builder, decay: Decay, d_log: Value, dims: tuple[str, ...]) -> None:
-    """The cotangent of a decay, given the cotangent of its log on ``dims``: summed to the decay's own dims."""
+def add_decay(
+    cotangents: Cotangents, b: Builder, decay: Decay, d_log: Value, dims: tuple[str, ...], at_cut: Value | None = None
+) -> None:
+    """The cotangent of a decay, given the cotangent of its log on ``dims``: summed to the decay's own dims.
+
+    Where the user gave the factor itself, its cotangent is d_log / factor, and where the factor cuts, ``at_cut``: the
+    pairs across it without it.
+    """
     extra = tuple(d for d in dims if d not in decay.factor.dims and d in d_log.axes)
-    if extra:
-        d_log = b.sum(d_log, extra, name="d_log")
-    if decay.log is not None:
+    d_log = b.sum(d_log, extra, name="d_log")
+    if decay.log is None:
+        return
+    if not is_plain_factor(decay):
         cotangents.add(decay.log, d_log)
+        return
+    cotangents.add_factor(decay, d_log, at_cut)
 
 
 # --- the epilogue --------------------------------------------------------------------------------------------------------

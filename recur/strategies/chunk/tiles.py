@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from recur.ir.core import Node, leaves
+from recur.ir.core import Node, apply, const, leaves, where
 from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
@@ -49,7 +49,7 @@ class Tiles:
 def vanishes(node: Node) -> bool:
     """Whether the expression is zero where all its per-token leaves are (and so on rows past the end)."""
     if node.op == "leaf":
-        return node.attrs[0] not in ("param", "cotangent")
+        return node.attrs[0] not in ("param", "cotangent", "tile")
     if node.op in ("mul", "contract"):
         return any(vanishes(a) for a in node.args)
     if node.op in ("sum", "rename", "expand", "index", "place", "hadamard", "stop", "version"):
@@ -144,5 +144,6 @@ def _load_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
         if decay.log is not None:
             logs[i] = tiles.node(decay.log, "g")
         if decay.sign is not None:
-            signs[i] = tiles.node(decay.sign, "sign", fill=1.0)
+            negative = apply("lt", decay.sign, const(0))
+            signs[i] = tiles.node(where(negative, const(-1), const(1)), "sign", fill=1.0)
     return emit_gates(tiles.b, form, which, logs, signs)
