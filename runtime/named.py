@@ -94,7 +94,7 @@ def outer(x: Named, y: Named, dim_table: Dims) -> Named:
 
 
 def rename(x: Named, old: str, new: str) -> Named:
-    if old not in x.dims or new in x.dims:
+    if old not in x.dims or (new in x.dims and new != old):
         raise ValueError(f"rename: cannot rename {old} to {new} in {_show(x.dims)}")
     return replace(x, dims=tuple(new if name == old else name for name in x.dims))
 
@@ -200,6 +200,10 @@ def assigned(x: Named, dims: tuple[str, ...], dim_table: Dims, target: str) -> N
     if len(x.dims) != len(dims):
         raise ValueError(f"{target}{_show(dims)} cannot take a value over {_show(x.dims)}")
     return Named(arranged(x, dims), dims)
+
+
+def is_complex(x: Value) -> bool:
+    return (x.mantissa if isinstance(x, Scaled) else x).is_complex()
 
 
 def real_dtype(x: Value) -> torch.dtype:

@@ -62,6 +62,10 @@ ARITHMETIC = {"+": scaled.add, "-": scaled.subtract, "*": scaled.multiply, "/": 
 ON_NUMBERS: dict[str, Callable[[float, float], float]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "**": operator.pow,
 }  # fmt: skip
+COMPLEX = frozenset(
+    ["exp", "square", "sum", "mean", "where", "outer", "rename", "hadamard", "abs", "norm", "real", "imag", "conj"]
+)  # the functions that take complex values
+
 COMPARISONS = {"<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge, "==": torch.eq, "!=": torch.ne}
 
 
@@ -104,6 +108,8 @@ class Step:
         state = next((s for s in self.rec.states if s.name == statement.target), None)
         if state is not None:
             dims = state.dims
+            if not state.is_complex:
+                self._check_real(f"the real state {state.name}", value)
             value = Named(scaled.normalise(value.value), value.dims)
         if dims is not None:
             value = named.assigned(value, dims, self.dims, statement.target)
@@ -157,6 +163,7 @@ class Step:
         if expr.op in ("*", "/"):
             return named.multiplicative(ARITHMETIC[expr.op], a, b)
         if expr.op in COMPARISONS:
+            self._check_real(expr.op, a, b)
             test = COMPARISONS[expr.op]
             return named.additive(lambda x, y: scaled.compare(test, x, y), a, b, expr.op)
         return named.additive(ARITHMETIC[expr.op], a, b, expr.op)
@@ -181,11 +188,13 @@ class Step:
         if function == "eye":
             return named.eye(_id(args[0]), _id(args[1]), self.dims, self.like)
         x = self._named(args[0])
+        if function not in COMPLEX:
+            self._check_real(function, x)
         if function in FUNCTIONS:
             table = SCALED_FUNCTIONS if self.scales else FUNCTIONS
             return Named(table[function](x.value), x.dims)
         if function == "rename":
-            return named.rename(x, _id(args[1]), _id(args[2]))
+            return self._renamed(x, _id(args[1]), _id(args[2]))
         if function in ("outer", "max", "min", "polar", "complex"):
             return self._of_two(function, x, self._named(args[1]))
         if function == "where":
@@ -194,9 +203,19 @@ class Step:
             return named.multiplicative(scaled.select, x, a, b)  # type: ignore[arg-type]
         return self._along(function, x, args[1:])
 
+    def _renamed(self, x: Named, old: str, new: str) -> Named:
+        if self.dims.roots[old] != self.dims.roots[new]:
+            raise ValueError(f"rename: {new} is not another name of {old}'s size")
+        return named.rename(x, old, new)
+
+    def _check_real(self, what: str, *operands: Named) -> None:
+        if any(named.is_complex(x.value) for x in operands):
+            raise ValueError(f"{self.rec.name}: {what} takes real values, and this is complex")
+
     def _of_two(self, function: str, x: Named, y: Named) -> Named:
         if function == "outer":
             return named.outer(x, y, self.dims)
+        self._check_real(function, y)
         if function == "polar":
             return named.multiplicative(_polar, x, y)
         operation = {"max": scaled.maximum, "min": scaled.minimum, "complex": _complex}[function]

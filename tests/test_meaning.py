@@ -6,6 +6,7 @@ import pytest
 import torch
 from inputs import dim_sizes, random_inputs, random_state
 from node_evaluator import evaluate
+from random_expressions import random_step
 from random_specs import generate
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from recur import zoo
 from recur.grammar import parse
 from recur.ir.core import leaves
 from recur.ir.spec import Recurrence
-from recur.passes.check import check
+from recur.passes.check import check, check_partial
 from recur.runtime.reference import run_reference
 
 
@@ -54,3 +55,24 @@ def test_zoo(name: str) -> None:
 def test_random_recurrences(start: int) -> None:
     for seed in range(start, start + 28):
         compare(*parse(generate(seed)[0]))
+
+
+def refuses(rec: Recurrence) -> bool:
+    try:
+        run_reference(rec, random_inputs(rec, B=1, T=1))
+    except ValueError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("start", range(0, 600, 150))
+def test_random_steps_are_valid_for_both_or_for_neither(start: int) -> None:
+    valid = 0
+    for seed in range(start, start + 150):
+        (rec,) = parse(random_step(seed))
+        step, errors = check_partial(rec)
+        assert refuses(rec) == (step is None), f"seed {seed}: {errors}"
+        if step is not None:
+            compare(rec)
+            valid += 1
+    assert valid > 20
