@@ -85,7 +85,8 @@ def read_number(token: Token) -> int | float:
     try:
         value = int(token) if token.isdigit() and len(token) <= 18 else float(token)
     except ValueError:
-        raise Mistake(Diagnostic("R005", f"`{token:.40}` is not a number", token_span(token))) from None
+        message = f"`{token:.40}` is not a number"
+        raise Mistake(Diagnostic("R005", message, token_span(token), help="write it like `1000` or `1e-6`")) from None
     if math.isinf(value):
         message = f"the number `{token:.40}` is too large"
         raise Mistake(Diagnostic("R602", message, token_span(token), help="numbers go up to about 1.8e308"))
@@ -132,7 +133,8 @@ class Builder(Transformer[Token, Any]):
     def fixed_dim(self, name: Token, number: Token) -> Dim:
         size = read_number(number)
         if not isinstance(size, int):
-            raise Mistake(Diagnostic("R602", f"the size `{number:.40}` is not a whole number", token_span(number)))
+            message = f"the size `{number:.40}` is not a whole number"
+            raise Mistake(Diagnostic("R602", message, token_span(number), help="write it like `2`"))
         return Dim(str(name), size=size, span=token_span(name, number))
 
     def variables(self, role: Token, *variables: Variable) -> list[Variable]:
@@ -153,7 +155,7 @@ class Builder(Transformer[Token, Any]):
     def bound(self, sign: Token | None, value: Token) -> float:
         if value.type == "NAME" and value != "inf":
             message = f"a range's bound is a number or `inf`, not `{value}`"
-            raise Mistake(Diagnostic("R402", message, token_span(value)))
+            raise Mistake(Diagnostic("R402", message, token_span(value), help="write a number"))
         number = math.inf if value.type == "NAME" else float(read_number(value))
         return -number if sign else number
 

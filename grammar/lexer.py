@@ -18,12 +18,13 @@ from recur.ir.spec import Span
 
 MAX_CHARACTERS = 200_000
 MAX_BRACKETS = 100
+MAX_NAME = 100
 TAB_WIDTH = 4
 
 _OPENING = {"LPAR": ")", "LSQB": "]"}
 _CLOSING = ("RPAR", "RSQB")
 _WORD = re.compile(r"[^\W\d]\w*")
-_BLANK = re.compile(r"[ ]*")
+_BLANK = re.compile(r"[ \t]*")
 _RUN = re.compile(r"(.)\1*", re.DOTALL)
 # What can only begin a statement: an open bracket before it was never closed.
 _STATEMENT = re.compile(
@@ -115,8 +116,7 @@ class _Scan:
             elif character == " ":
                 self.position += 1
             elif character == "#":
-                end = self.text.find("\n", self.position)
-                self.position = len(self.text) if end < 0 else end
+                self.position = self._row_end()
             else:
                 self._token(character)
         self._end_of_line()
@@ -126,23 +126,21 @@ class _Scan:
     def _indent(self) -> None:
         """The white space that a row begins with; a row with nothing else begins no line."""
         start = self.position
-        match = re.compile(r"[ \t]*").match(self.text, start)
+        match = _BLANK.match(self.text, start)
         assert match is not None
         self.position = match.end()
         if self.position < len(self.text) and self.text[self.position] not in "\n#":
             self.line = Line(len(match.group().expandtabs(TAB_WIDTH)))
             if "\t" in match.group():
                 self._report("R002", "a tab in the indentation", start, self.position, help="indent with spaces")
-        elif self.position == start:
-            self._skip_row()
-
-    def _skip_row(self) -> None:
-        end = self.text.find("\n", self.position)
-        if end < 0:
-            self.position = len(self.text)
+                self.line.broken = False  # the rest of the line can be read
         else:
-            self.position = end
+            self.position = self._row_end()
             self._end_of_row()
+
+    def _row_end(self) -> int:
+        end = self.text.find("\n", self.position)
+        return len(self.text) if end < 0 else end
 
     def _end_of_row(self) -> None:
         self.position += 1
@@ -168,20 +166,30 @@ class _Scan:
     def _token(self, character: str) -> None:
         assert self.line is not None
         word = _WORD.match(self.text, self.position)
-        if word and word.group().isascii():
+        if word and word.group().isascii() and len(word.group()) <= MAX_NAME:
             self._add(self.keywords.get(word.group(), "NAME"), word)
+        elif word and word.group().isascii():
+            message = f"a name of {len(word.group())} characters"
+            self._stray(word.end(), message, f"names have at most {MAX_NAME}", "R602")
         elif word:
             self._stray(word.end(), f"`{word.group()}` is not a name: names are ASCII", "write it in ASCII letters")
+        elif self._unclosed_block():
+            self._report("R005", "the string is never closed", self.position, self.position + 3, help="close it")
+            self.position = len(self.text)
         elif symbol := self.symbols.match(self.text, self.position):
             assert symbol.lastgroup is not None
             self._add(symbol.lastgroup, symbol)
         elif character in "\"'":
-            end = self.text.find("\n", self.position)
-            end = len(self.text) if end < 0 else end
+            end = self._row_end()
             self._report("R005", "the string is never closed", self.position, end, help=f"add {character}")
             self.position = end
         else:
             self._stray_character(character)
+
+    def _unclosed_block(self) -> bool:
+        """Whether a triple quote opens here that nothing closes."""
+        quotes = self.text[self.position : self.position + 3]
+        return quotes in ('"""', "'''") and self.text.find(quotes, self.position + 3) < 0
 
     def _add(self, kind: str, match: re.Match[str]) -> None:
         assert self.line is not None
@@ -202,18 +210,14 @@ class _Scan:
         if token.type in _OPENING:
             self.brackets.append(token)
             if len(self.brackets) == MAX_BRACKETS + 1:
-                self._report(
-                    "R601",
-                    f"more than {MAX_BRACKETS} brackets inside one another",
-                    token.start_pos or 0,
-                    token.end_pos or 0,
-                    help="give the inner expression a name of its own",
-                )
+                start, message = token.start_pos or 0, f"more than {MAX_BRACKETS} brackets inside one another"
+                self._report("R601", message, start, start + 1, help="give the inner expression a name of its own")
         elif token.type in _CLOSING and self.brackets:
             # a range may close with the other bracket, `(-inf, 0]`: the parser looks at the pairs
             self.brackets.pop()
         elif token.type in _CLOSING and not self.line.broken:
-            self._report("R103", f"`{token}` closes nothing", token.start_pos or 0, token.end_pos or 0, help="remove it")
+            start = token.start_pos or 0
+            self._report("R103", f"`{token}` closes nothing", start, start + 1, help="remove it")
 
     # --- mistakes ----------------------------------------------------------------------------------------------------
 
@@ -221,8 +225,11 @@ class _Scan:
         run = _RUN.match(self.text, self.position)
         assert run is not None
         if character == "\t":
+            before = self.line.broken if self.line else True
             self._report("R002", "a tab between the words of a line", *run.span(), help="write a space")
             self.position = run.end()
+            if self.line:
+                self.line.broken = before
             return
         shown = character if character.isprintable() else f"U+{ord(character):04X}"
         code = "R108" if character in "^%&|~" else "R003"

@@ -1,7 +1,7 @@
 """Known mistakes: what a user who wrote a line that does not parse most likely meant.
 
-Each function recognises one kind, given the line's tokens, the position of the token that does not fit (or of the line's
-end) and the terminals that would have fitted there.
+Each function recognises one kind, given the line's tokens, the position of the token that does not fit (or of the
+line's end) and the terminals that would have fitted there.
 """
 
 from __future__ import annotations
@@ -89,9 +89,14 @@ def after(token: Token) -> Span:
 
 
 def _reserved(tokens: Sequence[Token], at: int, expected: Collection[str]) -> Diagnostic | None:
-    if at == len(tokens) or "NAME" not in expected or tokens[at] not in (*DECLARATIONS, "complex", "in"):
+    """A word of the language where a name is wanted, or assigned as if it were one."""
+    if at < len(tokens) and "NAME" in expected and tokens[at] in (*DECLARATIONS, "complex", "in"):
+        word = tokens[at]
+    elif len(tokens) > 1 and tokens[1].type == "EQUAL" and tokens[0] in (*DECLARATIONS, "complex", "in"):
+        word = tokens[0]
+    else:
         return None
-    return _error("R107", f"`{tokens[at]}` is a reserved word, and no name", tokens[at], help="choose another name")
+    return _error("R107", f"`{word}` is a reserved word, and no name", word, help="choose another name")
 
 
 def _end_of_line(tokens: Sequence[Token], at: int, expected: Collection[str]) -> Diagnostic | None:
@@ -186,7 +191,7 @@ def _operator(tokens: Sequence[Token], at: int, expected: Collection[str]) -> Di
 
 def _range(tokens: Sequence[Token], at: int, expected: Collection[str]) -> Diagnostic | None:
     opened = [i for i, t in enumerate(tokens[:at]) if t.type == "IN"]
-    if not opened and tokens[0].type not in ("LPAR", "LSQB") or opened and tokens[0].type not in VARIABLES:
+    if tokens[0].type not in (VARIABLES if opened else ("LPAR", "LSQB")):
         return None
     if any(t.type in ("RPAR", "RSQB") for t in tokens[opened[-1] if opened else 0 : at]):
         return None

@@ -82,23 +82,29 @@ def parse_range(text: str) -> Range:
 def decode(text: str | bytes, filename: str) -> str:
     """The file as text with ``\\n`` line ends; raises RecurError where it is not text, or too much of it."""
     if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            before = text[: error.start].decode("utf-8", errors="replace")
-            raise _unreadable(filename, before, "the file is not text in UTF-8") from None
+        text = _decode_bytes(text, filename)
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if len(text) > MAX_CHARACTERS:
         message = f"the file has {len(text)} characters; at most {MAX_CHARACTERS} are read"
-        raise RecurError([Diagnostic("R602", message, Span(1, 1, 1, 2))], filename, text[:200])
+        error = Diagnostic("R602", message, Span(1, 1, 1, 2), help="split the file")
+        raise RecurError([error], filename, text[:200])
     if "\0" in text:
         raise _unreadable(filename, text[: text.index("\0")], "the file holds a NUL character: it is not text")
     return text
 
 
+def _decode_bytes(content: bytes, filename: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode("utf-8", errors="replace")
+        raise _unreadable(filename, before, "the file is not text in UTF-8") from None
+
+
 def _unreadable(filename: str, before: str, message: str) -> RecurError:
     row, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-    return RecurError([Diagnostic("R001", message, Span(row, column, row, column + 1))], filename, before)
+    span, help = Span(row, column, row, column + 1), "a recurrence is a text file, in UTF-8 or ASCII"
+    return RecurError([Diagnostic("R001", message, span, help=help)], filename, before)
 
 
 @functools.cache
@@ -185,7 +191,7 @@ class _Blocks:
     def add(self, line: Line) -> None:
         first = line.tokens[0]
         word = intended_word(line) if first.type == "NAME" and line.indent == 0 else None
-        if first.type == "RECURRENCE" or word == "recurrence" and line.tokens[-1].type == "COLON":
+        if first.type == "RECURRENCE" or (word == "recurrence" and line.tokens[-1].type == "COLON"):
             self._begin(line)
         elif not self.stack:
             if not line.broken and not self._reported_outside():
@@ -230,7 +236,7 @@ class _Blocks:
         while len(self.stack) > 1:
             self._close_loop()
         name, body = self.header.name, tuple(self.stack.pop().body)
-        if self.is_first:
+        if self.is_first and not self.parsed.diagnostics:
             self._report("R104", f"`{name}` has no body", self.header.span, "indent its lines under the header")
         if any(r.name == name for r in self.parsed.recurrences):
             self._report("R203", f"the file has two recurrences named `{name}`", token_span(name), "rename one")
@@ -317,7 +323,7 @@ class _Blocks:
 
     def _recover_loop(self, tokens: list[Token]) -> Loop | None:
         names = [t for t in tokens[1:] if t.type == "NAME" and t != "range"]
-        if tokens[0].type != "FOR" or not names:
+        if tokens[0].type != "FOR" or not names or any(t.type == "COLON" for t in tokens[:-1]):
             return None
         return Loop(names[0], names[-1], token_span(tokens[0], tokens[-1]))
 

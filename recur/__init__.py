@@ -12,13 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recur.api import load as load
-    from recur.api import loads as loads
-    from recur.api import recurrence as recurrence
     from recur.annotations import Input as Input
     from recur.annotations import Param as Param
     from recur.annotations import State as State
     from recur.annotations import dims as dims
+    from recur.api import load as load
+    from recur.api import loads as loads
+    from recur.api import recurrence as recurrence
     from recur.diagnostics import RecurError as RecurError
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ _DIM = re.compile(r"([A-Za-z_]\w*)(?:=(?:([A-Za-z_]\w*)|([0-9]{1,18})))?", re.AS
 
 @dataclass(frozen=True)
 class DimName:
-    """A named dimension. ``call`` and ``order`` say which ``dims`` call made it, and where among all names it stands."""
+    """A named dimension. ``call`` says which ``dims`` call made it, ``order`` its place among all of them."""
 
     name: str
     size: int | None

@@ -47,7 +47,7 @@ def make_op(recurrence: Recurrence) -> Op:
 
 
 def read_file(path: str | os.PathLike[str], name: str | None = None) -> Recurrence:
-    """The checked recurrence of a file; ``name`` selects one of several. A file that cannot be read is a RecurError too."""
+    """The checked recurrence of a file; ``name`` selects one of several. Raises RecurError."""
     return read(_content(path), str(os.fspath(path)), name)
 
 

@@ -17,7 +17,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from recur.annotations import Annotation, DimName, RoleName
-from recur.diagnostics import Diagnostic, RecurError, listing
+from recur.diagnostics import Diagnostic, RecurError
 from recur.grammar.builder import Mistake
 from recur.grammar.parser import MAX_DEPTH, parse_range
 from recur.ir.spec import (
@@ -112,17 +112,19 @@ def find_source(function: Callable[..., Any]) -> _Source:
     """The function's source by ``inspect``; raises RecurError where there is none."""
     name = getattr(function, "__name__", "the argument")
     if not isinstance(function, FunctionType):
-        raise RecurError([Diagnostic("R701", f"`recurrence` decorates a function, not {type(function).__name__}", None)])
+        message = f"`recurrence` decorates a function, not {type(function).__name__}"
+        raise RecurError([Diagnostic("R701", message, None)])
     filename = function.__code__.co_filename
     try:
-        lines, start = inspect.findsource(function)
-        block = inspect.getblock(lines[start:])
+        lines, _ = inspect.findsource(function)
+        block, row = inspect.getsourcelines(function)
         # an indented definition stands under an `if`, so that every column keeps its place
         indented = block[0][:1].isspace()
         tree = ast.parse("".join(["if 1:\n", *block] if indented else block))
     except RecursionError:
         message = f"`{name}` nests too deeply to be read"
-        raise RecurError([Diagnostic("R601", message, None, help="give the parts names of their own")], filename) from None
+        error = Diagnostic("R601", message, None, help="give the parts names of their own")
+        raise RecurError([error], filename) from None
     except (OSError, TypeError, SyntaxError, IndexError, ValueError):
         help = "define it in a file or a notebook's cell, or pass the recurrence as text to `recur.loads`"
         message = f"the source of `{name}` is not available"
@@ -130,11 +132,10 @@ def find_source(function: Callable[..., Any]) -> _Source:
     definition = tree.body[0].body[0] if indented else tree.body[0]  # type: ignore[attr-defined]
     if not isinstance(definition, ast.FunctionDef):
         message = "`recurrence` decorates a function that is written with `def`"
-        span = Span(start + 1, 1, start + 1, 2)
+        span = Span(row, 1, row, 2)
         raise RecurError([Diagnostic("R701", message, span)], filename, "".join(lines))
-    text, shift = "".join(lines), 1 if indented else 0
-    parsed_lines = ("", *block) if indented else tuple(block)
-    return _Source(filename, text, definition, start - shift, parsed_lines)
+    added = 1 if indented else 0
+    return _Source(filename, "".join(lines), definition, row - 1 - added, ("",) * added + tuple(block))
 
 
 @dataclass(frozen=True)
@@ -372,13 +373,15 @@ class _Reader:
     def _outputs_in_place(self, nodes: Sequence[ast.stmt], outputs: Sequence[str | None]) -> set[str]:
         """The returned locals that are assigned once, outside of loops, in the order returned, and never read."""
         in_place: set[str] = set()
-        read = [n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+        read = _names(nodes, ast.Load)
         writes = [name for node in nodes for name in _targets(node)]
         top = [name for node in nodes if isinstance(node, ast.Assign) for name in _targets(node)]
         last = -1
         for name in outputs:
-            subscripted = name in read and read.count(name) == _subscript_reads(nodes, name)
-            if name not in top or writes.count(name) > 1 or (name in read and not subscripted) or top.index(name) < last:
+            if name is None:
+                break
+            is_read = read.count(name) > _subscripted(nodes).count(name)
+            if name not in top or writes.count(name) > 1 or is_read or top.index(name) < last:
                 break
             last = top.index(name)
             in_place.add(name)
@@ -509,28 +512,22 @@ class _Reader:
 
 def _assigned(definition: ast.FunctionDef) -> set[str]:
     """The names that the function assigns, its loops' variables included."""
-    return {n.id for s in definition.body for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {
-        name for s in definition.body for name in _targets(s)
-    }
+    return {*_names(definition.body, ast.Store), *_subscripted(definition.body)}
 
 
-def _targets(node: ast.AST) -> list[str]:
-    """The names assigned in a statement, ``r[D] = ...`` included."""
-    found = []
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Assign):
-            for target in inner.targets:
-                base = target.value if isinstance(target, ast.Subscript) else target
-                found += [base.id] if isinstance(base, ast.Name) else []
-    return found
+def _names(nodes: Sequence[ast.stmt], context: type[ast.expr_context]) -> list[str]:
+    """The names loaded or stored in the statements."""
+    inner = (n for node in nodes for n in ast.walk(node))
+    return [n.id for n in inner if isinstance(n, ast.Name) and isinstance(n.ctx, context)]
 
 
-def _subscript_reads(nodes: Sequence[ast.stmt], name: str | None) -> int:
-    """How often a name is loaded only because it is assigned with its dimensions, ``name[K] = ...``."""
-    return sum(
-        isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name) and target.value.id == name
-        for node in nodes
-        for inner in ast.walk(node)
-        if isinstance(inner, ast.Assign)
-        for target in inner.targets
-    )
+def _subscripted(nodes: Sequence[ast.stmt]) -> list[str]:
+    """The names assigned with their dimensions, ``r[D] = ...``: Python takes them for loaded."""
+    inner = (n for node in nodes for n in ast.walk(node) if isinstance(n, ast.Assign))
+    targets = [t.value for n in inner for t in n.targets if isinstance(t, ast.Subscript)]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    """The names assigned in a statement, with or without their dimensions."""
+    return [*_names([node], ast.Store), *_subscripted([node])]

@@ -1,6 +1,7 @@
 """Errors as a user reads them: where, what, and which change repairs it.
 
-Every error of the language has a code in ``CODES``. A ``Diagnostic`` is one error; ``RecurError`` carries all of a file's.
+Every error of the language has a code in ``CODES``. A ``Diagnostic`` is one error; ``RecurError`` carries all of a
+file's.
 """
 
 from __future__ import annotations
@@ -58,14 +59,13 @@ CODES: dict[str, str] = {
     "R404": "a comparison outside the condition of where, or a condition that is no comparison",
     "R405": "a wrong number of arguments",
     "R406": "an argument of the wrong kind",
-    "R407": "a constant that has no finite value",
+    "R407": "a constant that has no finite real value",
     # the step as a whole
     "R501": "a state that is never updated",
     "R502": "no output",
     "R503": "no input",
     "R504": "a loop over something that has no fixed size",
     "R505": "prev of something that is not an input",
-    "R506": "no state",
     # limits
     "R601": "an expression or a block nested too deeply",
     "R602": "a file, a number or a size beyond the limits",
@@ -103,14 +103,15 @@ class Diagnostic:
 
     def render(self, filename: str, source: str) -> str:
         """The error as text: position and message, the source line underlined, the other places, the help."""
-        place = f"{filename}:{self.span.line}:{self.span.column}" if self.span else filename
+        line, column = (self.span.line, self.span.column) if self.span else (1, 1)
+        place = f"{filename}:{line}:{column}"
         parts = [f"{printable(place)}: error[{self.code}]: {self.message}"]
         lines = source.split("\n")
         labelled = [(self.span, self.label, "^")] if self.span else []
         labelled += [(span, label, "-") for span, label in self.secondary]
         width = max((len(str(span.line)) for span, _, _ in labelled), default=1)
         for row in dict.fromkeys(span.line for span, _, _ in labelled):
-            if 1 <= row <= len(lines):
+            if 1 <= row <= len(lines) and source:
                 marks = [(span, label, mark) for span, label, mark in labelled if span.line == row]
                 parts += _underline(row, marks, lines[row - 1], width)
         if self.help:
@@ -191,7 +192,7 @@ def _underline(row: int, marks: list[tuple[Span, str, str]], line: str, width: i
     if len(line) > MAX_LINE:
         shift = max(0, min(marks[0][0].column - 1, len(line)) - MAX_LINE // 4)
         line = line[shift : shift + MAX_LINE]
-    shown = [f" {str(row).rjust(width)} | {line}"]
+    shown = [f" {str(row).rjust(width)} | {line}".rstrip()]
     for span, label, mark in marks:
         start = min(max(span.column - 1 - shift, 0), len(line))
         end = len(line) if span.end_line > span.line else min(span.end_column - 1 - shift, len(line))

@@ -29,8 +29,8 @@ def check_partial(
 ) -> tuple[Step | None, list[Diagnostic]]:
     """The step, or its errors. Where lines were left out for errors of their own (not ``is_whole``), what they may have
     held is not missed: ``tainted`` are the names in them."""
-    names = collect_names(recurrence)
-    run = _Run(names, tainted)
+    names = collect_names(recurrence, tainted)
+    run = _Run(names)
     try:
         run.statements(recurrence.body)
     except TooLarge:
@@ -49,9 +49,9 @@ def check_partial(
 class _Run:
     """The statements of one step, carried out on nodes."""
 
-    def __init__(self, names: Names, tainted: frozenset[str]) -> None:
+    def __init__(self, names: Names) -> None:
         self.names = names
-        self.scope = Scope(names, tainted)
+        self.scope = Scope(names)
         self.versions: dict[str, int] = {}
         self.updates: dict[str, Node] = {}
         self.outputs: dict[str, Node] = {}
@@ -120,7 +120,7 @@ class _Run:
         for dim in dict.fromkeys(dims):
             if dim not in self.names.dims:
                 known = False
-                if dim not in self.scope.tainted:
+                if dim not in self.names.tainted:
                     self.scope.errors.append(unknown_dim(self.names, dim, span))
             elif dims.count(dim) > 1:
                 known = False
@@ -173,7 +173,7 @@ class _Run:
     def _trip_count(self, statement: For) -> int:
         """The size of the loop's dim; 1, after an error, where it has none that is fixed."""
         dim, span = statement.dim, statement.dim_span
-        if dim in self.names.broken or dim in self.scope.tainted:
+        if dim in self.names.broken or dim in self.names.tainted:
             return 1
         if dim not in self.names.dims:
             self.scope.errors.append(unknown_dim(self.names, dim, span))

@@ -72,7 +72,7 @@ def contract_last(
     last = x.dims[-1]
     if last in y.dims:
         return contract(x, y, (last,), span)
-    message = f"nothing to contract: the last dimension of the left side is `{last}`, the right side has {show_dims(y.dims)}"
+    message = f"nothing to contract: the left side's last dimension is `{last}`, the right side has {show_dims(y.dims)}"
     return Diagnostic("R302", message, span, secondary=labels(left, right), help=_contract_help(names, left, right))
 
 
@@ -132,9 +132,11 @@ def _target_help(names: Names, target: str, missing: Sequence[str], extra: Seque
     for name in missing:
         stands = [d for d in extra if names.roots[d] == names.roots[name]]
         if len(stands) > 1:
-            return f"{listing(stands, 'and')} could both stand for `{name}`: choose with `rename(..., {stands[0]}, {name})`"
+            choice = f"choose with `rename(..., {stands[0]}, {name})`"
+            return f"{listing(stands, 'and')} could both stand for `{name}`: {choice}"
         if stands:
-            return f"`{stands[0]}` could stand for any of {listing(missing)}: choose with `rename(..., {stands[0]}, {name})`"
+            choice = f"choose with `rename(..., {stands[0]}, {name})`"
+            return f"`{stands[0]}` could stand for {listing(missing)}: {choice}"
         if any(names.same_size(d, name) for d in extra):
             given = next(d for d in extra if names.same_size(d, name))
             return f"rename it: `rename(..., {given}, {name})`"

@@ -1,7 +1,7 @@
 """Expressions to nodes: names resolved, dimensions inferred, complex and real kept apart.
 
-A value that has an error is None, and what is made of it is None without another error, so that every mistake is reported
-once and none hides the next.
+A value that has an error is None, and what is made of it is None without another error, so that every mistake is
+reported once and none hides the next.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from recur.diagnostics import Diagnostic, did_you_mean, listing
 from recur.ir.core import Node, apply, const, expand, index, is_const, leaf, size, where
 from recur.ir.spec import Binary, Call, Expr, Index, Name, Number, Span, Unary
-from recur.operators import FUNCTION_NAMES, OPERATORS, power
+from recur.operators import FUNCTION_NAMES, power
 from recur.passes.dims import check_same, contract_last, labels, show
 from recur.passes.names import Names
 
 MAX_OPERATIONS = 20_000  # of one unrolled step
 
-_ARITHMETIC = {o.symbol: o.name for o in OPERATORS.values() if o.symbol in ("+", "-", "*", "/") and o.arity == 2}
+_ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div"}
 _COMPARISONS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "<": ("lt", operator.lt), "<=": ("le", operator.le), ">": ("gt", operator.gt), ">=": ("ge", operator.ge),
     "==": ("eq", operator.eq), "!=": ("ne", operator.ne),
@@ -36,7 +36,6 @@ class Scope:
     """What the names mean at one point of the step, and the errors found so far."""
 
     names: Names
-    tainted: frozenset[str]
     values: dict[str, Node | None] = field(default_factory=dict)  # states, and the locals assigned so far
     loops: dict[str, int] = field(default_factory=dict)  # the variables of the loops around this point
     errors: list[Diagnostic] = field(default_factory=list)
@@ -83,7 +82,9 @@ def promote(value: Node, is_complex: bool) -> Node:
 def constant(scope: Scope, value: Node, span: Span | None) -> Node | None:
     """The value; an error where it is a constant that overflowed."""
     if is_const(value) and not math.isfinite(float(value.attrs[0])):  # type: ignore[arg-type]
-        scope.error("R407", "the constant has no finite value", span, "numbers go up to about 1.8e308")
+        is_real = not math.isnan(float(value.attrs[0]))  # type: ignore[arg-type]
+        help = "numbers go up to about 1.8e308" if is_real else "a root of a negative number is not real"
+        scope.error("R407", "the constant has no finite real value", span, help)
         return None
     return value
 
@@ -126,7 +127,7 @@ def _unknown_name(scope: Scope, expression: Name) -> None:
         secondary = ((place, "assigned here"),) if place else ()
         help = f"move the assignment before this line, or declare `state {name}` to keep the previous token's value"
         scope.error("R206", f"`{name}` is used before it is assigned", expression.span, help, secondary)
-    elif name in scope.tainted:
+    elif name in names.tainted:
         return
     elif name in names.loops:
         help = "its value is known in its loop only"
@@ -135,8 +136,8 @@ def _unknown_name(scope: Scope, expression: Name) -> None:
         scope.error("R209", f"`{name}` is a function", expression.span, f"call it: `{name}(...)`")
     else:
         known = [*scope.values, *names.variables, *names.dims, *scope.loops]
-        help = did_you_mean(name, known, f"declare it, as in `input {name}`, or assign it before this line")
-        scope.error("R201", f"unknown name `{name}`", expression.span, help)
+        fix = did_you_mean(name, known, f"declare it, as in `input {name}`, or assign it before this line")
+        scope.error("R201", f"unknown name `{name}`", expression.span, fix)
 
 
 # --- operators -------------------------------------------------------------------------------------------------------
@@ -183,8 +184,7 @@ def _power(scope: Scope, expression: Binary, base: Node, exponent: Node) -> Node
     if is_const(base):
         return _constant_power(scope, float(base.attrs[0]), number, expression.span)  # type: ignore[arg-type]
     result = power(base, number)
-    return result if result is base else Node(result.op, result.args, result.dims, result.attrs, result.is_complex,
-                                              expression.span)  # fmt: skip
+    return result if result is base else replace(result, span=expression.span)
 
 
 def _constant_power(scope: Scope, base: float, exponent: float, span: Span | None) -> Node | None:
@@ -207,13 +207,12 @@ def elaborate_where(scope: Scope, call: Call) -> Node | None:
     if condition is None or left is None or right is None:
         return None
     values = (call.args[1], left), (call.args[2], right)
-    mismatch = check_same(scope.names, "the values of `where`", call.span, *values)
+    mismatch = check_same(scope.names, "`where`", call.span, *values)
     if mismatch:
         scope.errors.append(mismatch)
         return None
     if isinstance(condition, Node):
-        return Node("where", (condition, left, right), where(condition, left, right).dims, (),
-                    left.is_complex or right.is_complex, call.span)  # fmt: skip
+        return replace(where(condition, left, right), span=call.span)
     chosen, other = (left, right) if condition else (right, left)
     return expand(promote(chosen, other.is_complex), chosen.dims or other.dims)
 

@@ -1,4 +1,4 @@
-"""The functions of the language: rows of the operator table, and those with dimension arguments or meanings of their own.
+"""The functions of the language: rows of the operator table, and those with dimension arguments or other rules.
 
 Composed functions are written out here in terms of rows: with sums over the named dimension,
 
@@ -23,7 +23,6 @@ from recur.ir.core import (
     hadamard,
     is_const,
     leaf,
-    mul,
     reduce,
     rename,
     size,
@@ -89,9 +88,9 @@ def _unknown_function(scope: Scope, call: Call) -> None:
     if kind:
         help = "write `*` for a product" if kind != "a dim" else "write its name alone for its size"
         scope.error("R202", f"`{name}` is {kind}, not a function", call.span, help, names.declared(name))
-    elif name not in scope.tainted:
-        help = did_you_mean(name, FUNCTION_NAMES, _INSTEAD.get(name, "the functions are listed in the language's page"))
-        scope.error("R202", f"unknown function `{name}`", call.span, _INSTEAD.get(name, help))
+    elif name not in scope.names.tainted:
+        fix = _INSTEAD.get(name) or did_you_mean(name, FUNCTION_NAMES, f"the functions are {', '.join(FUNCTION_NAMES)}")
+        scope.error("R202", f"unknown function `{name}`", call.span, fix)
 
 
 _INSTEAD = {
@@ -125,11 +124,12 @@ def _check_count(scope: Scope, call: Call, fewest: int, most: int, usage: str) -
 def _dim_argument(scope: Scope, argument: Expr) -> str | None:
     """An argument that names a dimension."""
     if not isinstance(argument, Name):
-        scope.error("R406", f"`{show(argument)}` stands where a dimension's name is wanted", argument.span, "name a dim")
+        message = f"`{show(argument)}` stands where a dimension's name is wanted"
+        scope.error("R406", message, argument.span, "write the name of a dim")
         return None
     if argument.id in scope.names.dims:
         return argument.id if argument.id not in scope.names.broken else None
-    if argument.id not in scope.tainted:
+    if argument.id not in scope.names.tainted:
         scope.errors.append(unknown_dim(scope.names, argument.id, argument.span))
     return None
 
@@ -140,7 +140,9 @@ def _present_dim(scope: Scope, call: Call, value: Node, argument: Expr) -> str |
     if dim is None or dim in value.dims:
         return dim
     same = [d for d in value.dims if scope.names.same_size(d, dim)]
-    help = f"it has {show_dims(value.dims)}"
+    help = f"leave `{call.function}` out: it is a number"
+    if value.dims:
+        help = f"it has {show_dims(value.dims)}, so that `{value.dims[0]}` could stand here"
     if same:
         help = f"`{same[0]}` is its name for that size: write `{same[0]}`"
     message = f"`{show(call.args[0])}` has no dimension `{dim}`"
@@ -228,12 +230,12 @@ def _normalised(scope: Scope, call: Call) -> Node | None:
             epsilon = float(last.attrs[0])  # type: ignore[arg-type]
             arguments.pop()
         elif last is not None:
-            help = f"`{call.function}(x, K, 1e-6)`"
+            help = f"write it like `{call.function}(x, K, 1e-6)`"
             scope.error("R406", "the last argument is a constant number", arguments[-1].span, help)
             return None
     if len(arguments) > 2:
         message = f"`{call.function}` works along one dimension"
-        scope.error("R406", message, arguments[2].span, f"`{call.function}(x, K, 1e-6)`")
+        scope.error("R406", message, arguments[2].span, f"write it like `{call.function}(x, K, 1e-6)`")
         return None
     found = _value_and_dim(scope, call, arguments)
     if found is None or not need_real(scope, f"`{call.function}`", call.args[0], found[0]):
@@ -269,8 +271,8 @@ def _rename(scope: Scope, call: Call) -> Node | None:
         scope.error("R306", message, call.args[2].span, help, scope.names.declared(old, new))
         return None
     if new in value.dims:
-        message = f"`{show(call.args[0])}` has a dimension `{new}` already"
-        scope.error("R306", message, call.args[2].span, "choose a name that it does not have", labels((call.args[0], value)))
+        message, help = f"`{show(call.args[0])}` has a dimension `{new}` already", "choose a name that it does not have"
+        scope.error("R306", message, call.args[2].span, help, labels((call.args[0], value)))
         return None
     return rename(value, old, new, call.span)
 
@@ -312,7 +314,7 @@ def _prev(scope: Scope, call: Call) -> Node | None:
         if variable.role == "input":
             known = variable.name not in names.broken
             return leaf("prev", variable.name, variable.dims, variable.is_complex, call.span) if known else None
-    if isinstance(argument, Name) and argument.id in scope.tainted:
+    if isinstance(argument, Name) and argument.id in scope.names.tainted:
         return None
     help = "write `prev` of an input's name"
     if isinstance(argument, Index) and isinstance(argument.base, Name):

@@ -1,4 +1,4 @@
-"""The declarations of a recurrence as tables: one namespace, the dims' sizes and other names, and what is wrong with them."""
+"""The declarations of a recurrence as tables: one namespace, the dims' sizes and other names, and their errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from recur.diagnostics import Diagnostic, did_you_mean
+from recur.diagnostics import Diagnostic, did_you_mean, listing
 from recur.ir.spec import Assign, Dim, For, Output, Range, Recurrence, Span, Statement, Variable
 from recur.operators import FUNCTION_NAMES
 
@@ -27,9 +27,14 @@ _RESERVED = {
 
 @dataclass
 class Names:
-    """What every declared name of a recurrence is. ``errors`` grows while the tables are made."""
+    """What every declared name of a recurrence is. ``errors`` grows while the tables are made.
+
+    ``tainted`` are the names in lines left out for errors of their own: they may be anything. ``broken`` are declared
+    names whose declaration has an error: their values are not known.
+    """
 
     recurrence: Recurrence
+    tainted: frozenset[str] = frozenset()
     dims: dict[str, Dim] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
@@ -45,7 +50,7 @@ class Names:
 
     def same_size(self, a: str, b: str) -> bool:
         """Whether two dims have one size by their declarations."""
-        return self.roots[a] == self.roots[b] or self.size(a) is not None and self.size(a) == self.size(b)
+        return self.roots[a] == self.roots[b] or (self.size(a) is not None and self.size(a) == self.size(b))
 
     def others(self, dim: str) -> list[str]:
         """The other declared names of a dim's size, in the order of declaration."""
@@ -64,13 +69,12 @@ class Names:
 
     def place(self, name: str) -> Span | None:
         """Where a name is declared."""
-        for table in (self.dims, self.variables, self.outputs, self.loops):
-            if name in table:
-                found = table[name]  # type: ignore[index]
-                if isinstance(found, Output):
-                    return found.name_span
-                return found.variable_span if isinstance(found, For) else found.span
-        return None
+        if name in self.outputs:
+            return self.outputs[name].name_span
+        if name in self.loops:
+            return self.loops[name].variable_span
+        found = self.dims.get(name) or self.variables.get(name)
+        return found.span if found else None
 
     def declared(self, *names: str, label: str = "declared here") -> tuple[tuple[Span, str], ...]:
         """Second labels for a diagnostic."""
@@ -78,9 +82,9 @@ class Names:
         return tuple((span, text) for span, text in places if span is not None)
 
 
-def collect_names(recurrence: Recurrence) -> Names:
+def collect_names(recurrence: Recurrence, tainted: frozenset[str] = frozenset()) -> Names:
     """The tables of a recurrence's names, with every error of its declarations."""
-    names = Names(recurrence)
+    names = Names(recurrence, tainted)
     _check_reserved(names, recurrence.name, recurrence.span)
     for name, span, node in sorted(_declarations(recurrence), key=lambda d: _order(d[1])):
         _check_reserved(names, name, span)
@@ -112,7 +116,7 @@ def check_range(interval: Range, owner: str) -> Diagnostic | None:
         message, help = "the lower bound is above the upper one", f"write the lower bound first: `{_swap(interval)}`"
     elif low == high and (interval.low_open or interval.high_open):
         message, help = "it holds no number", "move a bound, or close both"
-    elif math.isinf(low) and not interval.low_open or math.isinf(high) and not interval.high_open:
+    elif interval != _opened(interval):
         message, help = "an infinite bound is open", f"write `{_opened(interval)}`"
     else:
         return None
@@ -129,8 +133,10 @@ def _opened(interval: Range) -> Range:
 
 
 def _declarations(recurrence: Recurrence) -> Iterator[tuple[str, Span | None, Dim | Variable | Output | For]]:
-    for declared in (*recurrence.dims, *recurrence.variables):
-        yield declared.name, declared.span, declared
+    for dim in recurrence.dims:
+        yield dim.name, dim.span, dim
+    for variable in recurrence.variables:
+        yield variable.name, variable.span, variable
     for statement in _walk(recurrence.body):
         if isinstance(statement, Output):
             yield statement.name, statement.name_span, statement
@@ -177,14 +183,14 @@ def _resolve_dims(names: Names) -> None:
     for name, dim in names.dims.items():
         if dim.size is not None and not 1 <= dim.size <= MAX_SIZE:
             message = f"the size of `{name}` is {dim.size}; sizes go from 1 to {MAX_SIZE}"
-            names.errors.append(Diagnostic("R602", message, dim.span, help="choose a smaller size"))
+            names.errors.append(Diagnostic("R602", message, dim.span, help="choose a size in that range"))
             names.broken.add(name)
         seen, root = [name], name
         while (other := names.dims[root].alias) is not None:
             if other not in names.dims:
                 help = did_you_mean(other, names.dims, f"declare `dim {other}`")
                 message = f"`{name}` is to be another name of `{other}`, which is no dim"
-                if root == name:
+                if root == name and other not in names.tainted:
                     names.errors.append(Diagnostic("R208", message, dim.span, help=help))
                 break
             if other in seen:
@@ -200,8 +206,9 @@ def _resolve_dims(names: Names) -> None:
 def _check_variable(names: Names, variable: Variable) -> None:
     for dim in dict.fromkeys(variable.dims):
         if dim not in names.dims:
-            names.errors.append(unknown_dim(names, dim, variable.span))
             names.broken.add(variable.name)
+            if dim not in names.tainted:
+                names.errors.append(unknown_dim(names, dim, variable.span))
         elif variable.dims.count(dim) > 1:
             help = f"declare another name of its size, `dim J = {dim}`, and write it once"
             message = f"`{variable.name}` lists the dimension `{dim}` twice"
@@ -221,6 +228,7 @@ def _check_variable(names: Names, variable: Variable) -> None:
 def unknown_dim(names: Names, dim: str, span: Span | None) -> Diagnostic:
     kind = names.kind(dim)
     if kind:
-        return Diagnostic("R209", f"`{dim}` is {kind}, not a dim", span, secondary=names.declared(dim))
+        help = f"the dims are {listing(list(names.dims), 'and')}" if names.dims else "declare one: `dim K`"
+        return Diagnostic("R209", f"`{dim}` is {kind}, not a dim", span, secondary=names.declared(dim), help=help)
     help = did_you_mean(dim, names.dims, f"declare it: `dim {dim}`")
     return Diagnostic("R208", f"unknown dimension `{dim}`", span, help=help)
