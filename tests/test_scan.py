@@ -142,9 +142,9 @@ def test_a_running_log_scale() -> None:
     g, i = leaf("input", "g"), leaf("input", "i")
     before = leaf("state", "m")
     after = apply("max", add(before, g), i)
-    exports = (("m", after), ("m_prev", before))
+    exports = (("m_now", after), ("m_prev", before))
     stage = Stage("s", ("m",), (("m", after),), exports)
-    epilogue = (("m", leaf("next", "m")), ("m_prev", before))
+    epilogue = (("m_now", leaf("next", "m")), ("m_prev", before))
     normal = NormalForm(stage, "maxplus", (MaxPlusForm("m", (), g, i),), epilogue, "")
     plan = make_plan(normal)
     assert not plan.backward and not plan.gradients
@@ -154,8 +154,8 @@ def test_a_running_log_scale() -> None:
     initial = torch.full((2, 2), -float("inf"), dtype=torch.float64)
     wanted, final = run_steps(normal, SIZES, tensors, {"m": initial})
     run = Run(plan, SIZES, 2, 2, 13, CHUNK)
-    run_forward(run, tensors, {"m.initial": initial})
-    for name, value in {**wanted, "m.final": final["m"]}.items():
+    run_forward(run, tensors, {"m": initial})
+    for name, value in {**wanted, "final_m": final["m"]}.items():
         torch.testing.assert_close(run.tensors[name], value)
 
 

@@ -126,7 +126,7 @@ class Scan:
         names |= {f"d_{name}" for name, node in self.normal.epilogue if node.is_complex}
         for s in self.states:
             if s.is_complex:
-                names |= {f"{s.attrs[1]}.initial", f"{s.attrs[1]}.start", f"d_{s.attrs[1]}.final"}
+                names |= {str(s.attrs[1]), f"{s.attrs[1]}.start", f"d_final_{s.attrs[1]}"}
         return frozenset(names)
 
     def load_params(self, b: Builder, values: dict[Node, Value], roots: Sequence[Node]) -> None:
@@ -142,7 +142,7 @@ class Scan:
         b = Builder(complex_buffers=self.complex_buffers())
         values: dict[Node, Value] = {}
         self.load_params(b, values, self.roots)
-        starts = [frame.load(b, f"{f.state}.initial", "sequence", f.dims) for f in self.forms]
+        starts = [frame.load(b, f.state, "sequence", f.dims) for f in self.forms]
         body = b.nested()
         carried = [body.phi(f.state, start) for f, start in zip(self.forms, starts, strict=True)]
         for f, h in zip(self.forms, carried, strict=True):
@@ -154,7 +154,7 @@ class Scan:
             frame.store(body, name, "token", node.dims, tile)
         b.loop("chunks", body, tuple(Carry(*c) for c in zip(carried, starts, ends, strict=True)))
         for f, h in zip(self.forms, carried, strict=True):
-            frame.store(b, f"{f.state}.final", "sequence", f.dims, h)
+            frame.store(b, f"final_{f.state}", "sequence", f.dims, h)
         equations = tuple(self.equation(f) for f in self.forms)
         return Kernel(f"{self.stage}_forward", frame.grid, frame.axes, tuple(b.statements), equations, "scan")
 
@@ -256,7 +256,7 @@ class ElementwiseScan(Scan):
         b = Builder(complex_buffers=self.complex_buffers())
         values: dict[Node, Value] = {}
         self.load_params(b, values, [*self.roots, *(node for _, node in adjoint.gradients)])
-        ends = [frame.load(b, f"d_{f.state}.final", "sequence", f.dims) for f in self.forms]
+        ends = [frame.load(b, f"d_final_{f.state}", "sequence", f.dims) for f in self.forms]
         params = [n for n, _ in adjoint.gradients if n.attrs[0] == "param"]
         zeros = [b.zeros(n.dims, f"d_{n.attrs[1]}_none", n.is_complex) for n in params]
 
@@ -271,7 +271,7 @@ class ElementwiseScan(Scan):
         nexts += self.emit_gradients(body, values, sums)
         b.loop("chunks", body, tuple(Carry(*c) for c in zip(carried + sums, ends + zeros, nexts, strict=True)), reverse=True)
         for f, mu in zip(self.forms, carried, strict=True):
-            frame.store(b, f"d_{f.state}.initial", "sequence", f.dims, mu)
+            frame.store(b, f"d_{f.state}", "sequence", f.dims, mu)
         for argument, total in zip(params, sums, strict=True):
             frame.store_gradient(b, argument, total)
         equations = (

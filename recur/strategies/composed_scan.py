@@ -166,7 +166,7 @@ class ComposedScan:
         """The state at every chunk's start, and the final one."""
         frame, b = self.per_sequence, Builder(complex_buffers=self.complex_buffers())
         states = self.step.states
-        begins = [frame.load(b, f"{s.attrs[1]}.initial", "sequence", s.dims) for s in states]
+        begins = [frame.load(b, str(s.attrs[1]), "sequence", s.dims) for s in states]
         body = b.nested()
         carried = [body.phi(str(s.attrs[1]), v) for s, v in zip(states, begins, strict=True)]
         nexts = []
@@ -177,7 +177,7 @@ class ComposedScan:
             nexts.append(body.expand(body.add(apply_matrix(body, phi, h, f), y, "h_next"), s.dims))
         b.loop("chunks", body, tuple(Carry(*c) for c in zip(carried, begins, nexts, strict=True)))
         for s, h in zip(states, carried, strict=True):
-            frame.store(b, f"{s.attrs[1]}.final", "sequence", s.dims, h)
+            frame.store(b, f"final_{s.attrs[1]}", "sequence", s.dims, h)
         return self.kernel("starts", frame, b, "h <- Phi h + y")
 
     # backward
@@ -205,7 +205,7 @@ class ComposedScan:
         """The cotangent of the state at every chunk's end, and of the initial state."""
         frame, b = self.per_sequence, Builder(complex_buffers=self.complex_buffers())
         states = self.step.states
-        begins = [frame.load(b, f"d_{s.attrs[1]}.final", "sequence", s.dims) for s in states]
+        begins = [frame.load(b, f"d_final_{s.attrs[1]}", "sequence", s.dims) for s in states]
         body = b.nested()
         carried = [body.phi("mu", v) for v in begins]
         nexts = []
@@ -216,7 +216,7 @@ class ComposedScan:
             nexts.append(body.expand(body.add(apply_adjoint(body, phi, mu, f), z, "mu_next"), s.dims))
         b.loop("chunks", body, tuple(Carry(*c) for c in zip(carried, begins, nexts, strict=True)), reverse=True)
         for s, mu in zip(states, carried, strict=True):
-            frame.store(b, f"d_{s.attrs[1]}.initial", "sequence", s.dims, mu)
+            frame.store(b, f"d_{s.attrs[1]}", "sequence", s.dims, mu)
         return self.kernel("ends", frame, b, "mu <- Phi^H mu + z")
 
 

@@ -57,9 +57,14 @@ def result_buffers(normal: NormalForm, outputs: frozenset[str]) -> tuple[Buffer,
     )
 
 
-def state_buffers(states: Sequence[Node], per: str, suffix: str) -> tuple[Buffer, ...]:
+def state_buffers(states: Sequence[Node], per: str, moment: str) -> tuple[Buffer, ...]:
     """A tensor for each state leaf: its value at the start or end of every sequence, chunk or token."""
-    return tuple(make_buffer(f"{s.attrs[1]}.{suffix}", per, s.dims, is_complex=s.is_complex) for s in states)
+    return tuple(make_buffer(moment_name(str(s.attrs[1]), moment), per, s.dims, is_complex=s.is_complex) for s in states)
+
+
+def moment_name(state: str, moment: str) -> str:
+    """The tensor that holds a state at a moment: "initial", "final", or one of the passes' own, such as "start"."""
+    return {"initial": state, "final": f"final_{state}"}.get(moment, f"{state}.{moment}")
 
 
 def complex_names(*groups: Sequence[Buffer]) -> frozenset[str]:
@@ -144,7 +149,7 @@ def gradient_line(leaf: Node, frame: Frame) -> Gradient:
 
 
 def initial_line(state: Node) -> Gradient:
-    name = f"{state.attrs[1]}.initial"
+    name = str(state.attrs[1])
     return Gradient(name, (Contribution(f"d_{name}"),))
 
 
@@ -239,7 +244,7 @@ def is_zero(node: Node) -> bool:
 
 
 def gradient_buffers_of_states(states: Sequence[Node]) -> tuple[Buffer, ...]:
-    return tuple(make_buffer(f"d_{s.attrs[1]}.initial", "sequence", s.dims, is_complex=s.is_complex) for s in states)
+    return tuple(make_buffer(f"d_{s.attrs[1]}", "sequence", s.dims, is_complex=s.is_complex) for s in states)
 
 
 # --- sizes ---------------------------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ class StepKernels:
         b = Builder(complex_buffers=self.complex_buffers())
         values: dict[Node, Value] = {}
         self.load_params(b, values, step.roots)
-        starts = [frame.load(b, f"{s.attrs[1]}.{self.start}", self.start_per, s.dims) for s in step.states]
+        starts = [frame.load(b, operands.moment_name(str(s.attrs[1]), self.start), self.start_per, s.dims) for s in step.states]
         body = b.nested()
         carried = [body.phi(str(s.attrs[1]), start) for s, start in zip(step.states, starts, strict=True)]
         for s, value in zip(step.states, carried, strict=True):
@@ -178,7 +178,7 @@ class StepKernels:
         b.loop("steps", body, tuple(Carry(*c) for c in zip(carried, starts, nexts, strict=True)))
         if not frame.chunked:
             for s, value in zip(step.states, carried, strict=True):
-                frame.store(b, f"{s.attrs[1]}.final", "sequence", s.dims, value)
+                frame.store(b, f"final_{s.attrs[1]}", "sequence", s.dims, value)
         equations = tuple(f"{s.attrs[1]}_t = F({s.attrs[1]}_(t-1), x_t)" for s in step.states)
         return Kernel(name, frame.grid, frame.axes, tuple(b.statements), equations, "steps")
 
@@ -188,7 +188,7 @@ class StepKernels:
         b = Builder(complex_buffers=self.complex_buffers())
         values: dict[Node, Value] = {}
         self.load_params(b, values, [*step.roots, *(n for _, n in adjoint.gradients)])
-        ends = [frame.load(b, f"d_{s.attrs[1]}.{end}", self.start_per, s.dims) for s in step.states]
+        ends = [frame.load(b, f"d_{operands.moment_name(str(s.attrs[1]), end)}", self.start_per, s.dims) for s in step.states]
         params = [n for n, _ in adjoint.gradients if n.attrs[0] == "param"]
         zeros = [b.zeros(n.dims, f"d_{n.attrs[1]}_none", n.is_complex) for n in params]
 
@@ -210,7 +210,7 @@ class StepKernels:
         b.loop("steps", body, tuple(carries), reverse=True)
         if not frame.chunked:
             for s, value in zip(step.states, carried, strict=True):
-                frame.store(b, f"d_{s.attrs[1]}.initial", "sequence", s.dims, value)
+                frame.store(b, f"d_{s.attrs[1]}", "sequence", s.dims, value)
         for argument, total in zip(params, sums, strict=True):
             frame.store_gradient(b, argument, total)
         equations = ("(d_h, d_x_t, d_w) = the pullback of the step at (h_(t-1), x_t, w), of (d_y_t, d_h)",)
@@ -234,5 +234,5 @@ class StepKernels:
         names |= {f"d_{name}" for name, node in self.step.exports if node.is_complex}
         for s in self.step.states:
             if s.is_complex:
-                names |= {f"{d}{s.attrs[1]}.{at}" for d in ("", "d_") for at in self.MOMENTS}
+                names |= {d + operands.moment_name(str(s.attrs[1]), at) for d in ("", "d_") for at in self.MOMENTS}
         return frozenset(names)
