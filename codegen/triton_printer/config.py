@@ -57,7 +57,10 @@ def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = Non
 
 
 def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launch:
-    whole = [next_power_of_two(extent_size(a.extent, sizes)) for a in kernel.axes if a.kind == "size" and a.place == "whole"]
+    whole = [
+        next_power_of_two(extent_size(a.extent, sizes)) for a in kernel.axes
+        if a.kind == "size" and a.place == "whole" and (a.extent in sizes or a.extent.isdigit())
+    ]
     has_rows = any(a.kind == "rows" for a in kernel.axes)
     blocks = tuple(
         (axis.name, default_block(axis, sizes, whole, has_rows)) for axis in kernel.axes

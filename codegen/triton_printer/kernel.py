@@ -99,23 +99,29 @@ class KernelPrinter:
     def _print_grid(self) -> None:
         """The last entry of the grid varies fastest, so programs that read the same tokens run together."""
         self._define(self.words["N"], f"tl.cdiv({self.words['T']}, {self.words['C']})")
-        self._define("pid", "tl.program_id(0)")
-        rest = "pid"
+        self._define("program", "tl.program_id(0)")
+        rest = "program"
         sizes = {"head": self.words["H"], "chunk": self.words["N"]}
         for entry in reversed(self.kernel.grid):
-            wide = ".to(tl.int64)" if entry in ("batch", "head") else ""
-            if entry == self.kernel.grid[0]:
+            size = sizes[entry] if entry in sizes else "" if entry == "batch" else str(self._tiles(entry))
+            if size == "1":
+                value = "0"
+            elif entry == self.kernel.grid[0]:
                 value = rest
             else:
-                size = sizes[entry] if entry in sizes else str(self._tiles(entry))
                 value, rest = f"{rest} % {size}", f"{rest} // {size}"
-            self._define(entry.replace(":", "_"), f"({value}){wide}" if wide and value != "pid" else f"{value}{wide}")
+            if entry in ("batch", "head"):
+                value = f"{value}.to(tl.int64)" if value == "program" else f"({value}).to(tl.int64)"
+            self._define(entry if entry in ("batch", "head", "chunk") else self._tile_index(entry), value)
+
+    def _tile_index(self, grid_entry: str) -> str:
+        return self.layout.tile_index(grid_entry.removeprefix("tile:"))
 
     def _define_axis(self, name: str) -> None:
         axis = self.layout.axes[name]
         lanes = f"tl.arange(0, {axis.block_name})"
         if axis.root.place != "whole":
-            lanes = f"tile_{axis.root.name} * {axis.block_name} + {lanes}"
+            lanes = f"{self.layout.tile_index(name)} * {axis.block_name} + {lanes}"
         self._define(axis.index, lanes)
         if axis.extent is not None and axis.padded:
             self._define(axis.mask, f"{axis.index} < {axis.extent_name}")
@@ -169,7 +175,7 @@ class KernelPrinter:
             index, count = "chunk", self.words["N"]
         elif loop.over == "tiles":
             assert loop.axis is not None
-            index, count = f"tile_{loop.axis}", str(self.layout.axes[loop.axis].tiles)
+            index, count = self.layout.tile_index(loop.axis), str(self.layout.axes[loop.axis].tiles)
         else:
             index, count = "token", self.words["T"]
         in_chunk = loop.over == "steps" and "chunk" in self.kernel.grid
@@ -232,7 +238,7 @@ class KernelPrinter:
         if entry in ("batch", "head"):
             return entry, None
         if entry.startswith("tile:"):
-            return entry.replace(":", "_"), None
+            return self._tile_index(entry), None
         return "", entry
 
     def _count(self, dim: BufferDim) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from recur.codegen.triton_printer.config import StageConfig, extent_size, next_power_of_two
@@ -30,10 +30,11 @@ class TileAxis:
     """A tile axis as printed: `block` lanes named `block_name`, over `extent` entries named `extent_name`.
 
     ``extent`` is None for rows, whose number depends on the sequence. ``root`` is the declared axis of which this is
-    a renaming.
+    a renaming; ``word`` is the name as an identifier.
     """
 
     name: str
+    word: str
     root: Axis
     block: int
     block_name: str
@@ -42,11 +43,11 @@ class TileAxis:
 
     @property
     def index(self) -> str:
-        return f"i_{self.name}"
+        return f"i_{self.word}"
 
     @property
     def mask(self) -> str:
-        return f"in_{self.name}"
+        return f"in_{self.word}"
 
     @property
     def padded(self) -> bool:
@@ -127,22 +128,23 @@ class Layout:
         self.kernel = kernel
         self.words = _words(kernel, self.sizes)
         self.axes: dict[str, TileAxis] = {}
-        roots = _roots(kernel)
+        roots = _roots(kernel, self.sizes)
         dotted = _dotted(kernel, roots)
+        taken: set[str] = set()
         for name, root in roots.items():
-            self.axes[name] = self._tile_axis(name, root, root.name in dotted)
+            self.axes[name] = self._tile_axis(name, safe_name(name, taken), root, root.name in dotted)
 
-    def _tile_axis(self, name: str, root: Axis, in_dot: bool) -> TileAxis:
+    def _tile_axis(self, name: str, word: str, root: Axis, in_dot: bool) -> TileAxis:
         if root.kind == "rows":
-            return TileAxis(name, root, self.config.chunk, self.words["C"], None, self.words["T"])
+            return TileAxis(name, word, root, self.config.chunk, self.words["C"], None, self.words["T"])
         extent = extent_size(root.extent, self.sizes)
         if root.place == "whole":
             block = max(next_power_of_two(extent), DOT_SIDE if in_dot else 1)
         else:
             block = dict(self.config.launch(self.kernel.name).blocks)[root.name]
         fixed = root.extent.isdigit()
-        block_name = str(block) if fixed else root.extent if block == extent else f"B{root.name}"
-        return TileAxis(name, root, block, block_name, extent, root.extent)
+        block_name = str(block) if fixed else root.extent if block == extent else f"B{self.axes[root.name].word if root.name in self.axes else word}"
+        return TileAxis(name, word, root, block, block_name, extent, root.extent)
 
     def order(self, axes: tuple[str, ...]) -> tuple[str, ...]:
         """Rows before sizes, each in the order of the kernel's axes, a renaming after what it renames."""
@@ -151,10 +153,11 @@ class Layout:
 
     def shape(self, axes: tuple[str, ...]) -> str:
         blocks = [self.axes[a].block_name for a in axes]
-        return f"({blocks[0]},)" if len(blocks) == 1 else f"({', '.join(blocks)})"
+        return f"({', '.join(blocks)}{',' if len(blocks) == 1 else ''})"
 
-    def is_dot(self, x: Value, y: Value, over: tuple[str, ...]) -> bool:
-        return is_dot(x, y, over)
+    def tile_index(self, axis: str) -> str:
+        """The variable that holds which tile of the axis is at hand."""
+        return f"tile_{self.axes[self.axes[axis].root.name].word}"
 
 
 def is_dot(x: Value, y: Value, over: tuple[str, ...]) -> bool:
@@ -175,13 +178,26 @@ def _words(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
     return {letter: word if letter in sizes else letter for letter, word in plain.items()}
 
 
-def _roots(kernel: Kernel) -> dict[str, Axis]:
-    """Declared axes and renamings, each with its declared axis, in the order of first mention."""
+def _roots(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, Axis]:
+    """Declared axes and renamings, each with its declared axis, in the order of first mention.
+
+    An axis over a name without a size of its own (a pass has introduced it) has the extent of an axis renamed to it.
+    """
     roots = {axis.name: axis for axis in kernel.axes}
-    for statement in statements_of(kernel.body):
-        if isinstance(statement, Let) and statement.op == "rename":
-            roots.setdefault(str(statement.attr("new")), roots[str(statement.attr("old"))])
+    for _ in range(2):  # the second time for names that are only known once later renamings are
+        for statement in statements_of(kernel.body):
+            if isinstance(statement, Let) and statement.op == "rename":
+                old, new = str(statement.attr("old")), str(statement.attr("new"))
+                for known, other in ((old, new), (new, old)):
+                    if known in roots and _has_size(roots[known], sizes):
+                        roots.setdefault(other, roots[known])
+                        if not _has_size(roots[other], sizes):
+                            roots[other] = replace(roots[other], extent=roots[known].extent)
     return roots
+
+
+def _has_size(axis: Axis, sizes: Mapping[str, int]) -> bool:
+    return axis.kind == "rows" or axis.extent.isdigit() or axis.extent in sizes
 
 
 def _dotted(kernel: Kernel, roots: Mapping[str, Axis]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -140,9 +141,12 @@ class OperationPrinter:
             text = print_power(args[0].re, float(attrs[0])) if let.op == "pow" else OPERATORS[let.op].triton.format(  # type: ignore[arg-type]
                 *(self._as_tensor(let.op, arg, p.re) for arg, p in zip(let.args, args, strict=True)))
             parts = Pair(text)
-        if let.op in ("real", "imag", "conj") and parts.re in {p for a in args for p in a.parts()}:
-            return self.alias(let.out, parts) if let.op != "conj" else self.bind(let.out, parts)
+        if let.op in ("real", "imag"):
+            return self.alias(let.out, parts, is_number(parts.re))
         out_axes = self.layout.order(let.out.axes)
+        if let.out.is_complex:
+            shape = self.layout.shape(out_axes)
+            parts = Pair(*(f"tl.full({shape}, {p}, tl.float32)" if is_number(p) else p for p in (parts.re, parts.im or "0.0")))
         if axes != out_axes:
             parts = parts.map(lambda part: f"tl.broadcast_to({align(part, axes, out_axes)}, {self.layout.shape(out_axes)})")
         return self.bind(let.out, parts)
@@ -299,14 +303,38 @@ class OperationPrinter:
         return self._print_composed(let, "_compose_max")
 
     def _print_composed(self, let: Let, combine: str) -> list[str]:
+        """From the first row to the last; towards the first row, on rows turned round (Triton's own `reverse` is not sound)."""
         axes = self.layout.order(let.out.axes)
+        axis = str(let.attr("axis"))
         inputs: list[str] = []
         for arg in let.args:
             parts = self.expanded(arg, axes)
             inputs += [parts.re, parts.im or f"tl.zeros_like({parts.re})"] if let.out.is_complex else [parts.re]
         outs = [part for out in let.outs for part in self._declared(out)]
-        position = axes.index(str(let.attr("axis")))
-        return [f"{', '.join(outs)} = tl.associative_scan(({', '.join(inputs)}), {position}, {combine})"]
+        turn: list[str] = []
+        if is_reverse(let):
+            block = self.layout.axes[axis].block_name
+            inputs = [self._row(part, axis, axes, f"{block} - 1 - {self.layout.axes[axis].index}") for part in inputs]
+            turn = [f"{out} = {self._row(out, axis, axes, f'{block} - 1 - {self.layout.axes[axis].index}')}" for out in outs]
+        scanned = f"tl.associative_scan(({', '.join(inputs)}), {axes.index(axis)}, {combine})"
+        return [f"{', '.join(outs)} = {scanned}", *turn]
+
+    def _row(self, text: str, axis: str, axes: tuple[str, ...], source: str) -> str:
+        """The tile whose row r is row ``source`` of the given one."""
+        index = source if len(axes) == 1 else f"tl.broadcast_to({align(f'({source})', (axis,), axes)}, {self.layout.shape(axes)})"
+        return f"tl.gather({text}, {index}, {axes.index(axis)})"
+
+    def _print_previous(self, let: Let) -> list[str]:
+        x, first = let.args
+        axis = str(let.attr("axis"))
+        axes = self.tile(x).axes
+        lanes, block = self.layout.axes[axis].index, self.layout.axes[axis].block_name
+        source = f"tl.minimum({lanes} + 1, {block} - 1)" if is_reverse(let) else f"tl.maximum({lanes} - 1, 0)"
+        edge = f"{align(lanes, (axis,), axes)} == {f'{block} - 1' if is_reverse(let) else '0'}"
+        firsts = self.aligned(first, axes)
+        moved = self.tile(x).parts.map(lambda part: self._row(part, axis, axes, source))
+        parts = [f"tl.where({edge}, {f}, {m})" for f, m in zip((*firsts.parts(), "0.0"), moved.parts(), strict=False)]
+        return self.bind(let.out, Pair(*parts))
 
     def _declared(self, out: Value) -> tuple[str, ...]:
         self.bind(out, Pair("", "" if out.is_complex else None))
@@ -320,7 +348,7 @@ class OperationPrinter:
 
     def _print_last(self, let: Let) -> list[str]:
         axis = str(let.attr("axis"))
-        return self._pick(let, axis, f"{self.layout.axes[axis].block_name} - 1")
+        return self._pick(let, axis, "0" if is_reverse(let) else f"{self.layout.axes[axis].block_name} - 1")
 
     def _print_index(self, let: Let) -> list[str]:
         return self._pick(let, str(let.attr("axis")), str(let.attr("i")))
@@ -397,11 +425,13 @@ class OperationPrinter:
             order = ("{x}, {h}", "{h}, {x}")[position == 0]
             return self.bind(let.out, clean.map(
                 lambda part: f'tl.dot({order.format(x=part, h=matrix)}, input_precision="tf32x3")'))
-        spread = ", ".join("None" if i == position else ":" for i in range(len(tile.axes) + 1))
         lanes = ", ".join(":" if i in (position, position + 1) else "None" for i in range(len(tile.axes) + 1))
         moved = ", ".join([":"] * (position + 1) + ["None"] + [":"] * (len(tile.axes) - position - 1))
-        del spread
         return self.bind(let.out, clean.map(lambda part: f"tl.sum({part}[{moved}] * {matrix}[{lanes}], {position})"))
+
+
+def is_reverse(let: Let) -> bool:
+    return bool(dict(let.attrs).get("reverse", False))
 
 
 def bare(text: str) -> str:
@@ -414,6 +444,10 @@ def bare(text: str) -> str:
         if depth == 0 and position < len(text) - 1:
             return text
     return text[1:-1]
+
+
+def is_number(text: str) -> bool:
+    return re.fullmatch(r"\(?-?[0-9.e+-]+\)?", text) is not None
 
 
 def transposed(text: str, flip: bool) -> str:

@@ -79,6 +79,8 @@ def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
             return _product(fills[:2])
         case "sum" | "amax" | "last" | "index" | "cumsum":
             return fills[0]
+        case "previous":
+            return min(min(fills), Fill.FINITE) if axis == let.attr("axis") else min(fills)
         case "scan" | "maxscan":
             return min(min(fills), Fill.FINITE)
         case "inverse" | "hadamard":

@@ -35,7 +35,7 @@ class StagePrinter:
         self.names = _identifiers(self.buffers)
         complex_buffers = frozenset(b.name for b in self.buffers.values() if b.is_complex)
         self.printed = {
-            kernel.name: print_kernel(f"{plan.stage}_{kernel.name}", kernel, self.dims, config, complex_buffers)
+            kernel.name: print_kernel(function_name(plan.stage, kernel), kernel, self.dims, config, complex_buffers)
             for kernel in plan.forward + plan.backward
         }
         taken = set(self.names.values()) | {"torch", "triton", "tl", "os"}
@@ -46,8 +46,7 @@ class StagePrinter:
             "stage.jinja",
             stage=self.plan.stage,
             kernels=[self.printed[k.name] for k in self.plan.forward + self.plan.backward],
-            launches={k.name: self.config.launch(k.name) for k in self.plan.forward + self.plan.backward},
-            short_names={p.name: name for name, p in self.printed.items()},
+            launches={self.printed[name].name: launch for name, launch in self.config.launches},
             pointer_types={p.name: [self._pointer_type(b) for b in p.buffers] for p in self.printed.values()},
             forward=self._host(self.plan.forward, self._given_forward(), self.plan.results + self.plan.final + self.plan.saved),
             backward=self._host(self.plan.backward, self._given_backward(), ()),
@@ -163,6 +162,10 @@ class StagePrinter:
 
     def _tuple(self, buffers: tuple[Buffer, ...]) -> str:
         return "(" + "".join(f"{self.names[b.name]}, " for b in buffers).rstrip(" ") + ")"
+
+
+def function_name(stage: str, kernel: Kernel) -> str:
+    return f"{stage}_{kernel.name.removeprefix(f'{stage}_')}_kernel"
 
 
 def _identifiers(buffers: Iterable[str]) -> dict[str, str]:
