@@ -32,8 +32,13 @@ STRUCTURAL = {
 }
 
 
+RESERVED = ("torch", "triton", "tl", "os", "range", "reversed", "float", "tuple")  # what printed code refers to
+
+
 def identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name)
+    """The Python name of a buffer or value."""
+    name = re.sub(r"\W", "_", name)
+    return f"{name}_" if name in RESERVED else name
 
 
 @dataclass
@@ -41,7 +46,8 @@ class Function:
     """Collects the lines of one function.
 
     ``parameters``: the buffers that it takes, in order; those in ``tiled`` come as tiles of that form, the others as
-    declared. ``forms``: those in which the function's kernels use each buffer. ``dims``: of the recurrence.
+    declared. ``forms``: those in which the function's kernels use each buffer. ``dims``: those that
+    arguments have; ``same``: other names of their sizes.
     """
 
     plan: Plan
@@ -49,6 +55,7 @@ class Function:
     tiled: dict[str, Form]
     forms: dict[str, list[Form]]
     dims: tuple[str, ...]
+    same: dict[str, list[str]]
     lines: list[str] = field(default_factory=list)
     taken: dict[str, int] = field(default_factory=dict)
     spelled: dict[str, str] = field(default_factory=dict)
@@ -90,10 +97,18 @@ class Function:
     def dimension(self, dim: str) -> str:
         """A dimension of the recurrence: its number where fixed, else the variable that holds its size."""
         fixed = dict(self.plan.fixed_sizes)
-        if dim.isdigit() or dim in fixed:
-            return str(fixed.get(dim, dim))
-        self.sizes["dim " + dim] = self.spelled["dim " + dim]
-        return self.spelled["dim " + dim]
+        seen, pending = {dim}, [dim]
+        while pending:
+            name = pending.pop(0)
+            if name.isdigit() or name in fixed:
+                return str(fixed.get(name, name))
+            if name in self.dims:
+                self.sizes["dim " + name] = self.spelled["dim " + name]
+                return self.spelled["dim " + name]
+            new = [other for other in self.same.get(name, ()) if other not in seen]
+            seen.update(new)
+            pending += new
+        raise ValueError(f"{self.plan.stage}: no argument has the dimension {dim}")
 
     @property
     def dtype(self) -> str:

@@ -36,7 +36,7 @@ class KernelPrinter:
     count: Counter[str] = field(default_factory=Counter)
     padded: set[str] = field(default_factory=set)
     core: Core | None = None
-    place: Place = Place()
+    place: Place = field(default_factory=Place)
 
     def run(self) -> None:
         body = inline_tiles(self.kernel.body)
@@ -68,15 +68,11 @@ class KernelPrinter:
         return any(a.name == axis and a.kind == "rows" for a in self.kernel.axes)
 
     def inside(self, axis: str) -> Tensor:
-        count = self.function.structural("N")
-        text = f"_inside({self.function.structural('T')}, {count}, {self.function.structural('C')}, {self.device})"
+        counts = ", ".join(self.function.structural(letter) for letter in "TNC")
+        text = f"_inside({counts}, {self.device})"
         if self.core is None:
             text = self.function.assign("inside", text)
         return self.current(Tensor(text, (CHUNK, axis), is_bool=True))
-
-    def walks_backwards(self, row: str, column: str) -> bool:
-        masks = [s.out.axes for s in all_lets(self.kernel.body) if s.op == "after"]
-        return (column, row) in masks and (row, column) not in masks
 
     # statements
 
@@ -116,9 +112,10 @@ class KernelPrinter:
             self.env[let.out.name] = self.get(let.args[0])
             return
         result = operation(let, tuple(self.get(a) for a in let.args), self)
+        is_name = target is None and (result.is_number or result.text.isidentifier())
         if len(let.outs) > 1:
             self.bind_pair(let, result)
-        elif (result.is_number and target is None) or (result.text.isidentifier() and target is None) or (target is None and self.is_inlined(let, result, inlined)):
+        elif is_name or (target is None and self.is_inlined(let, result, inlined)):
             self.env[let.out.name] = result
         else:
             self.bind(let, result, target)
@@ -271,8 +268,8 @@ class KernelPrinter:
 
     def inside_steps(self) -> Tensor:
         function = self.function
-        text = f"_inside({function.structural('T')}, {function.structural('N')}, {function.structural('C')}, {self.device})"
-        return Tensor(text, (CHUNK, STEP), is_bool=True)
+        counts = ", ".join(function.structural(letter) for letter in "TNC")
+        return Tensor(f"_inside({counts}, {self.device})", (CHUNK, STEP), is_bool=True)
 
     def stack(self, loop: Loop, lists: dict[str, str], dim: str) -> dict[str, Tensor]:
         """The lists as tensors along the loop's dimension; before and after a step are two views of one."""
@@ -302,11 +299,3 @@ def unique_items(lists: dict[str, str]) -> list[tuple[str, str]]:
     for value, listed in lists.items():
         seen.setdefault(listed, value)
     return [(value, listed) for listed, value in seen.items()]
-
-
-def all_lets(body: Iterable[Statement]) -> Iterable[Let]:
-    for statement in body:
-        if isinstance(statement, Let):
-            yield statement
-        elif isinstance(statement, Loop):
-            yield from all_lets(statement.body)

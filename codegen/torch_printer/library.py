@@ -62,24 +62,33 @@ def _inverse(L: torch.Tensor) -> torch.Tensor:
     return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False, unitriangular=True)
 
 
-def _scan(a: torch.Tensor, x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _previous(x: torch.Tensor, first: torch.Tensor, dim: int, reverse: bool = False) -> torch.Tensor:
+    """x one row later along dim, with ``first`` (of size 1 there) as row 0; ``reverse``: one row earlier."""
+    count = x.shape[dim]
+    first = first.expand(*x.narrow(dim, 0, 1).shape)
+    return torch.cat((x.narrow(dim, 1, count - 1), first) if reverse else (first, x.narrow(dim, 0, count - 1)), dim)
+
+
+def _scan(a: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Running products of a, and h_r = a_r h_{r-1} + x_r from zero, along dim: log2(C) steps that double the reach."""
     a, x = a.movedim(dim, 0).clone(), x.movedim(dim, 0).clone()
     reach = 1
     while reach < x.shape[0]:
-        x[reach:] += a[reach:] * x[:-reach]
-        a[reach:] = a[reach:] * a[:-reach]
+        here, there = (slice(-reach), slice(reach, None)) if reverse else (slice(reach, None), slice(-reach))
+        x[here] += a[here] * x[there]
+        a[here] = a[here] * a[there]
         reach *= 2
     return a.movedim(0, dim), x.movedim(0, dim)
 
 
-def _maxscan(g: torch.Tensor, x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _maxscan(g: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Running sums of g, and m_r = max(m_{r-1} + g_r, x_r) from minus infinity, along dim."""
     g, x = g.movedim(dim, 0).clone(), x.movedim(dim, 0).clone()
     reach = 1
     while reach < x.shape[0]:
-        x[reach:] = torch.maximum(x[reach:], x[:-reach] + g[reach:])
-        g[reach:] = g[reach:] + g[:-reach]
+        here, there = (slice(-reach), slice(reach, None)) if reverse else (slice(reach, None), slice(-reach))
+        x[here] = torch.maximum(x[here], x[there] + g[here])
+        g[here] = g[here] + g[there]
         reach *= 2
     return g.movedim(0, dim), x.movedim(0, dim)
 

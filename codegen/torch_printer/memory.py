@@ -5,7 +5,7 @@ The form of an access says, for each dimension of the buffer's layout, how all p
     batch, head    a lead
     rows           tokens as [chunk, row]            step         tokens one by one
     chunk_step     tokens of a chunk one by one      chunk+1      one entry a chunk, that of the next one
-    axis           a tile axis, whole                tile         partial results of an axis' tiles: one, since it is whole
+    axis           a tile axis, whole                tile         results of an axis' tiles: one, since it is whole
 """
 
 from __future__ import annotations
@@ -116,3 +116,27 @@ def forms_of(kernels: Iterable[Kernel]) -> dict[str, list[Form]]:
         if place.form(access) not in known:
             known.append(place.form(access))
     return forms
+
+
+def same_sizes(kernels: Iterable[Kernel]) -> dict[str, list[str]]:
+    """Which dimensions have one size, each with the others: renamed axes, and axes beside what they index."""
+    found: dict[str, list[str]] = {}
+
+    def join(a: str, b: str) -> None:
+        if a != b:
+            found.setdefault(a, []).append(b)
+            found.setdefault(b, []).append(a)
+
+    def visit(body: Iterable[Statement]) -> None:
+        for statement in body:
+            if isinstance(statement, Loop):
+                visit(statement.body)
+            elif isinstance(statement, Let) and statement.op == "rename":
+                join(str(statement.attr("old")), str(statement.attr("new")))
+
+    for kernel in kernels:
+        for axis in kernel.axes:
+            if axis.kind == "size":
+                join(axis.name, axis.extent)
+        visit(kernel.body)
+    return found

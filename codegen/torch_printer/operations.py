@@ -26,10 +26,6 @@ class Sizes(Protocol):
         """Which rows hold a token."""
         ...
 
-    def walks_backwards(self, row: str, column: str) -> bool:
-        """Whether ``row`` serves rows of ``column`` that stand after it."""
-        ...
-
 
 Args = tuple[Tensor, ...]
 Operation = Callable[[Let, Args, Sizes], Tensor]
@@ -198,24 +194,21 @@ def blocked_weigh(
     if not (len(rows) == len(columns) == len(further) == len(over) == 1):
         return sum_over(times(times(x, y, out), scale, out), over, sizes)
     r, s, k = rows[0], columns[0], further[0]
-    backwards = sizes.walks_backwards(r, s)
 
     def lay(t: Tensor, *axes: str) -> str:
         return bare(aligned(whole(t, axes, sizes), leads + axes))
 
-    flag = ", reverse=True" if backwards else ""
     is_complex = x.is_complex or y.is_complex
     if over == (k,):
         row, column = (x, y) if r in x.dims else (y, x)
-        text = f"_weighed_scores({lay(row, r, k)}, {lay(column, s, k)}, {lay(gx, r, k)}, {lay(gy, s, k)}{flag})"
+        text = f"_weighed_scores({lay(row, r, k)}, {lay(column, s, k)}, {lay(gx, r, k)}, {lay(gy, s, k)})"
         return Tensor(text, (*leads, r, s), is_complex)
     weights, other = (x, y) if k not in x.dims else (y, x)
     if over == (s,):
-        text = f"_weighed_rows({lay(weights, r, s)}, {lay(other, s, k)}, {lay(gx, r, k)}, {lay(gy, s, k)}{flag})"
+        text = f"_weighed_rows({lay(weights, r, s)}, {lay(other, s, k)}, {lay(gx, r, k)}, {lay(gy, s, k)})"
         return Tensor(text, (*leads, r, k), is_complex)
-    flag = "" if backwards else ", reverse=True"
     minus = [f"-{atom(lay(g, a, k))}" for g, a in ((gy, s), (gx, r))]
-    text = f"_weighed_rows({lay(weights, s, r)}, {lay(other, r, k)}, {minus[0]}, {minus[1]}{flag})"
+    text = f"_weighed_rows({lay(weights, s, r)}, {lay(other, r, k)}, {minus[0]}, {minus[1]}, reverse=True)"
     return Tensor(text, (*leads, s, k), is_complex)
 
 
@@ -247,12 +240,30 @@ def scan(let: Let, args: Args, sizes: Sizes) -> Tensor:
     laid = [promoted(whole(a, dims, sizes), is_complex, sizes) for a in args]
     texts = [bare(aligned(a, dims)) for a in laid]
     at = dims.index(axis) - len(dims)
-    return Tensor(f"_{let.op}({texts[0]}, {texts[1]}, {at})", dims, is_complex)
+    return Tensor(f"_{let.op}({texts[0]}, {texts[1]}, {at}{reverse_flag(let)})", dims, is_complex)
+
+
+def is_reverse(let: Let) -> bool:
+    return bool(dict(let.attrs).get("reverse", False))
+
+
+def reverse_flag(let: Let) -> str:
+    return ", reverse=True" if is_reverse(let) else ""
+
+
+def previous(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    dims = union_dims(let.out.axes, *args)
+    dims = dims if axis in dims else (*dims, axis)
+    x, first = whole(args[0], dims, sizes), whole(args[1], tuple(d for d in dims if d != axis), sizes)
+    at = dims.index(axis) - len(dims)
+    text = f"_previous({bare(aligned(x, dims))}, {bare(aligned(first, dims))}, {at}{reverse_flag(let)})"
+    return Tensor(text, dims, x.is_complex or first.is_complex)
 
 
 def last(let: Let, args: Args, sizes: Sizes) -> Tensor:
     axis = str(let.attr("axis"))
-    return selected(args[0], axis, "-1") if axis in args[0].dims else args[0]
+    return selected(args[0], axis, "0" if is_reverse(let) else "-1") if axis in args[0].dims else args[0]
 
 
 def index(let: Let, args: Args, sizes: Sizes) -> Tensor:
@@ -332,7 +343,7 @@ OPERATIONS: dict[str, Operation] = {
     "const": const, "size": size, "zeros": zeros, "full": full, "eye": eye,
     "contract": contract, "weigh": weigh, "sum": reduce_sum, "amax": reduce_amax,
     "cumsum": cumsum, "scan": scan, "maxscan": scan, "inverse": inverse,
-    "last": last, "index": index, "place": place, "hadamard": hadamard,
+    "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
     "rename": rename, "expand": expand, "after": after, "valid": valid,
 }  # fmt: skip
 

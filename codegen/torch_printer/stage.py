@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from recur.codegen.torch_printer.function import Function, identifier
 from recur.codegen.torch_printer.kernel import KernelPrinter
-from recur.codegen.torch_printer.memory import Form, forms_of, layout_of, time_part
+from recur.codegen.torch_printer.memory import Form, forms_of, layout_of, same_sizes, time_part
 from recur.codegen.torch_printer.tensors import atom
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel
@@ -31,7 +31,7 @@ def saved_forms(plan: Plan) -> dict[str, Form]:
 
 def print_forward(plan: Plan) -> str:
     forms = forms_of(plan.forward)
-    function = Function(plan, plan.arguments + plan.initial, {}, forms, dims_of(plan))
+    function = Function(plan, plan.arguments + plan.initial, {}, forms, dims_of(plan), same_sizes(plan.forward))
     print_kernels(function, plan.forward)
     tiled = saved_forms(plan)
     results = [delivered(function, b) for b in plan.results]
@@ -42,11 +42,10 @@ def print_forward(plan: Plan) -> str:
 
 
 def print_backward(plan: Plan) -> str:
-    cotangents = tuple(
-        Buffer("d_" + b.name, b.layout, b.dtype, b.is_complex, f"gradient of {b.name}") for b in plan.results + plan.final
-    )
+    cotangents = tuple(Buffer("d_" + b.name, b.layout, b.dtype, b.is_complex) for b in plan.results + plan.final)
     parameters = plan.arguments + plan.initial + plan.saved + cotangents
-    function = Function(plan, parameters, saved_forms(plan), forms_of(plan.backward), dims_of(plan))
+    forms, same = forms_of(plan.backward), same_sizes(plan.backward)
+    function = Function(plan, parameters, saved_forms(plan), forms, dims_of(plan), same)
     print_kernels(function, plan.backward)
     gradients = [gradient(function, line) for line in plan.gradients]
     function.line(f"return {tuple_of(gradients)}")
@@ -99,8 +98,8 @@ def gradient(function: Function, line: Gradient) -> str:
 
 
 def dims_of(plan: Plan) -> tuple[str, ...]:
-    """The recurrence's dimensions, as the plan's buffers name them."""
-    buffers = plan.arguments + plan.initial + plan.results + plan.final
+    """The dimensions whose sizes the arguments tell."""
+    buffers = plan.arguments + plan.initial
     found = []
     for buffer in buffers:
         layout = layout_of(buffer)

@@ -29,7 +29,7 @@ class Tensor:
 def union_dims(axes: tuple[str, ...], *tensors: Tensor) -> tuple[str, ...]:
     """The leads that occur, then ``axes`` as far as they occur; in the order of an operand that has them all."""
     present = {d for t in tensors for d in t.dims}
-    dims = tuple(d for d in LEADS if d in present) + tuple(a for a in axes if a in present)
+    dims = tuple(d for d in dict.fromkeys((*LEADS, *axes)) if d in present)
     widest = next((t.dims for t in tensors if len(t.dims) == len(dims) and set(t.dims) == set(dims)), dims)
     return widest
 

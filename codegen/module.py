@@ -1,0 +1,140 @@
+"""A recurrence as one readable Python file: its stages' code, their autograd functions, and the function that calls them.
+
+The file imports torch (and triton), not recur. Its text is a function of the program, the plans and the sizes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePath
+from textwrap import indent, wrap
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from recur.codegen.helpers import needed_functions
+from recur.codegen.shell import Shell, stage_function
+from recur.ir.normal import NormalForm, Program
+from recur.ir.plan import Plan
+from recur.ir.spec import Recurrence
+
+FOLDER = Path(__file__).parent
+
+
+def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> str:
+    """The module's text for ``backend`` ("torch" or "triton"); ``plans`` are those of ``program.stages``, in order.
+
+    The module defines ``<recurrence>(inputs and params in the text's order, *, initial_state=None,
+    output_final_state=False) -> (outputs, final)``; shapes and types in its docstring.
+    """
+    shell = Shell(program, tuple(plans))
+    stages, helpers, imports = print_stages(plans, sizes, backend)
+    body = shell.body()
+    code = "\n".join(stages)
+    shell_helpers = needed_functions("\n".join(body), FOLDER / "shell_library.py")
+    text = environment().get_template("module.jinja").render(
+        header=header(program, plans, sizes, backend),
+        imports=imports.strip(),
+        helpers="\n\n\n".join(t.strip() for t in (shell_helpers, helpers(code)) if t.strip()),
+        stages=[shell.stage(i, title(n, p), c) for i, (n, p, c) in enumerate(zip(program.stages, plans, stages, strict=True))],
+        name=shell.function_name,
+        parameters=shell.parameters,
+        doc=shell.doc(),
+        body=body,
+    )
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def print_stages(plans: Sequence[Plan], sizes: Mapping[str, int], backend: str):
+    """Each stage's code, the printer of the definitions that it calls, and the imports."""
+    if backend == "torch":
+        from recur.codegen import torch_printer
+
+        return [torch_printer.print_stage(plan).strip() for plan in plans], torch_printer.print_helpers, "import torch"
+    from recur.codegen import triton_printer
+
+    configs = [triton_printer.default_config(plan, sizes) for plan in plans]
+    code = [triton_printer.print_stage(plan, config).strip() for plan, config in zip(plans, configs, strict=True)]
+    return code, triton_printer.print_helpers, triton_printer.HEADER
+
+
+@cache
+def environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+
+
+# --- the header ----------------------------------------------------------------------------------------------------------
+
+
+def header(program: Program, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> str:
+    """What the file holds: the recurrence, the structure found, the strategy, shapes, versions and how to print it again."""
+    rec = program.step.recurrence
+    lines = [f"{rec.name}, printed for {backend}.", "", "The recurrence, one head at one token:", ""]
+    lines += indent(spec_text(rec), "    ").splitlines()
+    lines += ["", "Stages:", ""]
+    for normal, plan in zip(program.stages, plans, strict=True):
+        lines += [f"    {title(normal, plan)}", *(f"        {line}" for line in about(normal, plan))]
+    lines += ["", "Shapes:", ""]
+    lines += [f"    {letter:<4} {meaning}" for letter, meaning in glossary(rec, plans, sizes, backend)]
+    lines += ["", f"Printed by {versions(backend)}; again with", "", f"    {command(rec, plans, sizes, backend)}", ""]
+    return "\n".join(line.rstrip() for line in lines).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+
+
+def spec_text(rec: Recurrence) -> str:
+    from recur.ir.printer import print_recurrence
+
+    return print_recurrence(rec).strip("\n")
+
+
+def title(normal: NormalForm, plan: Plan) -> str:
+    states = ", ".join(normal.stage.states)
+    return f"{plan.stage}: {plan.strategy} for {states}" if states else f"{plan.stage}: {plan.strategy}"
+
+
+def about(normal: NormalForm, plan: Plan) -> list[str]:
+    """The structure and the strategy's reasons, wrapped."""
+    cost = plan.cost
+    chunk = f", chunks of {plan.chunk} tokens" if plan.chunk else ""
+    work = f"{cost.flops:.4g} operations and {cost.bytes:.4g} bytes a token and head (modelled), {cost.launches} launches"
+    texts = [normal.structure, *normal.notes, *plan.notes, work + chunk]
+    return [line for text in texts for line in wrap(text, 108)]
+
+
+def glossary(rec: Recurrence, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> list[tuple[str, str]]:
+    entries = [("B", "sequences"), ("T", "tokens"), ("H", "heads")]
+    if any(plan.chunk for plan in plans):
+        entries += [("N", "chunks of the sequence"), ("C", "tokens of a chunk")]
+    for dim in rec.dims:
+        if dim.alias is not None:
+            entries.append((dim.name, f"another name for {dim.alias}"))
+        elif dim.size is not None:
+            entries.append((dim.name, f"= {dim.size}"))
+        elif backend == "triton":
+            entries.append((dim.name, f"= {sizes[dim.name]} in this file"))
+        else:
+            entries.append((dim.name, "from the tensors"))
+    return entries
+
+
+def versions(backend: str) -> str:
+    names = ["recur", "torch", *(["triton"] if backend == "triton" else [])]
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(name)
+    return ", ".join(found)
+
+
+def command(rec: Recurrence, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> str:
+    """The command line that prints this file; ``rec`` may have come from elsewhere than a file of its own."""
+    file = PurePath(rec.filename).name if rec.filename.endswith(".rec") else f"{rec.name}.rec"
+    free = [d.name for d in rec.dims if d.size is None and d.alias is None and d.name in sizes]
+    dims = f" --dims {','.join(f'{d}={sizes[d]}' for d in free)}" if free else ""
+    strategies = ",".join(plan.strategy for plan in plans)
+    return f"recur emit {file} --backend {backend} --strategy {strategies}{dims} -o {rec.name}.py"

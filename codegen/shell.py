@@ -1,0 +1,255 @@
+"""What surrounds the stages' code: names, autograd functions' parts, and the body of the function that calls them."""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from recur.codegen.torch_printer.function import identifier
+from recur.ir.core import leaves
+from recur.ir.normal import MaxPlusForm, NormalForm, Program
+from recur.ir.plan import Plan
+from recur.ir.spec import Recurrence, Variable
+from recur.ir.tile import Buffer
+
+
+def stage_function(stage: str) -> str:
+    """The name of a stage's autograd function."""
+    return "".join(part[:1].upper() + part[1:] for part in stage.split("_")) + "Function"
+
+
+@dataclass
+class Names:
+    """Python names of one scope: `take` gives each wanted name once, with underscores where it is taken."""
+
+    taken: set[str] = field(default_factory=set)
+
+    def take(self, wanted: str) -> str:
+        name = identifier(wanted)
+        while name in self.taken or keyword.iskeyword(name):
+            name += "_"
+        self.taken.add(name)
+        return name
+
+
+@dataclass(frozen=True)
+class Shell:
+    """The function that runs a recurrence's stages in order."""
+
+    program: Program
+    plans: tuple[Plan, ...]
+
+    @property
+    def rec(self) -> Recurrence:
+        return self.program.step.recurrence
+
+    @cached_property
+    def names(self) -> Names:
+        return Names({"initial_state", "output_final_state", "dict", "float"} | {stage_function(p.stage) for p in self.plans})
+
+    @cached_property
+    def variables(self) -> dict[str, str]:
+        """Python names of inputs and params, and, as stages give them, of their values."""
+        return {v.name: self.names.take(v.name) for v in self.rec.inputs}
+
+    @property
+    def parameters(self) -> list[str]:
+        return [self.variables[v.name] for v in self.rec.inputs]
+
+    @property
+    def function_name(self) -> str:
+        return identifier(self.rec.name)
+
+    @cached_property
+    def first(self) -> Variable:
+        """The first input with a token axis; shapes are read from it."""
+        return next(v for v in self.rec.inputs if v.role == "input")
+
+    @cached_property
+    def previous(self) -> tuple[Variable, ...]:
+        """The inputs that are read at the previous token."""
+        nodes = [node for _, node in (*self.program.step.updates, *self.program.step.outputs)]
+        read = {str(leaf.attrs[1]) for leaf in leaves(nodes, "prev")}
+        return tuple(v for v in self.rec.inputs if v.name in read)
+
+    @cached_property
+    def scale_of(self) -> dict[str, str]:
+        return dict(pair for stage in self.program.stages for pair in stage.scale_of)
+
+    def scaled_by(self, scale: str) -> list[Variable]:
+        return [v for v in self.rec.states if self.scale_of.get(v.name) == scale]
+
+    @cached_property
+    def entries(self) -> list[str]:
+        """The entries of the state: declared, previous tokens, log scales."""
+        declared = [v.name for v in self.rec.states]
+        scales = [f"{v.name}.log_scale" for v in self.rec.states if v.name in self.scale_of]
+        return declared + [f"prev.{v.name}" for v in self.previous] + scales
+
+    # --- one stage -------------------------------------------------------------------------------------------------------
+
+    def stage(self, number: int, title: str, code: str) -> dict[str, object]:
+        """What the template needs of a stage."""
+        plan = self.plans[number]
+        inputs = plan.arguments + plan.initial
+        ledger = {line.of: "d_" + identifier(line.of) for line in plan.gradients}
+        return {
+            "name": plan.stage,
+            "title": title + " " + "-" * max(0, 113 - len(title)),
+            "code": code,
+            "function": stage_function(plan.stage),
+            "is_differentiable": bool(plan.gradients),
+            "inputs": [identifier(b.name) for b in inputs],
+            "results": [identifier(b.name) for b in plan.results],
+            "final": [identifier(b.name) for b in plan.final],
+            "ledger": list(ledger.values()),
+            "gradients": [ledger.get(b.name, "None") for b in inputs],
+        }
+
+    # --- the composing function ------------------------------------------------------------------------------------------
+
+    def doc(self) -> str:
+        """Shapes of what the function takes and gives."""
+        lines = [f"{(self.rec.doc or self.rec.name).splitlines()[0]}", ""]
+        for v in self.rec.inputs:
+            lead = "B, T, H" if v.role == "input" else "H"
+            lines.append(f"    {v.name}: [{', '.join((lead, *v.dims))}]{' complex' if v.is_complex else ''}")
+        lines += ["    initial_state: " + self.state_doc(), ""]
+        outputs = [o.name for o in self.rec.outputs]
+        returned = outputs[0] if len(outputs) == 1 else f"({', '.join(outputs)})"
+        lines.append(f"    Returns ({returned}, final); outputs are [B, T, H, ...] in {self.first.name}'s dtype, final is None")
+        lines += ["    unless output_final_state. For one head, H is left out of all tensors.", "    "]
+        return "\n".join(lines).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+
+    def state_doc(self) -> str:
+        shapes = [f"{v.name} [{', '.join(('B', 'H', *v.dims))}]" for v in self.rec.states]
+        shapes += [f"{name} [B, H, ...]" for name in self.entries[len(shapes) :]]
+        shown = ", ".join(shapes)
+        return f"{shown}; float32, or float64 where the inputs are" if len(shapes) == 1 else f"a dict of {shown}"
+
+    def body(self) -> list[str]:
+        """The composing function's lines."""
+        take = self.names.take
+        first = self.variables[self.first.name]
+        heads, given, batch, count, dtype = (take(n) for n in ("has_heads", "given", "B", "H", "dtype"))
+        lines = self.lead_lines(first, heads)
+        declared = "".join(f'"{v.name}", ' for v in self.rec.states).rstrip(" ")
+        lines += [f"{given} = _entries(initial_state, ({declared}), {heads})", f"{batch}, _, {count} = {first}.shape[:3]",
+                  f"{dtype} = _state_dtype({first})"]
+        lines += self.start_lines(given, batch, count, dtype, first)
+        for normal, plan in zip(self.program.stages, self.plans, strict=True):
+            lines += self.call_lines(normal, plan)
+        outputs = [f"_output({self.variables[o.name]}, {first})" for o in self.rec.outputs]
+        return [*lines, *self.return_lines(outputs, first, heads, dtype)]
+
+    def lead_lines(self, first: str, heads: str) -> list[str]:
+        """H is put in where the caller has one head and left it out."""
+        rank = 3 + len(self.first.dims)
+        lines = [f"{heads} = {first}.dim() == {rank}", f"if not {heads}:"]
+        for role, position in (("input", 2), ("param", 0)):
+            names = [self.variables[v.name] for v in self.rec.inputs if v.role == role]
+            if len(names) == 1:
+                lines.append(f"    {names[0]} = {names[0]}.unsqueeze({position})")
+            elif names:
+                shown = ", ".join(names)
+                lines.append(f"    {shown} = (x.unsqueeze({position}) for x in ({shown}))")
+        return lines
+
+    def start_lines(self, given: str, batch: str, count: str, dtype: str, first: str) -> list[str]:
+        """Initial states, in the common scale where they are stabilised; inputs at the previous token."""
+        lines = []
+        for v in self.rec.states:
+            self.variables[v.name + ".initial"] = name = self.names.take(v.name)
+            lines.append(f"{name} = {self.start(v.name, v, given, batch, count, dtype, first)}")
+        for v in self.previous:
+            start = self.start(f"prev.{v.name}", v, given, batch, count, dtype, first)
+            self.variables[f"prev.{v.name}"] = name = self.names.take(f"prev_{v.name}")
+            lines.append(f"{name} = _one_later({self.variables[v.name]}, {start})")
+        for scale in dict.fromkeys(self.scale_of.values()):
+            lines += self.scale_lines(scale, given)
+        return lines
+
+    def start(self, entry: str, v: Variable, given: str, batch: str, count: str, dtype: str, first: str) -> str:
+        sizes = ", ".join((batch, count, *(self.size(d) for d in v.dims)))
+        kind = f"{dtype}.to_complex()" if v.is_complex else dtype
+        return f'_start({given}, "{entry}", ({sizes}), {kind}, {first}.device)'
+
+    def size(self, dim: str) -> str:
+        """A dimension's size: its number, or that of a tensor that has it."""
+        root = self.rec.root_dim(dim)
+        fixed = next((d.size for d in self.rec.dims if d.name == root), None)
+        if fixed is not None:
+            return str(fixed)
+        v, i = next((v, i) for v in self.rec.inputs for i, d in enumerate(v.dims) if self.rec.root_dim(d) == root)
+        return f"{self.variables[v.name]}.shape[{i + (3 if v.role == 'input' else 1)}]"
+
+    def scale_lines(self, scale: str, given: str) -> list[str]:
+        """m_0 = the largest log scale of the states that share it, and every such state brought to that scale."""
+        dims = next(f.dims for s in self.program.stages for f in s.forms if f.state == scale)
+        self.variables[scale + ".initial"] = m = self.names.take(scale)
+        states = self.scaled_by(scale)
+        lines, scales = [], []
+        for v in states:
+            name = self.variables[v.name + ".initial"]
+            over = tuple(2 + i for i, d in enumerate(v.dims) if d not in dims)
+            kept = tuple(d for d in v.dims if d in dims)
+            own = self.names.take(f"{v.name}_scale")
+            lines.append(f'{own} = {given}.get("{v.name}.log_scale", 0.0)')
+            order = "" if kept == dims else f".permute(0, 1, {', '.join(str(2 + kept.index(d)) for d in dims)})"
+            scales.append((v, own, f"_scale_of({name}, {own}, {over}){order}"))
+        common = scales[0][2]
+        for _, _, text in scales[1:]:
+            common = f"torch.maximum({common}, {text})"
+        lines.append(f"{m} = {common}")
+        for v, own, _ in scales:
+            name = self.variables[v.name + ".initial"]
+            index = ", ".join((":", ":", *(":" if d in dims else "None" for d in v.dims)))
+            aligned = f"_rescale({own}, {m})"
+            kept = tuple(d for d in v.dims if d in dims)
+            if kept != dims:
+                aligned += f".permute(0, 1, {', '.join(str(2 + dims.index(d)) for d in kept)})"
+            lines.append(f"{name} = {name} * {aligned}[{index}]" if "None" in index else f"{name} = {name} * {aligned}")
+        return lines
+
+    def call_lines(self, normal: NormalForm, plan: Plan) -> list[str]:
+        """Runs a stage; its results and final states get names."""
+        states = [f.state for f in normal.forms]
+        starts = {b.name: self.variables[state + ".initial"] for state, b in zip(states, plan.initial, strict=True)}
+        inputs = [self.variables[b.name] for b in plan.arguments] + [starts[b.name] for b in plan.initial]
+        results = [self.result_name(b) for b in plan.results]
+        finals = []
+        for state in states:
+            self.variables[state + ".final"] = name = self.names.take(f"{state}_final")
+            finals.append(name)
+        targets = ", ".join(results + finals)
+        if plan.gradients:
+            comma = "," if len(results + finals) == 1 else ""
+            return [f"{targets}{comma} = {stage_function(plan.stage)}.apply({', '.join(inputs)})"]
+        return [
+            "with torch.no_grad():",
+            f"    ({', '.join(results)}{',' * (len(results) == 1)}), ({', '.join(finals)}{',' * (len(finals) == 1)}), _ = "
+            f"{plan.stage}_forward({', '.join(f'{x}.contiguous()' for x in inputs)})",
+        ]
+
+    def result_name(self, buffer: Buffer) -> str:
+        self.variables[buffer.name] = self.names.take(buffer.name)
+        return self.variables[buffer.name]
+
+    def return_lines(self, outputs: list[str], first: str, heads: str, dtype: str) -> list[str]:
+        """Outputs and final state, without H where it came without."""
+        result, final = self.names.take("outputs"), self.names.take("final")
+        lines = [f"{result} = ({', '.join(outputs)}{',' * (len(outputs) == 1)})", f"{final} = {{"]
+        for v in self.rec.states:
+            lines.append(f'    "{v.name}": {self.variables[v.name + ".final"]},')
+        for v in self.previous:
+            kind = f"{dtype}.to_complex()" if v.is_complex else dtype
+            lines.append(f'    "prev.{v.name}": {self.variables[v.name]}[:, -1].to({kind}),')
+        for v in self.rec.states:
+            if v.name in self.scale_of:
+                lines.append(f'    "{v.name}.log_scale": {self.variables[self.scale_of[v.name] + ".final"]},')
+        lines += ["}", f"if not {heads}:", f"    {result} = tuple(x.squeeze(2) for x in {result})",
+                  f"    {final} = {{name: x.squeeze(1) for name, x in {final}.items()}}"]
+        given = f"{result}[0]" if len(outputs) == 1 else result
+        state = f'{final}["{self.entries[0]}"]' if len(self.entries) == 1 else final
+        return [*lines, f"return {given}, {state} if output_final_state else None"]
