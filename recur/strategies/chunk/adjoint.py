@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recur.ir.tile import Value
-from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.tiles import Vector
+from recur.strategies.chunk.equations import Blocks, Chunk
+from recur.strategies.chunk.tiles import Rows, Vector, signed
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,19 @@ def readout_keys(chunk: Chunk, cotangents: dict[str, Value]) -> list[KeySide]:
     sides = []
     for readout in chunk.form.form.readouts:
         if readout.axis == "key":
-            sides.append(KeySide(readout.name, chunk.form.queries[readout.name]))
+            vector = chunk.form.queries[readout.name]
         else:
             position = chunk.form.form.events.index(readout)
-            rows = cotangents[readout.name]
-            gates = chunk.form.key_gates
-            unit = gates.at[position].unit if gates is not None else None
-            tile = rows if unit is None else chunk.b.mul(unit, rows, name=rows.name)
-            sides.append(KeySide(readout.name, Vector(tile, readout.vector, position)))
+            rows = signed(chunk.b, chunk.form.key_gates, position, Rows(cotangents[readout.name]))
+            vector = Vector(rows.tile, rows.scale, readout.vector, position)
+        sides.append(KeySide(readout.name, vector))
     return sides
 
 
-def readout_values(chunk: Chunk, cotangents: dict[str, Value]) -> dict[str, Value]:
+def readout_values(chunk: Chunk, cotangents: dict[str, Value]) -> dict[str, Rows]:
     """The value sides of the readouts: the cotangent, or, for a value-axis readout, its vector."""
     return {
-        r.name: cotangents[r.name] if r.axis == "key" else chunk.form.queries[r.name].tile
+        r.name: Rows(cotangents[r.name]) if r.axis == "key" else chunk.form.queries[r.name]
         for r in chunk.form.form.readouts
     }
 
@@ -55,14 +53,12 @@ def read_keys(chunk: Chunk) -> list[KeySide]:
     return [KeySide(f"solved_{j}", form.read_of(j)) for j in form.solved]
 
 
-def solved_adjoint(
-    chunk: Chunk, inverse: dict[tuple[int, int], Value], d_u: dict[int, Value]
-) -> dict[int, Value]:
+def solved_adjoint(chunk: Chunk, inverse: Blocks, d_u: dict[int, Value]) -> dict[int, Value]:
     """Z = Tm^T dU over the solved writes."""
-    z = {}
+    b, z = chunk.b, {}
     for i in chunk.form.solved:
         terms = [
-            chunk.b.rename(chunk.b.contract(inverse[j, i], d_u[j], ("c",), name="Z"), "s", "c", name="Z")
+            b.rename(b.contract(inverse[j, i], d_u[j], ("c",), name="Z"), "s", "c", name="Z")
             for j in chunk.form.solved
         ]
         z[i] = chunk.sum_of(terms, "Z")
@@ -73,14 +69,13 @@ def adjoint_values(
     chunk: Chunk,
     j: int,
     sides: list[KeySide],
-    values: dict[str, Value],
+    values: dict[str, Rows],
     adjoint_state: Value,
     scores: dict[tuple[str, int], Value] | None = None,
 ) -> tuple[Value, Value]:
     """dU of write j: (all of it, the part that comes from after the chunk)."""
-    b, key = chunk.b, chunk.form.keys[j]
-    from_after = b.contract(chunk.key_to_end(key.tile, key.position, "b_end"), adjoint_state, chunk.key, name="b_R")
-    from_after = chunk.value_to_end(from_after, key.position, "b_R")
+    key = chunk.form.keys[j]
+    from_after = chunk.against_state(key, key.position, "end", adjoint_state, "key", "b_R")
     terms = [from_after]
     for side in sides:
         pairs = scores[side.name, j] if scores is not None else chunk.scores(side.vector, key)
@@ -88,17 +83,10 @@ def adjoint_values(
     return chunk.sum_of(terms, "dU"), from_after
 
 
-def previous_adjoint(chunk: Chunk, sides: list[KeySide], values: dict[str, Value], adjoint_state: Value) -> Value:
+def previous_adjoint(chunk: Chunk, sides: list[KeySide], values: dict[str, Rows], adjoint_state: Value) -> Value:
     """dS_0 = 2^{G_C} dS_C + Kx~^T Vx."""
-    b = chunk.b
     state = chunk.decayed(adjoint_state, name="R")
     for side in sides:
-        position = side.vector.position
-        read = b.contract(
-            chunk.key_from_start(side.vector.tile, position, "k_start"),
-            chunk.value_from_start(values[side.name], position, "v_start"),
-            ("c",),
-            name="read",
-        )
-        state = b.add(state, read, name="R_previous")
+        read = chunk.into_state(side.vector, values[side.name], side.vector.position, "start", "read")
+        state = chunk.b.add(state, read, name="R_previous")
     return state

@@ -5,16 +5,22 @@
 
 "tril" keeps the writes already made at the row's position. Writes without a read stay out of the system: U = Y there,
 and they enter the right-hand side, Y - A~ S_0 - tril(A~ B_plain^T) Y_plain.
+
+What scales whole rows (scalar decays, signs, a write's strength) is applied to the results of products, or to the
+operand that was computed anyway: the other operand is the user's tensor as it lies in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from recur.ir.normal import Readout
 from recur.ir.tile import Builder, Value
-from recur.strategies.chunk.gates import Gate, Gates, between, from_start, to_end, whole_chunk
-from recur.strategies.chunk.tiles import FormTiles, Vector
+from recur.strategies.chunk.gates import Gates, between, from_start, to_end, whole_chunk
+from recur.strategies.chunk.tiles import FormTiles, Rows, Vector, signed
+
+Blocks = dict[tuple[int, int], Value]
 
 
 @dataclass
@@ -26,6 +32,34 @@ class Chunk:
     key: tuple[str, ...]
     value: tuple[str, ...]
     shared: dict[tuple[str, ...], Value] = field(default_factory=dict)
+
+    def inside(self, b: Builder, form: FormTiles) -> Chunk:
+        """For a nested body: what is shared so far stays visible."""
+        return Chunk(b, form, self.key, self.value, dict(self.shared))
+
+    def times(self, tile: Value, *factors: Value | None, name: str | None = None) -> Value:
+        for factor in factors:
+            if factor is not None:
+                tile = self.b.mul(tile, factor, name=name or tile.name)
+        return tile
+
+    def full(self, rows: Rows) -> Value:
+        return self.times(rows.tile, rows.scale)
+
+    def sum_of(self, terms: list[Value], name: str) -> Value:
+        result = terms[0]
+        for term in terms[1:]:
+            result = self.b.add(result, term, name=name)
+        return result
+
+    def _once(self, key: tuple[str, ...], emit: Callable[[], Value]) -> Value:
+        if key not in self.shared:
+            self.shared[key] = emit()
+        return self.shared[key]
+
+    def _column(self, value: Value | None) -> Value | None:
+        """A factor of rows as a factor of columns."""
+        return self.b.rename(value, "c", "s") if value is not None and value.axes else value
 
     # --- pairs of rows: tiles [c, s], c the later row -------------------------------------------------------------------
 
@@ -49,208 +83,178 @@ class Chunk:
 
     def scores(self, x: Vector, y: Vector, name: str = "P", crossing: int = 0) -> Value:
         """P[c, s] = sum over the key dims of x~[c] y^[s], for the pairs in which y has happened."""
-        b = self.b
-        y_rows = b.rename(y.tile, "c", "s")
         gates = self.form.key_gates
-        if gates is not None and gates.axes:
-            later, earlier = gates.at[x.position].log, b.rename(gates.at[y.position].log, "c", "s")
-            pairs = b.weigh(x.tile, y_rows, later, earlier, self.key, name=name)
-        else:
-            pairs = b.contract(x.tile, y_rows, self.key, name=name)
-            decay = self.decay(x.position, y.position, crossing)
-            if decay is not None:
-                pairs = b.mul(pairs, decay, name=name)
+        pairs = self._products(gates, x.tile, x.position, y.tile, y.position, self.key, name)
+        decay = self.decay(x.position, y.position, crossing)
+        pairs = self.times(pairs, x.scale, self._column(y.scale), decay, name=name)
         return self.masked(pairs, x.position, y.position, name)
 
-    def value_scores(self, x: Value, later: int, y: Value, earlier: int, name: str = "P") -> Value:
+    def value_scores(self, x: Rows, later: int, y: Rows, earlier: int, name: str = "P") -> Value:
         """The same over the value dims: sum of x[c] y[s] under the value class's decays, not masked."""
-        b = self.b
-        y_rows = b.rename(y, "c", "s")
-        gates = self.form.value_gates
-        if gates is None:
-            return b.contract(x, y_rows, self.value, name=name)
-        return b.weigh(x, y_rows, gates.at[later].log, b.rename(gates.at[earlier].log, "c", "s"), self.value, name=name)
+        pairs = self._products(self.form.value_gates, x.tile, later, y.tile, earlier, self.value, name)
+        return self.times(pairs, x.scale, self._column(y.scale), name=name)
 
-    def spread_values(self, pairs: Value, y: Value, later: int, earlier: int, name: str = "intra") -> Value:
+    def _products(
+        self, gates: Gates | None, x: Value, later: int, y: Value, earlier: int, over: tuple[str, ...], name: str
+    ) -> Value:
+        y_rows = self.b.rename(y, "c", "s")
+        if gates is None or not gates.axes:
+            return self.b.contract(x, y_rows, over, name=name)
+        earlier_log = self.b.rename(gates.at[earlier].log, "c", "s")
+        return self.b.weigh(x, y_rows, gates.at[later].log, earlier_log, over, name=name)
+
+    def spread_values(self, pairs: Value, y: Rows, later: int, earlier: int, name: str = "intra") -> Value:
         """sum over s of pairs[c, s] y[s], y on value dims, under the value class's decays."""
         return self._spread(self.form.value_gates, pairs, y, later, earlier, name)
 
-    def spread_keys(self, pairs: Value, y: Value, later: int, earlier: int, name: str = "intra") -> Value:
+    def spread_keys(self, pairs: Value, y: Rows, later: int, earlier: int, name: str = "intra") -> Value:
         """sum over s of pairs[c, s] y[s], y on key dims, under the key class's decays (``pairs`` without them)."""
-        decay = self.decay(later, earlier)
-        if decay is not None:
-            pairs = self.b.mul(pairs, decay, name=pairs.name)
-        gates = self.form.key_gates
-        return self._spread(gates if gates is not None and gates.axes else None, pairs, y, later, earlier, name)
+        pairs = self.times(pairs, self.decay(later, earlier))
+        return self._spread(self.form.key_gates, pairs, y, later, earlier, name)
 
-    def gather_keys(self, pairs: Value, x: Value, later: int, earlier: int, name: str = "intra") -> Value:
+    def gather_keys(self, pairs: Value, x: Rows, later: int, earlier: int, name: str = "intra") -> Value:
         """sum over c of pairs[c, s] x[c], x on key dims, as rows c again: the transpose of spread_keys."""
-        decay = self.decay(later, earlier)
-        if decay is not None:
-            pairs = self.b.mul(pairs, decay, name=pairs.name)
-        gates = self.form.key_gates
-        return self._gather(gates if gates is not None and gates.axes else None, pairs, x, later, earlier, name)
+        pairs = self.times(pairs, self.decay(later, earlier))
+        return self._gather(self.form.key_gates, pairs, x, later, earlier, name)
 
-    def gather_values(self, pairs: Value, x: Value, later: int, earlier: int, name: str = "intra") -> Value:
+    def gather_values(self, pairs: Value, x: Rows, later: int, earlier: int, name: str = "intra") -> Value:
         """sum over c of pairs[c, s] x[c], x on value dims, as rows c again: the transpose of spread_values."""
         return self._gather(self.form.value_gates, pairs, x, later, earlier, name)
 
-    def _spread(self, gates: Gates | None, pairs: Value, y: Value, later: int, earlier: int, name: str) -> Value:
+    def _spread(self, gates: Gates | None, pairs: Value, y: Rows, later: int, earlier: int, name: str) -> Value:
         b = self.b
-        y_rows = b.rename(y, "c", "s")
-        if gates is None:
+        pairs = self.times(pairs, self._column(y.scale))
+        y_rows = b.rename(y.tile, "c", "s")
+        if gates is None or not gates.axes:
             return b.contract(pairs, y_rows, ("s",), name=name)
         return b.weigh(pairs, y_rows, gates.at[later].log, b.rename(gates.at[earlier].log, "c", "s"), ("s",), name=name)
 
-    def _gather(self, gates: Gates | None, pairs: Value, x: Value, later: int, earlier: int, name: str) -> Value:
+    def _gather(self, gates: Gates | None, pairs: Value, x: Rows, later: int, earlier: int, name: str) -> Value:
         b = self.b
-        if gates is None:
-            result = b.contract(pairs, x, ("c",), name=name)
+        pairs = self.times(pairs, x.scale)
+        if gates is None or not gates.axes:
+            result = b.contract(pairs, x.tile, ("c",), name=name)
         else:
             earlier_log = b.rename(gates.at[earlier].log, "c", "s")
-            result = b.weigh(pairs, x, gates.at[later].log, earlier_log, ("c",), name=name)
+            result = b.weigh(pairs, x.tile, gates.at[later].log, earlier_log, ("c",), name=name)
         return b.rename(result, "s", "c", name=name)
 
     # --- rows against the chunk's ends ----------------------------------------------------------------------------------
 
-    def key_from_start(self, x: Value, position: int, name: str, crossing: int = 0) -> Value:
-        return self._scaled(self.form.key_gates, x, position, "start", name, crossing)
-
-    def value_from_start(self, x: Value, position: int, name: str) -> Value:
-        return self._scaled(self.form.value_gates, x, position, "start", name)
-
-    def key_to_end(self, x: Value, position: int, name: str, crossing: int = 0) -> Value:
-        """x 2^{G_C - G}, with the sign from the position to the chunk's end."""
-        gates = self.form.key_gates
-        scaled = self._scaled(gates, x, position, "end", name, crossing)
-        if gates is not None and gates.end.unit is not None:
-            scaled = self.b.mul(scaled, gates.end.unit, name=name)
-        return scaled
-
-    def value_to_end(self, x: Value, position: int, name: str) -> Value:
-        return self._scaled(self.form.value_gates, x, position, "end", name)
-
-    def _scaled(
-        self, gates: Gates | None, x: Value, position: int, which: str, name: str, crossing: int = 0
-    ) -> Value:
+    def factors(
+        self, gates: Gates | None, position: int, which: str, crossing: int = 0
+    ) -> tuple[Value | None, Value | None]:
+        """2^G ("start") or 2^{G_C - G} with the sign to the chunk's end ("end"): (a factor of rows, a factor of entries)."""
         if gates is None:
-            return x
-        gate, b = gates.at[position], self.b
-        start, end = lambda: from_start(b, gate, crossing), lambda: to_end(b, gate, gates.end, crossing)
-        factor = self._once((which, gate.log.name, str(crossing)), start if which == "start" else end)
-        return self.b.mul(x, factor, name=name)
+            return None, None
+        gate, end, b = gates.at[position], gates.end, self.b
+
+        def emit() -> Value:
+            if which == "start":
+                return from_start(b, gate, crossing)
+            factor = to_end(b, gate, end, crossing)
+            return factor if end.unit is None else b.mul(factor, end.unit, name="to_end")
+
+        factor = self._once((which, gate.log.name, str(crossing)), emit)
+        return (None, factor) if gates.axes else (factor, None)
+
+    def against_state(
+        self, rows: Rows, position: int, which: str, state: Value, side: str, name: str, crossing: int = 0
+    ) -> Value:
+        """Rows on the ``side`` ("key" or "value") dims contracted with a state at the chunk's "start" or "end".
+
+        The result is on the other side's dims, under both classes' decays between the row and that end.
+        """
+        b, form = self.b, self.form
+        own, other = (form.key_gates, form.value_gates) if side == "key" else (form.value_gates, form.key_gates)
+        row, entry = self.factors(own, position, which, crossing)
+        result = b.contract(self.times(rows.tile, entry), state, self.key if side == "key" else self.value, name=name)
+        other_row, other_entry = self.factors(other, position, which, crossing)
+        return self.times(result, rows.scale, row, other_row, other_entry, name=name)
+
+    def into_state(self, keys: Rows, values: Rows, position: int, which: str, name: str) -> Value:
+        """The outer products of rows, summed over the chunk, as they stand at its "start" or "end"."""
+        key_row, key_entry = self.factors(self.form.key_gates, position, which)
+        value_row, value_entry = self.factors(self.form.value_gates, position, which)
+        k = self.times(keys.tile, key_entry)
+        v = self.times(values.tile, values.scale, keys.scale, key_row, value_row, value_entry)
+        return self.b.contract(k, v, ("c",), name=name)
 
     def decayed(self, state: Value, name: str = "S") -> Value:
         """The state, or its adjoint, over the whole chunk: 2^{G_C} S."""
         for gates in (self.form.key_gates, self.form.value_gates):
             if gates is not None:
-                end: Gate = gates.end
-                factor = self._once(("over", end.log.name), lambda end=end: whole_chunk(self.b, end))  # type: ignore[misc]
-                state = self.b.mul(state, factor, name=name)
+                state = self.b.mul(state, self.over_chunk(gates), name=name)
         return state
 
-    def _once(self, key: tuple[str, ...], emit) -> Value:  # type: ignore[no-untyped-def]
-        if key not in self.shared:
-            self.shared[key] = emit()
-        return self.shared[key]
+    def over_chunk(self, gates: Gates, crossing: int = 0) -> Value:
+        key = ("over", gates.end.log.name, str(crossing))
+        return self._once(key, lambda: whole_chunk(self.b, gates.end, crossing))
 
     # --- forward --------------------------------------------------------------------------------------------------------
 
-    def read_state(self, x: Vector, state: Value, name: str) -> Value:
-        """x~ S_0 along the key dims: a tile on value dims."""
-        b = self.b
-        inter = b.contract(self.key_from_start(x.tile, x.position, x.tile.name), state, self.key, name=name)
-        return self.value_from_start(inter, x.position, name)
-
-    def read_state_by_values(self, x: Value, position: int, state: Value, name: str) -> Value:
-        """S_0 x along the value dims: a tile on key dims."""
-        b = self.b
-        inter = b.contract(self.value_from_start(x, position, x.name), state, self.value, name=name)
-        return self.key_from_start(inter, position, name)
-
-    def system(self) -> dict[tuple[int, int], Value]:
+    def system(self) -> Blocks:
         """L[i, j]: the writes' reads i against the writes j that read."""
         form = self.form
         return {(i, j): self.scores(form.read_of(i), form.keys[j], name="L") for i in form.solved for j in form.solved}
 
-    def pseudo_values(self, state: Value, inverse: dict[tuple[int, int], Value]) -> dict[int, Value]:
+    def pseudo_values(self, state: Value, inverse: Blocks) -> dict[int, Rows]:
         """U by write: the plain values as they are, the solved ones by U = Tm (Y - A~ S_0 - tril(A~ B^T) Y_plain)."""
         b, form = self.b, self.form
-        u = {j: form.values[j].tile for j in form.plain}
+        u: dict[int, Rows] = {j: form.values[j] for j in form.plain}
         right: dict[int, Value] = {}
         for i in form.solved:
             a = form.read_of(i)
-            x = b.neg(self.read_state(a, state, "a_S"), name="X")
+            x = b.neg(self.against_state(a, a.position, "start", state, "key", "a_S"), name="X")
             if i in form.values:
-                x = b.add(form.values[i].tile, x, name="X", comment="what the write adds, before the chunk's own writes")
+                x = b.add(self.full(form.values[i]), x, name="X", comment="what the write adds beyond what it reads")
             for p in form.plain:
                 seen = self.spread_values(self.scores(a, form.keys[p]), u[p], a.position, form.keys[p].position, "own")
                 x = b.sub(x, seen, name="X")
             right[i] = x
         for i in form.solved:
-            u[i] = self._combine(inverse, i, right, "U")
+            u[i] = Rows(self._combine(inverse, i, right, "U"))
         return u
 
-    def _combine(self, blocks: dict[tuple[int, int], Value], i: int, right: dict[int, Value], name: str) -> Value:
-        terms = [self.b.contract(blocks[i, j], self.b.rename(right[j], "c", "s"), ("s",), name=name) for j in self.form.solved]
+    def _combine(self, blocks: Blocks, i: int, right: dict[int, Value], name: str) -> Value:
+        b = self.b
+        terms = [b.contract(blocks[i, j], b.rename(right[j], "c", "s"), ("s",), name=name) for j in self.form.solved]
         return self.sum_of(terms, name)
 
-    def read_out(self, name: str, state: Value, u: dict[int, Value]) -> Value:
+    def read_out(self, readout: Readout, state: Value, u: dict[int, Rows]) -> Value:
         """A readout's rows: on value dims where it reads along the key dims, and the other way round."""
-        query = self.form.queries[name]
-        readout = next(r for r in self.form.form.readouts if r.name == name)
-        terms = [self._read_out_state(readout, query, state)]
+        query = self.form.queries[readout.name]
+        terms = [self.against_state(query, query.position, "start", state, readout.axis, "inter")]
         for j, values in u.items():
             key = self.form.keys[j]
             if readout.axis == "key":
                 pairs = self.scores(query, key)
                 terms.append(self.spread_values(pairs, values, query.position, key.position))
             else:
-                pairs = self.value_scores(query.tile, query.position, values, key.position)
+                pairs = self.value_scores(query, query.position, values, key.position)
                 pairs = self.masked(pairs, query.position, key.position, "P")
-                terms.append(self.spread_keys(pairs, key.tile, query.position, key.position))
-        return self.unsigned(readout, query, self.sum_of(terms, "o"))
+                terms.append(self.spread_keys(pairs, key, query.position, key.position))
+        rows = Rows(self.sum_of(terms, "o"))
+        if readout.axis == "value":
+            rows = signed(self.b, self.form.key_gates, query.position, rows)
+        return self.full(rows)
 
-    def _read_out_state(self, readout: Readout, query: Vector, state: Value) -> Value:
-        if readout.axis == "key":
-            return self.read_state(query, state, "inter")
-        return self.read_state_by_values(query.tile, query.position, state, "inter")
-
-    def unsigned(self, readout: Readout, query: Vector, rows: Value) -> Value:
-        """A value-axis readout ends on key dims, whose rows carry the running sign: take it off again (or put it on)."""
-        gates = self.form.key_gates
-        unit = gates.at[query.position].unit if gates is not None else None
-        return rows if readout.axis == "key" or unit is None else self.b.mul(unit, rows, name=rows.name)
-
-    def next_state(self, state: Value, u: dict[int, Value]) -> Value:
+    def next_state(self, state: Value, u: dict[int, Rows]) -> Value:
         """S_C = 2^{G_C} S_0 + (2^{G_C - G} B)^T U."""
-        b = self.b
         new = self.decayed(state)
         for j, values in u.items():
             key = self.form.keys[j]
-            written = b.contract(
-                self.key_to_end(key.tile, key.position, "b_end"),
-                self.value_to_end(values, key.position, "u_end"),
-                ("c",),
-                name="written",
-            )
-            new = b.add(new, written, name="S_next")
+            new = self.b.add(new, self.into_state(key, values, key.position, "end", "written"), name="S_next")
         return new
 
-    def sum_of(self, terms: list[Value], name: str) -> Value:
-        result = terms[0]
-        for term in terms[1:]:
-            result = self.b.add(result, term, name=name)
-        return result
 
-
-def invert_system(b: Builder, blocks: dict[tuple[int, int], Value], order: list[int]) -> dict[tuple[int, int], Value]:
+def invert_system(b: Builder, blocks: Blocks, order: list[int]) -> Blocks:
     """Tm = (I + L)^{-1} by blocks, one write at a time; each step inverts a unit lower triangular Schur complement.
 
     With T the inverse of the leading blocks, c the new block column and r the new block row of L:
     S = (I + L_kk - r T c)^{-1};   new blocks  S,  -S r T,  -T c S,  T + T c S r T.
     """
-    inverse: dict[tuple[int, int], Value] = {}
+    inverse: Blocks = {}
     done: list[int] = []
 
     def times(x: Value, y: Value, name: str) -> Value:

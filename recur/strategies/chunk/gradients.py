@@ -25,7 +25,7 @@ from recur.strategies.chunk.adjoint import (
 )
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
 from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor, whole_chunk
+from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor
 from recur.strategies.chunk.kernels import known_values, load_inverse, readout_leaves
 from recur.strategies.chunk.shape import (
     Shape,
@@ -33,7 +33,7 @@ from recur.strategies.chunk.shape import (
     state_access,
     token_access,
 )
-from recur.strategies.chunk.tiles import FormTiles, Tiles, load_keys, load_values
+from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
 REVERSE_EQUATIONS = (
@@ -87,7 +87,7 @@ def emit_reverse_walk(shape: Shape) -> Kernel:
             z = solved_adjoint(chunk, load_inverse(inner, form.state, solved), d_u)
             for j in solved:
                 inner.store(token_access(adjoint_name(form.state, j), form.value), z[j])
-                values[f"solved_{j}"] = inner.neg(z[j], name="minus_Z")
+                values[f"solved_{j}"] = Rows(inner.neg(z[j], name="minus_Z"))
             sides = sides + read_keys(chunk)
         previous.append(previous_adjoint(chunk, sides, values, adjoint))
     carries = tuple(Carry(p, i, n) for p, i, n in zip(adjoints, last, previous, strict=True))
@@ -223,7 +223,7 @@ class FormGradients:
         """One tile of the value dims: dY here; E, Vx S^T, U R^T and <S, R> accumulated."""
         shape, form = self.shape, self.form
         part = load_values(tiles, self.part)
-        chunk = Chunk(b, part, form.key, form.value, dict(self.outer.shared))
+        chunk = self.outer.inside(b, part)
         state = b.load(form.state, chunk_access(f"chunk_{form.state}", shape.state_axes(form)), shape.state_axes(form))
         adjoint = b.load("R", chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), shape.state_axes(form))
         u = known_values(b, part)
@@ -232,7 +232,7 @@ class FormGradients:
         for j in part.solved:
             access = token_access(adjoint_name(form.state, j), form.value)
             z[j] = b.load("Z", access, ("c", *form.value))
-            values[f"solved_{j}"] = b.neg(z[j], name="minus_Z")
+            values[f"solved_{j}"] = Rows(b.neg(z[j], name="minus_Z"))
         d_u: dict[int, tuple[Value, Value]] = {}
         for j, write in enumerate(form.writes):
             if j in part.plain or self._needs_value_decays:
@@ -261,7 +261,7 @@ class FormGradients:
         return phi
 
     def _accumulate(
-        self, b: Builder, chunk: Chunk, state: Value, adjoint: Value, u: dict[int, Value], values: dict[str, Value]
+        self, b: Builder, chunk: Chunk, state: Value, adjoint: Value, u: dict[int, Rows], values: dict[str, Rows]
     ) -> None:
         value = self.form.value
         self.pairs: dict[tuple[str, int], Value] = {}
@@ -270,30 +270,36 @@ class FormGradients:
         for side in self.sides:
             vx, position = values[side.name], side.vector.position
             for j, rows in u.items():
-                earlier = self.part.keys[j].position
-                pairs = chunk.value_scores(vx, position, rows, earlier, name="E")
+                pairs = chunk.value_scores(vx, position, rows, self.part.keys[j].position, name="E")
                 self.pairs[side.name, j] = self._carry(b, "E", pairs)
-            scaled = chunk.value_from_start(vx, position, "v_start")
-            self.from_state[side.name] = self._carry(b, "V_S", b.contract(scaled, state, value, name="V_S"))
+            read = self._against(chunk, vx, position, "start", state, "V_S")
+            self.from_state[side.name] = self._carry(b, "V_S", read)
         for j, rows in u.items():
-            scaled = chunk.value_to_end(rows, self.part.keys[j].position, "u_end")
-            self.to_adjoint[j] = self._carry(b, "U_R", b.contract(scaled, adjoint, value, name="U_R"))
+            kept = self._against(chunk, rows, self.part.keys[j].position, "end", adjoint, "U_R")
+            self.to_adjoint[j] = self._carry(b, "U_R", kept)
         if self.part.key_gates is not None:
             both = b.mul(state, adjoint, name="S_R")
             if chunk.form.value_gates is not None:
-                both = b.mul(both, whole_chunk(b, chunk.form.value_gates.end), name="S_R")
+                both = b.mul(both, chunk.over_chunk(chunk.form.value_gates), name="S_R")
             self.both = self._carry(b, "S_R", b.sum(both, value, name="S_R"))
 
-    def _value_side_cotangents(self, chunk: Chunk, state: Value, u: dict[int, Value]) -> dict[str, Value]:
+    def _against(self, chunk: Chunk, rows: Rows, position: int, which: str, state: Value, name: str) -> Value:
+        """Value-side rows contracted with a state, under the value class's decays; the key class's come after the loop."""
+        row, entry = chunk.factors(chunk.form.value_gates, position, which)
+        result = chunk.b.contract(chunk.times(rows.tile, entry), state, self.form.value, name=name)
+        return chunk.times(result, rows.scale, row, name=name)
+
+    def _value_side_cotangents(self, chunk: Chunk, state: Value, u: dict[int, Rows]) -> dict[str, Value]:
         """dVx = Kx~ S_0 + P U where something needs it: value-axis readouts, and decays over the value dims."""
         result = {}
         for side in self.sides:
             if not (self._needs_value_decays or any(r.name == side.name and r.axis == "value" for r in self.form.readouts)):
                 continue
-            terms = [chunk.read_state(side.vector, state, "inter")]
+            position = side.vector.position
+            terms = [chunk.against_state(side.vector, position, "start", state, "key", "inter")]
             for j, rows in u.items():
                 earlier = self.part.keys[j].position
-                terms.append(chunk.spread_values(self.scores[side.name, j], rows, side.vector.position, earlier))
+                terms.append(chunk.spread_values(self.scores[side.name, j], rows, position, earlier))
             result[side.name] = chunk.sum_of(terms, "d_vx")
         return result
 
@@ -303,8 +309,8 @@ class FormGradients:
         chunk: Chunk,
         state: Value,
         adjoint: Value,
-        u: dict[int, Value],
-        values: dict[str, Value],
+        u: dict[int, Rows],
+        values: dict[str, Rows],
         d_u: dict[int, tuple[Value, Value]],
         d_vx: dict[str, Value],
         cotangents: Cotangents,
@@ -312,11 +318,11 @@ class FormGradients:
         """Decays over the value dims: + vx dvx for reads, - u du for writes, + <S_C, dS_C> over the key dims."""
         gates = chunk.form.value_gates
         assert gates is not None
-        reads = [Row(b.mul(values[s.name], d_vx[s.name], name="read"), s.vector.position) for s in self.sides]
-        writes = [Row(b.mul(u[j], d_u[j][0], name="write"), self.part.keys[j].position) for j in u]
+        reads = [Row(b.mul(chunk.full(values[s.name]), d_vx[s.name], name="read"), s.vector.position) for s in self.sides]
+        writes = [Row(b.mul(chunk.full(u[j]), d_u[j][0], name="write"), self.part.keys[j].position) for j in u]
         whole = b.sum(b.mul(chunk.decayed(state), adjoint, name="S_R"), self.form.key, name="S_R")
         for j in u:
-            whole = b.add(whole, b.sum(b.mul(u[j], d_u[j][1], name="kept"), ("c",), name="kept"), name="at_end")
+            whole = b.add(whole, b.sum(b.mul(chunk.full(u[j]), d_u[j][1], name="kept"), ("c",), name="kept"), name="at_end")
         for i, decay in class_decays(self.form, "value"):
             rows = self._dims_sum(b, reads, writes, whole, i)
             add_decay(cotangents, b, decay, rows, self.form.value)
@@ -331,30 +337,32 @@ class FormGradients:
         }
         reads, writes = [], []
         for side in self.sides:
-            inter = chunk.key_from_start(self.from_state[side.name], side.vector.position, "d_inter")
+            inter = self._key_decayed(self.from_state[side.name], side.vector.position, "start", "d_inter")
             terms = [inter]
             for j in self.to_adjoint:
                 key = self.part.keys[j]
-                terms.append(chunk.spread_keys(masked[side.name, j], key.tile, side.vector.position, key.position))
+                terms.append(chunk.spread_keys(masked[side.name, j], key, side.vector.position, key.position))
             d_kx = chunk.sum_of(terms, "d_kx")
             reads.append((side, inter, d_kx))
             if not any(r.name == side.name and r.axis == "value" for r in form.readouts):
                 cotangents.add(side.vector.node, self._unsigned(d_kx, side.vector.position))
         for j in self.to_adjoint:
             key = self.part.keys[j]
-            after = chunk.key_to_end(self.to_adjoint[j], key.position, "d_after")
+            after = self._key_decayed(self.to_adjoint[j], key.position, "end", "d_after")
             terms = [after]
             for side in self.sides:
-                terms.append(chunk.gather_keys(masked[side.name, j], side.vector.tile, side.vector.position, key.position))
+                terms.append(chunk.gather_keys(masked[side.name, j], side.vector, side.vector.position, key.position))
             d_b = chunk.sum_of(terms, "d_b")
             writes.append((j, after, d_b))
             cotangents.add(key.node, self._unsigned(d_b, key.position))
         self._key_decays(cotangents, masked, reads, writes)
 
+    def _key_decayed(self, tile: Value, position: int, which: str, name: str, crossing: int = 0) -> Value:
+        row, entry = self.outer.factors(self.part.key_gates, position, which, crossing)
+        return self.outer.times(tile, row, entry, name=name)
+
     def _unsigned(self, rows: Value, position: int) -> Value:
-        gates = self.part.key_gates
-        unit = gates.at[position].unit if gates is not None else None
-        return rows if unit is None else self.b.mul(unit, rows, name=rows.name)
+        return self.outer.full(signed(self.b, self.part.key_gates, position, Rows(rows)))
 
     def _key_decays(
         self,
@@ -368,11 +376,11 @@ class FormGradients:
             return
         b = self.b
         if gates.axes:
-            whole = b.mul(self.both, whole_chunk(b, gates.end), name="S_R")
-            inner_reads = [Row(b.mul(s.vector.tile, d, name="read"), s.vector.position) for s, _, d in reads]
-            inner_writes = [Row(b.mul(self.part.keys[j].tile, d, name="write"), self.part.keys[j].position) for j, _, d in writes]
+            whole = b.mul(self.both, self.outer.over_chunk(gates), name="S_R")
+            inner_reads = [Row(b.mul(self.outer.full(s.vector), d, name="read"), s.vector.position) for s, _, d in reads]
+            inner_writes = [Row(b.mul(self.outer.full(self.part.keys[j]), d, name="write"), self.part.keys[j].position) for j, _, d in writes]
             for j, after, _ in writes:
-                kept = b.sum(b.mul(self.part.keys[j].tile, after, name="kept"), ("c",), name="kept")
+                kept = b.sum(b.mul(self.outer.full(self.part.keys[j]), after, name="kept"), ("c",), name="kept")
                 whole = b.add(whole, kept, name="at_end")
             for i, decay in class_decays(self.form, "key"):
                 rows = self._dims_sum(b, inner_reads, inner_writes, whole, i)
@@ -394,17 +402,17 @@ class FormGradients:
         """The sum of all pairs on either side of a scalar decay with ``crossing`` cuts between them."""
         gates, b, chunk, key = self.part.key_gates, self.b, self.outer, self.form.key
         assert gates is not None
-        terms = [b.sum(b.mul(self.both, whole_chunk(b, gates.end, crossing), name="S_R"), key, name="across")]
+        terms = [b.sum(b.mul(self.both, chunk.over_chunk(gates, crossing), name="S_R"), key, name="across")]
         for side, inter, _ in reads:
             if crossing:
-                inter = chunk.key_from_start(self.from_state[side.name], side.vector.position, "d_inter", crossing)
-            amount = b.sum(b.mul(side.vector.tile, inter, name="read"), key, name="read")
+                inter = self._key_decayed(self.from_state[side.name], side.vector.position, "start", "d_inter", 1)
+            amount = b.sum(b.mul(chunk.full(side.vector), inter, name="read"), key, name="read")
             terms.append(later_sum(b, Row(amount, side.vector.position), decay))
         for j, after, _ in writes:
             vector = self.part.keys[j]
             if crossing:
-                after = chunk.key_to_end(self.to_adjoint[j], vector.position, "d_after", crossing)
-            amount = b.sum(b.mul(vector.tile, after, name="write"), key, name="write")
+                after = self._key_decayed(self.to_adjoint[j], vector.position, "end", "d_after", 1)
+            amount = b.sum(b.mul(chunk.full(vector), after, name="write"), key, name="write")
             terms.append(earlier_sum(b, Row(amount, vector.position), decay))
         for (name, j), pairs in masked.items():
             later = next(s.vector for s in self.sides if s.name == name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from recur.ir.core import Node, leaves
 from recur.ir.tile import Axis, Builder, Carry, Kernel, Value
-from recur.strategies.chunk.equations import Chunk, invert_system
+from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, state_access, token_access
-from recur.strategies.chunk.tiles import FormTiles, Tiles, load_keys, load_values
+from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_keys, load_values
 from recur.strategies.pointwise import emit_nodes
 
 FORWARD_EQUATIONS = (
@@ -44,7 +44,7 @@ def key_only(shape: Shape) -> tuple[Axis, ...]:
     return tuple(a for a in shape.axes if a.name not in shape.value)
 
 
-def load_inverse(b: Builder, state: str, solved: list[int]) -> dict[tuple[int, int], Value]:
+def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
     return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
 
 
@@ -63,9 +63,9 @@ def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
         u = chunk.pseudo_values(state, load_inverse(inner, form.state, part.solved))
         for j in part.solved:
             if keep_values:
-                inner.store(token_access(values_name(form.state, j), form.value), u[j], "kept for the backward pass")
+                inner.store(token_access(values_name(form.state, j), form.value), u[j].tile, "kept for the backward pass")
         for readout in form.readouts:
-            rows = chunk.read_out(readout.name, state, u)
+            rows = chunk.read_out(readout, state, u)
             dims = form.value if readout.axis == "key" else form.key
             node = next(x for x in readout_leaves(shape) if x.attrs[1] == readout.name)
             readouts[node] = inner.expand(rows, ("c", *dims), "o")
@@ -116,15 +116,15 @@ def emit_states(shape: Shape) -> Kernel:
     return Kernel("states", shape.grid, shape.axes, tuple(b.statements), equations, "states")
 
 
-def known_values(b: Builder, part: FormTiles) -> dict[int, Value]:
+def known_values(b: Builder, part: FormTiles) -> dict[int, Rows]:
     """U by write: plain values from the inputs, solved ones as the forward pass kept them."""
     form = part.form
     axes = ("c", *form.value)
-    u = {}
+    u: dict[int, Rows] = {}
     for j in range(len(form.writes)):
         if j in part.solved:
-            u[j] = b.load("U", token_access(values_name(form.state, j), form.value), axes)
+            u[j] = Rows(b.load("U", token_access(values_name(form.state, j), form.value), axes))
         else:
-            u[j] = part.values[j].tile
+            u[j] = part.values[j]
     return u
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from recur.ir.core import Node, apply, const, leaves, where
+from recur.ir.core import Node, apply, const, is_const, leaves, product, where
 from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
@@ -45,6 +45,18 @@ class Tiles:
             return value
         return self.b.valid(value, "c", fill, name)
 
+    def rows(self, node: Node, name: str) -> Rows:
+        """The expression as rows, with what has no dims taken out of the tile."""
+        scale, base = split_scale(node)
+        tile = self.node(base, name)
+        return Rows(tile, None if is_const(scale, 1.0) else self.scale(scale, f"{name}_scale"))
+
+    def scale(self, node: Node, name: str) -> Value:
+        """A factor of rows that vanish past the end already: constants stay numbers."""
+        for x in leaves([node]):
+            self.leaf(x)
+        return emit_nodes(self.b, [node], self.values, name)[0]
+
 
 def vanishes(node: Node) -> bool:
     """Whether the expression is zero where all its per-token leaves are (and so on rows past the end)."""
@@ -58,13 +70,54 @@ def vanishes(node: Node) -> bool:
     return row is not None and row.keeps_zero and bool(node.args) and all(vanishes(a) for a in node.args)
 
 
+def split_scale(node: Node) -> tuple[Node, Node]:
+    """(scale without dims, the rest), a product taken apart: rows are scaled after the matrix units, not before.
+
+    Then a product's operands are the user's own tensors, exact and straight from memory.
+    """
+    scales: list[Node] = []
+    rest: list[Node] = []
+    stack = [node]
+    while stack:
+        x = stack.pop()
+        if x.op == "mul":
+            stack.extend(reversed(x.args))
+        elif x.op == "neg":
+            scales.append(const(-1))
+            stack.append(x.args[0])
+        else:
+            (rest if x.dims else scales).append(x)
+    if not rest or not all(_finite_past_the_end(s) for s in scales):
+        return const(1), node
+    return product(scales), product(rest)
+
+
+def _finite_past_the_end(scale: Node) -> bool:
+    """Whether a scale is finite where its leaves are zero, so that zero rows stay zero."""
+    unsafe = ("div", "log", "log2", "rsqrt", "pow")
+    return not any(n.op in unsafe and leaves([n]) for n in _under(scale))
+
+
+def _under(node: Node) -> list[Node]:
+    from recur.ir.core import topological
+
+    return topological([node])
+
+
 @dataclass(frozen=True)
-class Vector:
-    """A family of rows: the tile, the node it comes from, and the position of its event."""
+class Rows:
+    """scale * tile: a tile [c, dims] and a factor of its rows ([c], a number, or none)."""
 
     tile: Value
-    node: Node
-    position: int
+    scale: Value | None = None
+
+
+@dataclass(frozen=True)
+class Vector(Rows):
+    """A family of rows: with the node it comes from, and the position of its event."""
+
+    node: Node = field(default_factory=lambda: const(1))
+    position: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,20 +153,18 @@ class FormTiles:
 
 def load_keys(tiles: Tiles, form: MatrixForm) -> FormTiles:
     """Everything but the writes' values and the value-axis queries: what does not have value dims."""
-    b = tiles.b
-    key_gates = _load_gates(tiles, form, "key")
-    value_gates = None
+    gates = _load_gates(tiles, form, "key")
     reads: dict[str, Vector] = {}
     keys: dict[int, Vector] = {}
     queries: dict[str, Vector] = {}
     for i, event in enumerate(form.events):
         if isinstance(event, Read):
-            reads[event.name] = _signed(b, key_gates, tiles.node(event.vector, "a"), event.vector, i)
+            reads[event.name] = _key_vector(tiles, gates, event.vector, i, "a")
         elif isinstance(event, Write):
-            keys[len(keys)] = _signed(b, key_gates, tiles.node(event.key, "b"), event.key, i)
+            keys[len(keys)] = _key_vector(tiles, gates, event.key, i, "b")
         elif isinstance(event, Readout) and event.axis == "key":
-            queries[event.name] = _signed(b, key_gates, tiles.node(event.vector, "q"), event.vector, i)
-    return FormTiles(form, reads, keys, {}, queries, key_gates, value_gates)
+            queries[event.name] = _key_vector(tiles, gates, event.vector, i, "q")
+    return FormTiles(form, reads, keys, {}, queries, gates, None)
 
 
 def load_values(tiles: Tiles, part: FormTiles) -> FormTiles:
@@ -124,17 +175,29 @@ def load_values(tiles: Tiles, part: FormTiles) -> FormTiles:
     positions = [i for i, e in enumerate(form.events) if isinstance(e, Write)]
     for j, write in enumerate(form.writes):
         if write.value is not None:
-            values[j] = Vector(tiles.node(write.value, "y"), write.value, positions[j])
+            values[j] = _vector(tiles.rows(write.value, "y"), write.value, positions[j])
     for i, event in enumerate(form.events):
         if isinstance(event, Readout) and event.axis == "value":
-            queries[event.name] = Vector(tiles.node(event.vector, "x"), event.vector, i)
-    gates = _load_gates(tiles, form, "value")
-    return FormTiles(form, part.reads, part.keys, values, queries, part.key_gates, gates)
+            queries[event.name] = _vector(tiles.rows(event.vector, "x"), event.vector, i)
+    return replace(part, values=values, queries=queries, value_gates=_load_gates(tiles, form, "value"))
 
 
-def _signed(b: Builder, gates: Gates | None, tile: Value, node: Node, position: int) -> Vector:
+def _vector(rows: Rows, node: Node, position: int) -> Vector:
+    return Vector(rows.tile, rows.scale, node, position)
+
+
+def _key_vector(tiles: Tiles, gates: Gates | None, node: Node, position: int, name: str) -> Vector:
+    return _vector(signed(tiles.b, gates, position, tiles.rows(node, name)), node, position)
+
+
+def signed(b: Builder, gates: Gates | None, position: int, rows: Rows) -> Rows:
+    """The rows times the running sign at a position (which also takes it off again)."""
     unit = gates.at[position].unit if gates is not None else None
-    return Vector(tile if unit is None else b.mul(unit, tile, name=tile.name), node, position)
+    if unit is None:
+        return rows
+    if len(unit.axes) == 1:
+        return Rows(rows.tile, unit if rows.scale is None else b.mul(unit, rows.scale, name="signed"))
+    return Rows(b.mul(unit, rows.tile, name=rows.tile.name), rows.scale)
 
 
 def _load_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
