@@ -61,6 +61,7 @@ def choose_backend(rec: Recurrence, requested: str, device: torch.device, dtype:
 def compile_for(program: Program, sizes: dict[str, int], strategy: Request, backend: Backend) -> Compiled:
     """Selects, prints and loads. A backend that the compiler chose itself falls back to torch, with one warning."""
     from recur.codegen.module import print_module
+    from recur.codegen.torch_printer.function import identifier
 
     rec = program.step.recurrence
     selections = select(program, sizes, strategy)
@@ -75,4 +76,4 @@ def compile_for(program: Program, sizes: dict[str, int], strategy: Request, back
         backend = Backend("torch", f"Triton was not taken: {reason}", automatic=True)
         source = print_module(program, plans, sizes, "torch")
     module = load_module(rec.name, source)
-    return Compiled(selections, backend, source, getattr(module, rec.name))
+    return Compiled(selections, backend, source, getattr(module, identifier(rec.name)))
