@@ -251,8 +251,9 @@ def _run_sequences(call: _Call, tensors: Tensors, initial: Tensors, reset: Tenso
     """All tokens of [B, T, ...], one after another."""
     rec = call.rec
     roles = {v.name: v for v in rec.inputs}
-    tokens = [(name, x) for name, x in tensors.items() if roles[name].role == "input"]
-    batch, length = tokens[0][1].shape[:2]
+    timed = {name: x for name, x in tensors.items() if roles[name].role == "input"}
+    batch, length = next(iter(timed.values())).shape[:2]
+    tokens = {name: x.unbind(1) for name, x in timed.items()}  # at once: a slice per token costs a gradient of size T
     params = {name: Named(x, roles[name].dims) for name, x in tensors.items() if roles[name].role == "param"}
     states = _first_states(call, batch, initial)
     outputs: dict[str, list[Tensor]] = {output.name: [] for output in rec.outputs}
@@ -263,7 +264,7 @@ def _run_sequences(call: _Call, tensors: Tensors, initial: Tensors, reset: Tenso
         for t in range(length):
             if reset is not None:
                 states = {name: _reset(state, reset[:, t]) for name, state in states.items()}
-            now = {name: Named(x[:, t], roles[name].dims) for name, x in tokens}
+            now = {name: Named(x[t], roles[name].dims) for name, x in tokens.items()}
             step = Step(rec, call.dims, call.like, call.scales, differentiates_branches, {**params, **now, **states})
             step.run(rec.body)
             states = {s.name: step.names[s.name] for s in rec.states}

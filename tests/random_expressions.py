@@ -23,8 +23,8 @@ def random_expression(rng: random.Random, depth: int) -> str:
     if depth == 0 or rng.random() < 0.15:
         return rng.choice(LEAVES)
     a, b = (random_expression(rng, depth - 1) for _ in range(2))
-    weights = {"arithmetic": 25, "contract": 20, "outer": 15, "along": 8, "rename": 8, "unary": 6, "only": 4, "where": 4}
-    weights |= {"two": 3, "index": 3, "prev": 2, "power": 2}
+    weights = {"arithmetic": 25, "contract": 20, "outer": 15, "along": 8, "rename": 8, "unary": 6, "only": 4}
+    weights |= {"where": 4, "two": 3, "index": 3, "prev": 2, "power": 2}
     form = rng.choices(list(weights), list(weights.values()))[0]
     indexed = rng.choice(["c", "x", "y", "prev(x)", "prev(c)"])
     return {
