@@ -28,6 +28,7 @@ from recur.ir.spec import (
     Variable,
 )
 
+MAX_DIGITS = 400  # of a whole number that is finite
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|\n|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", "\n": ""}
@@ -83,14 +84,14 @@ def join(first: Span | None, last: Span | None) -> Span:
 def read_number(token: Token) -> int | float:
     """The value of a NUMBER; raises Mistake where it has none that is finite."""
     try:
-        value = int(token) if token.isdigit() and len(token) <= 18 else float(token)
+        value = float(token)
     except ValueError:
         message = f"`{token:.40}` is not a number"
         raise Mistake(Diagnostic("R005", message, token_span(token), help="write it like `1000` or `1e-6`")) from None
     if math.isinf(value):
         message = f"the number `{token:.40}` is too large"
         raise Mistake(Diagnostic("R602", message, token_span(token), help="numbers go up to about 1.8e308"))
-    return value
+    return int(token) if token.isdigit() and len(token) <= MAX_DIGITS else value
 
 
 def read_string(literal: str) -> str:

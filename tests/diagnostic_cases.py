@@ -1,7 +1,6 @@
 """Recurrences with one mistake (or several) each, by the kind of the mistake.
 
-A case of one line replaces a line of ``FRAME``, or follows its declarations; a case that begins with ``recurrence`` is a
-file of its own.
+A case is a file: most are ``FRAME``, a recurrence that is right, with a few lines of their own after the declarations.
 """
 
 from __future__ import annotations
@@ -190,7 +189,8 @@ WHOLE: dict[str, str | bytes] = {
     "size with a fraction": frame("dim L = 2.5"),
     "huge size": frame("dim L = 1000000000"),
     "huge loop": frame("dim L = 60000", "for j in range(L):", "    h = h + k"),
-    "several errors": "recurrence r:\n    dim K, V\n    inptu q[K]\n    input k[K], v[V] in (1, 0)\n    state S[K, V], T[K]\n"
+    "several errors": "recurrence r:\n    dim K, V\n    inptu q[K]\n    input k[K], v[V] in (1, 0)\n"
+    "    state S[K, V], T[K]\n"
     "    S = S + outr(k, v)\n    S = S + k @ v\n    k = 2 * k $\n    v = qq * 2\n    output o = q @ S\n",
     "two recurrences with errors": frame("a = k + v") + frame("a = x2").replace("recurrence r", "recurrence s"),
 }

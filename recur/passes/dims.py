@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from recur.diagnostics import Diagnostic, listing, show_dims
 from recur.ir.core import Node, contract, expand, rename, topological
-from recur.ir.printer import print_expression
+from recur.ir.printer import ATOM, COMPARISON, print_expression
 from recur.ir.spec import Expr, Span
 from recur.operators import OPERATORS
 from recur.passes.names import Names
@@ -17,9 +17,9 @@ from recur.passes.names import Names
 MAX_TEXT = 40
 
 
-def show(expression: Expr) -> str:
-    """An expression as a message shows it."""
-    text = print_expression(expression)
+def show(expression: Expr, level: int = COMPARISON) -> str:
+    """An expression as a message shows it; at level ATOM fit to stand beside any operator."""
+    text = print_expression(expression, level)
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
 
 
@@ -81,12 +81,12 @@ def _contract_help(names: Names, left: tuple[Expr, Node], right: tuple[Expr, Nod
     last = x.dims[-1]
     aliases = [d for d in y.dims if names.same_size(d, last)]
     if y.dims[-1] in x.dims:
-        return f"write `{show(y_expr)} @ {show(x_expr)}`, which contracts `{y.dims[-1]}`"
+        return f"write `{show(y_expr, ATOM)} @ {show(x_expr, ATOM)}`, which contracts `{y.dims[-1]}`"
     if aliases:
         return f"rename it: `rename({show(y_expr)}, {aliases[0]}, {last})`"
     shared = [d for d in x.dims if d in y.dims]
     if shared:
-        return f"to contract `{shared[0]}`, write `sum({show(x_expr)} * {show(y_expr)}, {shared[0]})`"
+        return f"to contract `{shared[0]}`, write `sum({show(x_expr, ATOM)} * {show(y_expr, ATOM)}, {shared[0]})`"
     return "the two share no dimension: write `*` or `outer` for their product"
 
 

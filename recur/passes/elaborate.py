@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from recur.diagnostics import Diagnostic, did_you_mean, listing
 from recur.ir.core import Node, apply, const, expand, index, is_const, leaf, size, where
+from recur.ir.printer import ATOM
 from recur.ir.spec import Binary, Call, Expr, Index, Name, Number, Span, Unary
 from recur.operators import FUNCTION_NAMES, power
 from recur.passes.dims import check_same, contract_last, labels, show
@@ -177,7 +178,7 @@ def _binary(scope: Scope, expression: Binary) -> Node | None:
 
 def _power(scope: Scope, expression: Binary, base: Node, exponent: Node) -> Node | None:
     if not is_const(exponent):
-        help = f"write `exp({show(expression.right)} * log({show(expression.left)}))` for a positive base"
+        help = f"write `exp({show(expression.right, ATOM)} * log({show(expression.left)}))` for a positive base"
         scope.error("R403", "the exponent of `**` is a constant number", expression.right.span, help)
         return None
     number = float(exponent.attrs[0])  # type: ignore[arg-type]
