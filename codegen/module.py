@@ -5,7 +5,8 @@ The file imports torch (and triton), not recur. Its text is a function of the pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
@@ -14,12 +15,16 @@ from textwrap import indent, wrap
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recur.codegen.helpers import needed_functions
-from recur.codegen.shell import Shell, stage_function
+from recur.codegen.shell import Shell
+from recur.codegen.torch_printer.function import identifier
 from recur.ir.normal import NormalForm, Program
 from recur.ir.plan import Plan
 from recur.ir.spec import Recurrence
+from recur.ir.tile import Buffer
 
 FOLDER = Path(__file__).parent
+
+Stages = tuple[list[str], Callable[[str], str], str]  # code, the printer of the definitions it needs, imports
 
 
 def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> str:
@@ -28,6 +33,7 @@ def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
     The module defines ``<recurrence>(inputs and params in the text's order, *, initial_state=None,
     output_final_state=False) -> (outputs, final)``; shapes and types in its docstring.
     """
+    plans = [callable_plan(program, plan) for plan in plans]
     shell = Shell(program, tuple(plans))
     stages, helpers, imports = print_stages(plans, sizes, backend)
     body = shell.body()
@@ -46,7 +52,16 @@ def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
-def print_stages(plans: Sequence[Plan], sizes: Mapping[str, int], backend: str):
+def callable_plan(program: Program, plan: Plan) -> Plan:
+    """The plan with a stage name that Python takes, and with an argument that tells how many tokens there are."""
+    arguments = plan.arguments
+    if not any("T" in b.layout[:3] for b in arguments):
+        first = next(v for v in program.step.recurrence.inputs if v.role == "input")
+        arguments += (Buffer(first.name, ("B", "T", "H", *first.dims), f"input:{first.name}", first.is_complex),)
+    return replace(plan, stage=identifier(plan.stage), arguments=arguments)
+
+
+def print_stages(plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> Stages:
     """Each stage's code, the printer of the definitions that it calls, and the imports."""
     if backend == "torch":
         from recur.codegen import torch_printer

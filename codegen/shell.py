@@ -6,7 +6,7 @@ import keyword
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from recur.codegen.torch_printer.function import identifier
+from recur.codegen.torch_printer.function import identifier, identifiers
 from recur.ir.core import leaves
 from recur.ir.normal import MaxPlusForm, NormalForm, Program
 from recur.ir.plan import Plan
@@ -93,16 +93,17 @@ class Shell:
         """What the template needs of a stage."""
         plan = self.plans[number]
         inputs = plan.arguments + plan.initial
-        ledger = {line.of: "d_" + identifier(line.of) for line in plan.gradients}
+        names = identifiers(b.name for b in inputs + plan.results + plan.final)
+        ledger = {line.of: "d_" + names[line.of] for line in plan.gradients}
         return {
             "name": plan.stage,
             "title": title + " " + "-" * max(0, 113 - len(title)),
             "code": code,
             "function": stage_function(plan.stage),
             "is_differentiable": bool(plan.gradients),
-            "inputs": [identifier(b.name) for b in inputs],
-            "results": [identifier(b.name) for b in plan.results],
-            "final": [identifier(b.name) for b in plan.final],
+            "inputs": [names[b.name] for b in inputs],
+            "results": [names[b.name] for b in plan.results],
+            "final": [names[b.name] for b in plan.final],
             "ledger": list(ledger.values()),
             "gradients": [ledger.get(b.name, "None") for b in inputs],
         }

@@ -6,7 +6,9 @@ load in the same form is the same variable.
 
 from __future__ import annotations
 
+import keyword
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from recur.codegen.torch_printer.memory import (
@@ -36,9 +38,20 @@ RESERVED = ("torch", "triton", "tl", "os", "range", "reversed", "float", "tuple"
 
 
 def identifier(name: str) -> str:
-    """The Python name of a buffer or value."""
+    """The Python name that a buffer or value would have where nothing else has it."""
     name = re.sub(r"\W", "_", name)
-    return f"{name}_" if name in RESERVED else name
+    return f"{name}_" if name in RESERVED or keyword.iskeyword(name) else name
+
+
+def identifiers(names: Iterable[str]) -> dict[str, str]:
+    """A Python name for each; plain names first, so that only dotted ones give way."""
+    found: dict[str, str] = {}
+    for name in sorted(dict.fromkeys(names), key=lambda n: n != identifier(n)):
+        wanted = identifier(name)
+        while wanted in found.values():
+            wanted += "_"
+        found[name] = wanted
+    return found
 
 
 @dataclass
@@ -65,15 +78,18 @@ class Function:
     memo: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        arguments = {identifier(b.name) for b in self.parameters}
+        self.arguments = identifiers(b.name for b in self.parameters)
+        arguments = set(self.arguments.values())
         for letter, names in STRUCTURAL.items():
             self.spelled[letter] = next(n for n in names if n not in arguments and n not in self.dims)
         for dim in self.dims:
             self.spelled["dim " + dim] = f"size_{dim}" if dim in arguments else dim
         for name in (*arguments, *self.spelled.values(), "dtype", "device"):
             self.taken[name] = 1
+        for dim, names in ((CHUNK, ("n", "chunk_index")), (STEP, ("t", "step_index"))):
+            self.spelled[dim] = self.unique(next(n for n in names if n not in self.taken))
         for name, form in self.tiled.items():
-            self.tiles[name, form] = identifier(name)
+            self.tiles[name, form] = self.arguments[name]
 
     # names and sizes
 
@@ -111,13 +127,17 @@ class Function:
         raise ValueError(f"{self.plan.stage}: no argument has the dimension {dim}")
 
     @property
+    def first(self) -> str:
+        return self.arguments[self.parameters[0].name]
+
+    @property
     def dtype(self) -> str:
-        self.captured["dtype"] = f"_accumulate_dtype({identifier(self.parameters[0].name)})"
+        self.captured["dtype"] = f"_accumulate_dtype({self.first})"
         return "dtype"
 
     @property
     def device(self) -> str:
-        self.captured["device"] = f"{identifier(self.parameters[0].name)}.device"
+        self.captured["device"] = f"{self.first}.device"
         return "device"
 
     def prologue(self) -> list[str]:
@@ -128,7 +148,7 @@ class Function:
             keys = [d if d in ("B", "T", "H") and i < 3 else "dim " + d for i, d in enumerate(layout_of(buffer))]
             if buffer.name not in self.tiled and any(k in missing for k in keys):
                 names = [missing.pop(k, "_") for k in keys]
-                lines.append(f"{', '.join(names)}{',' * (len(names) == 1)} = {identifier(buffer.name)}.shape")
+                lines.append(f"{', '.join(names)}{',' * (len(names) == 1)} = {self.arguments[buffer.name]}.shape")
         if missing:
             raise ValueError(f"{self.plan.stage}: no argument has the dimensions {', '.join(sorted(missing))}")
         if "C" in self.sizes:
@@ -199,8 +219,8 @@ class Function:
                 text = f"{atom(text)}.transpose(1, 2){cast}"
             else:
                 text = f"_chunked({text}, {self.structural('C')}, {dtype})"
-        own = identifier(buffer.name)
-        if identifier(wanted) == own and text != own and len(self.forms[buffer.name]) == 1 and self.is_parameter(own):
+        own = self.arguments.get(buffer.name, "")
+        if identifier(wanted) == own and text != own and len(self.forms[buffer.name]) == 1:
             self.line(f"{own} = {text}")
             self.forget(own)
             return own
@@ -212,7 +232,7 @@ class Function:
     def declared(self, buffer: Buffer) -> str:
         """The buffer in its declared layout."""
         if self.is_parameter(buffer.name) and buffer.name not in self.tiled:
-            return identifier(buffer.name)
+            return self.arguments[buffer.name]
         form, tile = next(
             ((form, text) for (name, form), text in self.tiles.items() if name == buffer.name), ((), "")
         )

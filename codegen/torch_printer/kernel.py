@@ -177,7 +177,7 @@ class KernelPrinter:
             return {}
         function = self.function
         dim = CHUNK if loop.over == "chunks" else STEP
-        core = Core(dim, "n" if loop.over == "chunks" else "t")
+        core = Core(dim, function.spelled[dim])
         self.start(loop.carries)
         lists = self.lists(loop, body, wanted, core)
         at = len(function.lines)

@@ -65,13 +65,22 @@ def selected(x: Tensor, axis: str, index: str) -> Tensor:
     return Tensor(f"{atom(x.text)}[{', '.join(marks)}]", tuple(d for d in x.dims if d != axis), x.is_complex, x.is_bool)
 
 
+def tensor_of(number: Tensor, sizes: Sizes) -> Tensor:
+    """A number as a tensor, where a function takes nothing else."""
+    return Tensor(f"torch.tensor({bare(number.text)}, dtype={sizes.dtype}, device={sizes.device})")
+
+
 def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
     row = OPERATORS[let.op]
     out = let.out
     dims = union_dims(out.axes, *args)
     if all(a.is_number for a in args) and row.torch.startswith("torch."):
-        first = args[0]
-        args = (Tensor(f"torch.tensor({first.text}, dtype={sizes.dtype}, device={sizes.device})"), *args[1:])
+        args = (tensor_of(args[0], sizes), *args[1:])
+    if let.op == "where":
+        condition, x, y = args
+        if condition.is_number:
+            condition = Tensor(f"torch.tensor({bare(condition.text)}, device={sizes.device})")
+        args = (condition, tensor_of(x, sizes) if x.is_number and y.is_number else x, y)
     if let.op in ("max", "min") and any(a.is_number for a in args):
         number, tensor = sorted(args, key=lambda a: not a.is_number)
         bound = "min" if let.op == "max" else "max"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recur.codegen.torch_printer.function import Function, identifier
+from recur.codegen.torch_printer.function import Function
 from recur.codegen.torch_printer.kernel import KernelPrinter
 from recur.codegen.torch_printer.memory import Form, forms_of, layout_of, same_sizes, time_part
 from recur.codegen.torch_printer.tensors import atom
@@ -76,8 +76,8 @@ def result_dtype(function: Function, buffer: Buffer) -> str | None:
     source = next((b for b in function.parameters if b.name == wanted), None)
     if source is None:
         return None
-    name = f"{identifier(source.name)}_dtype"
-    function.captured[name] = f"{identifier(source.name)}.dtype"
+    name = f"{function.arguments[source.name]}_dtype"
+    function.captured[name] = f"{function.arguments[source.name]}.dtype"
     if buffer.is_complex == source.is_complex:
         return name
     return f"{function.dtype}.to_complex()" if buffer.is_complex else f"{name}.to_real()"
@@ -116,7 +116,7 @@ def docstring(plan: Plan, kernels: Sequence[Kernel]) -> list[str]:
 
 
 def assemble(name: str, function: Function, doc: list[str]) -> str:
-    parameters = ", ".join(identifier(b.name) for b in function.parameters)
+    parameters = ", ".join(function.arguments[b.name] for b in function.parameters)
     head = f"def {name}({parameters}):"
     if len(head) > 120:
         head = f"def {name}(\n    {parameters}\n):"
