@@ -7,6 +7,7 @@ from recur.ir.normal import Program, Stage
 from recur.ir.spec import Recurrence
 from recur.passes.check import check
 from recur.passes.classify import classify
+from recur.passes.stabilise import stabilise
 from recur.passes.stages import infer_stages
 
 
@@ -15,4 +16,4 @@ def compile_program(recurrence: Recurrence) -> Program:
     step: Step = check(recurrence)
     stages: tuple[Stage, ...] = infer_stages(step)
     program: Program = classify(step, stages)
-    return program
+    return stabilise(program)

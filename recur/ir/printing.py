@@ -11,6 +11,7 @@ from recur.ir.core import Node, topological
 from recur.ir.normal import (
     Decay,
     ElementwiseForm,
+    Event,
     Form,
     GeneralForm,
     LinearForm,
@@ -19,7 +20,6 @@ from recur.ir.normal import (
     NormalForm,
     Program,
     Read,
-    Readout,
     Write,
 )
 from recur.ir.spec import format_number
@@ -76,6 +76,8 @@ def _format(node: Node, args: list[tuple[str, int]]) -> tuple[str, int]:
         return str(attrs[0]), ATOM
     if op == "contract":
         return _format_contract(node, at, args)
+    if op == "stop" and node.args[0].op == "leaf":
+        return args[0]
     if op == "version":
         return f"{attrs[0]}#{attrs[1]}", ATOM
     names = [a for attr in attrs for a in (attr if isinstance(attr, tuple) else (attr,))]
@@ -133,7 +135,7 @@ def format_form(form: Form, scale: str | None = None) -> list[str]:
         batch = f", batch {_names(form.batch)}" if form.batch else ""
         head = _typed(form.state, form.batch + form.key + form.value, form.is_complex)
         lines = [f"  {head}: key {_names(form.key)}, value {_names(form.value)}{batch}{suffix}"]
-        return lines + [f"    {_format_event(e)}" for e in form.events]
+        return lines + [f"    {_format_event(e, form.state)}" for e in form.events]
     if isinstance(form, ElementwiseForm):
         lines = [f"  {_typed(form.state, form.dims, form.is_complex)}{suffix}", f"    decay {format_node(form.decay)}"]
         if form.log is not None:
@@ -159,7 +161,7 @@ def format_form(form: Form, scale: str | None = None) -> list[str]:
     ]
 
 
-def _format_event(event: Decay | Read | Write | Readout) -> str:
+def _format_event(event: Event, state: str) -> str:
     if isinstance(event, Decay):
         parts = [f"decay   {_bracketed(event.factor)}"]
         parts += [
@@ -169,12 +171,12 @@ def _format_event(event: Decay | Read | Write | Readout) -> str:
         ]
         return ", ".join(parts)
     if isinstance(event, Read):
-        return f"read    {event.name} = {_bracketed(event.vector)} . S"
+        return f"read    {event.name} = {_bracketed(event.vector)} . {state}"
     if isinstance(event, Write):
         value = [] if event.value is None else [_bracketed(event.value)]
         read = "" if event.read is None else f"- {event.read}"
         return f"write   {_bracketed(event.key)} (x) ({' '.join([*value, read]).strip()})"
-    return f"readout {event.name} = {_bracketed(event.vector)} . S along {event.axis}"
+    return f"readout {event.name} = {_bracketed(event.vector)} . {state} along {event.axis}"
 
 
 def _bracketed(node: Node) -> str:

@@ -185,8 +185,8 @@ class MatrixBuilder:
                 raise NotThisForm(f"is read out by {format_node(f, 80)}, which is no vector", linear.node)
         name = self._add_readout(slot, axis, multiply([*vector, *(ones(d) for d in ordered(wanted, self.update.dims))]))
         left = contracted - wanted
-        kept = [d for d in self.update.dims if d not in wanted]
-        value = leaf("readout", name, tuple(kept), self.update.is_complex or any(f.is_complex for f in vector))
+        kept = self.batch + (self.key if axis == "value" else self.value)
+        value = leaf("readout", name, kept, self.update.is_complex or any(f.is_complex for f in vector))
         if left:
             return multiply([*contract_factors([*other, value], left), *linear.rest])
         return multiply([value, *other, *linear.rest])
@@ -196,7 +196,7 @@ class MatrixBuilder:
         if self.value:
             raise NotThisForm("is used whole, without a contraction", base)
         name = self._add_readout((self.update.position(base), False), "value", const(1))
-        return leaf("readout", name, self.update.dims, self.update.is_complex)
+        return leaf("readout", name, self.batch + self.key, self.update.is_complex)
 
     def _add_readout(self, slot: Slot, axis: Axis, vector: Node) -> str:
         found = self._readouts.setdefault(slot, [])

@@ -1,0 +1,417 @@
+"""Exponential gates without bounds, kept in range by a running log scale (mathematics.md, section 4).
+
+    S = exp(m) S'        m <- max(m + log decay, log gate)
+    S' <- exp(log decay + m_before - m) S' + exp(log gate - m) (...)
+
+States whose gates outputs combine share one m, a max-plus state of a stage of its own. That is possible where every
+output is free of the common factor (a ratio of states, say) or only shrinks by it; otherwise a note says that the spec
+can overflow. m is a constant to differentiation, which is exact: no output depends on it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from recur.ir.core import Node, add, apply, const, leaf, leaves, neg, reduce, stop, sub, where
+from recur.ir.normal import (
+    Decay,
+    ElementwiseForm,
+    Event,
+    Form,
+    MatrixForm,
+    MaxPlusForm,
+    NormalForm,
+    Program,
+    Read,
+    Readout,
+    Stage,
+    Write,
+)
+from recur.passes.affine import add_up, flatten, multiply, summands
+from recur.passes.decay import Ranges, decompose
+from recur.passes.restate import restate
+from recur.passes.scales import NONE, NotScalable, Scale, Scaled, scale_nodes, settle, single, split_gates, varies
+from recur.passes.structure import describe
+
+LOWEST = -1e30  # stands for a log of zero where differences of logs are taken
+
+
+def stabilise(program: Program) -> Program:
+    """The program with log scales where its exponential gates need them."""
+    ranges = Ranges(program.step.recurrence)
+    gated = [state for normal in program.stages for state in _gated_states(normal, ranges)]
+    for group in _groups(program, gated):
+        program = _stabilise_group(program, group, ranges)
+    return program
+
+
+# --- which states -----------------------------------------------------------------------------------------------------
+
+
+def _gated_states(normal: NormalForm, ranges: Ranges) -> list[str]:
+    return [f.state for f in normal.forms if isinstance(f, (MatrixForm, ElementwiseForm)) and _is_gated(f, ranges)]
+
+
+def _is_gated(form: Form, ranges: Ranges) -> bool:
+    """Whether a write holds an exponential without bounds, or the decay's log has no upper bound."""
+    if any(log is not None for log in _write_logs(form, ranges)):
+        return True
+    return any(ranges.of(log)[1] == math.inf and varies(log) for log in _decay_logs(form))
+
+
+def _decay_logs(form: Form) -> list[Node]:
+    """The exact logs of the decays; what has none is a bounded gate or a sum."""
+    if isinstance(form, ElementwiseForm):
+        return [form.log] if form.log is not None else []
+    assert isinstance(form, MatrixForm)
+    return [d.log for d in form.decays if d.log is not None and _has_exponential(d.factor)]
+
+
+def _has_exponential(factor: Node) -> bool:
+    return any(n.op in ("exp", "polar", "div") for n in flatten(factor))
+
+
+def _write_logs(form: Form, ranges: Ranges) -> list[Node | None]:
+    """For each product that the form adds to its state, the log of its unbounded exponentials (None: it has none)."""
+    if isinstance(form, ElementwiseForm):
+        products = _products(form.drive)
+    else:
+        assert isinstance(form, MatrixForm)
+        values = [(w.key, w.value) for w in form.writes if w.value is not None]
+        products = [(*flatten(key), *part) for key, value in values for part in _products(value)]
+    logs = [split_gates(factors, ranges)[0] for factors in products]
+    return [add_up(found) if found else None for found in logs]
+
+
+def _products(node: Node) -> list[tuple[Node, ...]]:
+    """The summands of a sum, the node alone where it is none."""
+    return summands(node) if node.op in ("add", "sub", "neg") else [flatten(node)]
+
+
+def _groups(program: Program, gated: Sequence[str]) -> list[tuple[str, ...]]:
+    """Gated states that meet in an output."""
+    groups = [{s} for s in gated]
+    for used in _used_together(program):
+        met = [g for g in groups if g & used]
+        if len(met) > 1:
+            groups = [g for g in groups if g not in met] + [set().union(*met)]
+    found = [tuple(s for s in gated if s in g) for g in groups]
+    return sorted(found, key=lambda g: gated.index(g[0]))
+
+
+def _used_together(program: Program) -> list[set[str]]:
+    """For each output, the states that it depends on, through values that cross stages too."""
+    reached: dict[str, set[str]] = {}
+    for normal in program.stages:
+        owner = {r.name: f.state for f in normal.forms if isinstance(f, MatrixForm) for r in f.readouts}
+        vectors = {r.name: r.vector for f in normal.forms if isinstance(f, MatrixForm) for r in f.readouts}
+        for name, node in normal.epilogue:
+            states: set[str] = set()
+            for n in leaves([node, *(vectors[n.attrs[1]] for n in leaves([node], "readout"))]):  # type: ignore[index]
+                kind, used = str(n.attrs[0]), str(n.attrs[1])
+                if kind == "value":
+                    states |= reached.get(used, set())
+                elif kind in ("state", "next", "readout"):
+                    states.add(owner.get(used, used))
+            reached[name] = states
+    return [reached[name] for name, _ in program.step.outputs if name in reached]
+
+
+# --- one group --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LogScale:
+    """The group's m. ``now`` and ``before``: its value after and before the token; ``step``: before - now, 0 where the
+    states are still empty (m = -inf), so that sums of log decays stay finite."""
+
+    state: str
+    dims: tuple[str, ...]
+    states: tuple[str, ...]
+    log_decay: Node
+    drive: Node
+
+    @property
+    def now(self) -> Node:
+        return stop(leaf("value", f"{self.state}.now", self.dims))
+
+    @property
+    def before(self) -> Node:
+        return stop(leaf("value", f"{self.state}.before", self.dims))
+
+    @property
+    def step(self) -> Node:
+        return stop(leaf("value", f"{self.state}.step", self.dims))
+
+
+def _stabilise_group(program: Program, group: tuple[str, ...], ranges: Ranges) -> Program:
+    forms = [form for normal in program.stages for form in normal.forms if form.state in group]
+    reason: Node | None = None
+    for dims in _scale_dims(forms, ranges):
+        try:
+            return _scaled_program(program, _log_scale(forms, dims, ranges), ranges)
+        except NotScalable as failure:
+            reason = reason or failure.node
+    return _with_note(program, group, forms, ranges)
+
+
+def _with_note(program: Program, group: tuple[str, ...], forms: Sequence[Form], ranges: Ranges) -> Program:
+    """A note where the group can overflow: outputs keep the common factor of their states."""
+    logs = [n for f in forms for n in (*_write_logs(f, ranges), *_decay_logs(f)) if n is not None]
+    high = next((n for n in dict.fromkeys(logs) if ranges.of(n)[1] == math.inf and varies(n)), None)
+    if high is None:
+        return program
+    note = (
+        f"can overflow: exp({high!r}) has no upper bound and outputs do not cancel it; declare a range, "
+        "or divide by a normaliser that has the same gates"
+    )
+    stages = tuple(
+        replace(n, notes=(*n.notes, note)) if any(f.state in group for f in n.forms) else n for n in program.stages
+    )
+    return replace(program, stages=stages)
+
+
+def _scale_dims(forms: Sequence[Form], ranges: Ranges) -> list[tuple[str, ...]]:
+    """Dims that m may have, most first: those of the gates that every state of the group has."""
+    shared = [d for d in _form_dims(forms[0]) if all(d in _form_dims(f) for f in forms)]
+    gates = [n for f in forms for n in (*_write_logs(f, ranges), *_decay_logs(f)) if n is not None]
+    dims = [d for d in shared if any(d in n.dims for n in gates)]
+    sizes = range(len(dims), -1, -1)
+    return [chosen for size in sizes for chosen in itertools.combinations(dims, size)]
+
+
+def _form_dims(form: Form) -> tuple[str, ...]:
+    if isinstance(form, MatrixForm):
+        return form.batch + form.key + form.value
+    assert isinstance(form, ElementwiseForm)
+    return form.dims
+
+
+def _log_scale(forms: Sequence[Form], dims: tuple[str, ...], ranges: Ranges) -> _LogScale:
+    decays = [add_up(_reduced(log, dims) for log in _all_decay_logs(f, ranges)) for f in forms]
+    writes = [_reduced(log or const(0), dims) for f in forms for log in _write_logs(f, ranges)]
+    name = f"{forms[0].state}.log_scale"
+    return _LogScale(name, dims, tuple(f.state for f in forms), _largest(decays), _largest(writes))
+
+
+def _all_decay_logs(form: Form, ranges: Ranges) -> list[Node]:
+    """Logs of all of the form's decays: what has no exact log gives log(abs(.))."""
+    if isinstance(form, MatrixForm):
+        return [d.log for d in form.decays if d.log is not None]
+    assert isinstance(form, ElementwiseForm)
+    log = form.log if form.log is not None else decompose(flatten(form.decay), ranges).log
+    return [] if log is None else [log]
+
+
+def _reduced(log: Node, dims: tuple[str, ...]) -> Node:
+    return reduce("amax", log, tuple(d for d in log.dims if d not in dims))
+
+
+def _largest(nodes: Iterable[Node]) -> Node:
+    distinct = list(dict.fromkeys(nodes))
+    result = distinct[0] if distinct else const(0)
+    for node in distinct[1:]:
+        result = apply("max", result, node)
+    return result
+
+
+# --- rewriting --------------------------------------------------------------------------------------------------------
+
+
+def _scaled_program(program: Program, log_scale: _LogScale, ranges: Ranges) -> Program:
+    first = next(i for i, n in enumerate(program.stages) if any(f.state in log_scale.states for f in n.forms))
+    exported = {name for normal in program.stages[:first] for name, _ in normal.epilogue}
+    for n in leaves([log_scale.log_decay, log_scale.drive], "value"):
+        if n.attrs[1] not in exported:
+            raise NotScalable(n)
+    outputs = {name for name, _ in program.step.outputs}
+    known: dict[Node, Scaled] = {}
+    stages = []
+    for normal in program.stages[first:]:
+        scaled, exports = _scale_stage(normal, log_scale, known, outputs, ranges)
+        stages.append(scaled)
+        known.update(exports)
+    used = {str(n.attrs[1]) for normal in stages for n in leaves(_all_nodes(normal), "value")}
+    return replace(program, stages=(*program.stages[:first], _max_plus_stage(log_scale, used), *stages))
+
+
+def _all_nodes(normal: NormalForm) -> list[Node]:
+    return [node for _, node in (*normal.stage.updates, *normal.stage.exports)]
+
+
+def _max_plus_stage(log_scale: _LogScale, used: set[str]) -> NormalForm:
+    name, dims = log_scale.state, log_scale.dims
+    form = MaxPlusForm(name, dims, log_scale.log_decay, log_scale.drive)
+    before = leaf("state", name, dims)
+    now = apply("max", leaf("next", name, dims), const(LOWEST))
+    is_empty = apply("lt", before, const(LOWEST))
+    exports = (
+        (f"{name}.now", now),
+        (f"{name}.before", before),
+        (f"{name}.step", where(is_empty, const(0), sub(before, now))),
+    )
+    epilogue = tuple((export, node) for export, node in exports if export in used)
+    normal = NormalForm(Stage(name, (name,), (), ()), "maxplus", (form,), epilogue, "")
+    return replace(normal, stage=restate(normal), structure=describe(normal))
+
+
+def _scale_stage(
+    normal: NormalForm, log_scale: _LogScale, known: dict[Node, Scaled], outputs: set[str], ranges: Ranges
+) -> tuple[NormalForm, dict[Node, Scaled]]:
+    """The stage with its scaled states and its epilogue over them; its exports that keep a scale, for later stages."""
+    now, before = single(log_scale.now), single(log_scale.before)
+    states = dict(known)
+    forms: list[Form] = []
+    for form in normal.forms:
+        is_scaled = form.state in log_scale.states
+        if is_scaled and isinstance(form, ElementwiseForm):
+            form = _scale_elementwise(form, log_scale, ranges)
+            for kind, scale in (("state", before), ("next", now)):
+                value = leaf(kind, form.state, form.dims, form.is_complex)
+                states[value] = Scaled(value, scale)
+        elif isinstance(form, MatrixForm):
+            if is_scaled:
+                form = _scale_matrix(form, log_scale, ranges)
+            form, readouts = _scale_readouts(form, known, (before, now) if is_scaled else (NONE, NONE), ranges)
+            states |= readouts
+        _refuse_scaled_coefficients(form, known)
+        forms.append(form)
+    found = scale_nodes([node for _, node in normal.epilogue], states, ranges)
+    epilogue, exports = [], {}
+    for (name, node), scaled in zip(normal.epilogue, found, strict=True):
+        value = settle(scaled, node) if name in outputs else scaled.value
+        if name not in outputs and scaled.scale != NONE:
+            crossing = leaf("value", name, node.dims, node.is_complex)
+            exports[crossing] = Scaled(crossing, scaled.scale)
+        epilogue.append((name, value))
+    own = tuple((f.state, log_scale.state) for f in forms if f.state in log_scale.states)
+    result = replace(normal, forms=tuple(forms), epilogue=tuple(epilogue), scale_of=normal.scale_of + own)
+    if own:
+        held = f"; {' and '.join(state for state, _ in own)} kept as exp({log_scale.state}) times a scaled state"
+        result = replace(result, structure=normal.structure + held)
+    return replace(result, stage=restate(result)), exports
+
+
+def _refuse_scaled_coefficients(form: Form, known: dict[Node, Scaled]) -> None:
+    """A coefficient may not depend on a value that keeps a scale; readouts' vectors have been dealt with."""
+    nodes: list[Node] = []
+    if isinstance(form, MatrixForm):
+        nodes = [n for e in form.events if not isinstance(e, Readout) for n in _event_nodes(e)]
+    elif isinstance(form, ElementwiseForm):
+        nodes = [form.decay, form.drive]
+    for n in leaves(nodes, "value"):
+        if n in known:
+            raise NotScalable(n)
+
+
+def _event_nodes(event: Event) -> list[Node]:
+    if isinstance(event, Decay):
+        return [event.factor]
+    if isinstance(event, Write):
+        return [event.key] if event.value is None else [event.key, event.value]
+    return [event.vector]
+
+
+def _scale_elementwise(form: ElementwiseForm, log_scale: _LogScale, ranges: Ranges) -> ElementwiseForm:
+    step = log_scale.step
+    log = None if form.log is None else add(form.log, step)
+    decay = apply("exp", log if log is not None else step)
+    if log is None:
+        decay, log = multiply([form.decay, decay]), step if form.decay == const(1) else None
+    products = [_at_scale(factors, log_scale, ranges) for factors in _products(form.drive)]
+    return replace(form, decay=decay, drive=add_up(multiply(p) for p in products), log=log)
+
+
+def _at_scale(factors: tuple[Node, ...], log_scale: _LogScale, ranges: Ranges) -> list[Node]:
+    """A product's factors with exp(log gate - m) in place of its exponential gates."""
+    logs, rest = split_gates(factors, ranges)
+    return [*rest, apply("exp", sub(add_up(logs), log_scale.now) if logs else neg(log_scale.now))]
+
+
+def _scale_matrix(form: MatrixForm, log_scale: _LogScale, ranges: Ranges) -> MatrixForm:
+    """The events on S' = exp(-m) S: the first decay also takes the scale from the last token's to this one's.
+
+    Where there is no decay, one is inserted behind the readouts of the state before the update; reads before it get the
+    step on their vectors.
+    """
+    step = log_scale.step
+    events: list[Event] = []
+    is_stepped = False
+    for event in form.events:
+        if not is_stepped and isinstance(event, Decay):
+            events.append(_stepped(event, step))
+            is_stepped = True
+            continue
+        if not is_stepped and isinstance(event, Write):
+            at = next((i for i, e in enumerate(events) if isinstance(e, Read)), len(events))
+            events.insert(at, Decay(apply("exp", step), step))
+            is_stepped = True
+        events.append(_scale_write(event, form, log_scale, ranges) if isinstance(event, Write) else event)
+    if not is_stepped:
+        events.append(Decay(apply("exp", step), step))
+    decayed = next(i for i, e in enumerate(events) if isinstance(e, Decay))
+    early = [replace(e, vector=multiply([e.vector, apply("exp", step)])) if isinstance(e, Read) else e
+             for e in events[:decayed]]
+    return replace(form, events=(*early, *events[decayed:]))
+
+
+def _stepped(decay: Decay, step: Node) -> Decay:
+    log = step if decay.log is None else add(decay.log, step)
+    factor = apply("exp", log)
+    if decay.angle is not None:
+        factor = apply("polar", factor, decay.angle)
+    if decay.sign is not None:
+        factor = multiply([decay.sign, factor])
+    return replace(decay, factor=factor, log=log)
+
+
+def _scale_write(write: Write, form: MatrixForm, log_scale: _LogScale, ranges: Ranges) -> Write:
+    """The gate's exponent on the side whose dims it has; the key's own gates move to where m is subtracted."""
+    if write.value is None:
+        return write
+    key_logs, key_rest = split_gates(flatten(write.key), ranges)
+    products = [split_gates(factors, ranges) for factors in _products(write.value)]
+    on_key = set(form.key) & {d for n in (*key_logs, log_scale.now) for d in n.dims}
+    on_value = set(form.value) & {d for logs, _ in products for n in (*logs, log_scale.now) for d in n.dims}
+    if on_key and (on_value or write.read is not None or any(logs for logs, _ in products)):
+        raise NotScalable(write.key)
+    if on_key:
+        exponent = sub(add_up(key_logs), log_scale.now) if key_logs else neg(log_scale.now)
+        return replace(write, key=multiply([*key_rest, apply("exp", exponent)]))
+    gates = [(add_up([*key_logs, *logs]), rest) for logs, rest in products]
+    values = [
+        multiply([*rest, apply("exp", neg(log_scale.now) if log == const(0) else sub(log, log_scale.now))])
+        for log, rest in gates
+    ]
+    if key_logs and write.read is not None:
+        raise NotScalable(write.key)
+    return replace(write, key=multiply(key_rest), value=add_up(values))
+
+
+def _scale_readouts(
+    form: MatrixForm, known: dict[Node, Scaled], scales: tuple[Scale, Scale], ranges: Ranges
+) -> tuple[MatrixForm, dict[Node, Scaled]]:
+    """Readouts with the scale of their position and of their vector; what they contract must carry no scale."""
+    before, now = scales
+    events: list[Event] = []
+    found: dict[Node, Scaled] = {}
+    current = before
+    for event in form.events:
+        if isinstance(event, (Decay, Write)):
+            current = now
+        if isinstance(event, Readout):
+            (vector,) = scale_nodes([event.vector], known, ranges)
+            scale = current.plus(vector.scale)
+            over = form.key if event.axis == "key" else form.value
+            if scale.dims & set(over):
+                raise NotScalable(event.vector)
+            left = form.batch + (form.value if event.axis == "key" else form.key)
+            is_complex = form.is_complex or event.vector.is_complex
+            readout = leaf("readout", event.name, left, is_complex)
+            found[readout] = Scaled(readout, scale)
+            event = replace(event, vector=vector.value)
+        events.append(event)
+    return replace(form, events=tuple(events)), found
