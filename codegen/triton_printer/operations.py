@@ -208,8 +208,9 @@ class OperationPrinter:
         cast = "" if in_full else ".to(DOT)"
         sides = [self.layout.axes[a].block for a in (*let.out.axes, over)]
         precision = "ieee" if max(sides) <= IEEE_SIDE else "tf32x3"
-        left = left.map(lambda part: transposed(part, self.tile(x).axes[1] != over) + cast)
-        right = right.map(lambda part: transposed(part, self.tile(y).axes[0] != over) + cast)
+        # The cast comes first: a loaded tile's conversions to float32 and back then fold, and it stays in shared memory.
+        left = left.map(lambda part: transposed(part + cast, self.tile(x).axes[1] != over))
+        right = right.map(lambda part: transposed(part + cast, self.tile(y).axes[0] != over))
         dot = lambda a, b: f'tl.dot({a}, {b}, input_precision="{precision}")'  # noqa: E731
         return self.bind(let.out, complex_numbers.multiply_with(dot, left, right))
 
