@@ -78,12 +78,17 @@ def random_state(
     rec: Recurrence, B: int = 2, H: int = 2, sizes: Mapping[str, int] | None = None, seed: int = 0,
     dtype: torch.dtype = torch.float64, *, requires_grad: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """An initial state: every declared state [B, H, *dims], normal, or inside its range."""
+    """An initial state: every declared state [B, H, *dims], normal, or inside its range.
+
+    States that a quotient divides by are drawn positive.
+    """
     lengths = dim_sizes(rec, sizes)
+    divisors = _divisors(rec)
     found = {}
     for v in rec.states:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} state {v.name}".encode()))
         x = _draw(v, rec, (B, H, *(lengths[d] for d in v.dims)), generator, False)
+        x = x.abs() + 0.5 if v.name in divisors and not v.is_complex else x
         found[v.name] = x.to(dtype.to_complex() if v.is_complex else dtype).requires_grad_(requires_grad)
     return found
 
@@ -102,6 +107,18 @@ def reads_its_state(rec: Recurrence) -> bool:
                 known = contracted.get(statement.target, False)
                 contracted[statement.target] = known or reads or any(contracted[n] for n in sources)
     return any(contracted[s.name] for s in rec.states)
+
+
+def _divisors(rec: Recurrence) -> set[str]:
+    """The names that some quotient's denominator is computed from, through locals."""
+    nodes = [e for statement in rec.body for e in expressions(statement)]
+    quotients = [n for n in nodes if isinstance(n, Binary) and n.op == "/"]
+    found = {name for n in quotients for name in _names(list(expressions(n.right)))}
+    states = {v.name for v in rec.states}
+    for statement in reversed(list(_assignments(rec.body))):
+        if statement.target in found and statement.target not in states:
+            found |= _names(list(expressions(statement.value)))
+    return found
 
 
 def _names(nodes: list[Expr]) -> set[str]:

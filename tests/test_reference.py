@@ -253,3 +253,36 @@ def test_a_step_is_the_same_with_numbers_scaled_or_not() -> None:
         for x, y in zip(a, b, strict=True):
             for key in x:
                 close(x[key], y[key])
+
+
+@pytest.mark.parametrize("level", [1000.0, -1000.0])
+@pytest.mark.parametrize("given", [False, True])
+def test_gradients_of_a_ratio_do_not_depend_on_the_size_of_its_gates(level: float, given: bool) -> None:
+    rec = rec_of(
+        "dim D", "input i[D], f[D], v[D]", "state a[D], c[D]",
+        "a = sigmoid(f) * a + exp(i) * v", "c = sigmoid(f) * c + exp(i)", "output o = tanh(a / c)",
+    )  # fmt: skip
+    inputs = random_inputs(rec)
+    inputs["v"][:, 1] = 0.0
+    gradients = []
+    for shift in (0.0, level):
+        leaves = {key: (x + shift if key == "i" else x).detach().requires_grad_() for key, x in inputs.items()}
+        zero = {key: torch.zeros_like(x) for key, x in random_state(rec).items()} if given else None
+        outputs, _ = run_reference(rec, leaves, zero, stabilised={"a": ("D",), "c": ("D",)})
+        gradients.append(torch.autograd.grad(outputs["o"].sum(), list(leaves.values())))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_gates_of_every_size_in_one_sequence() -> None:
+    rec = spec("mlstm_exp")
+    inputs = random_inputs(rec, T=8)
+    levels = torch.tensor([-1000.0, -200.0, 0.0, 200.0, 1000.0, 900.0, -1000.0, 0.0], dtype=torch.float64)
+    leaves = {key: (x + levels[:, None] if key == "i" else x).requires_grad_() for key, x in inputs.items()}
+    outputs, final = run_reference(rec, leaves, stabilised={"C": (), "n": ()})
+    gradients = torch.autograd.grad(outputs["h"].sum(), list(leaves.values()))
+    assert all(x.isfinite().all() for x in (*outputs.values(), *final.values(), *gradients))
+    # from the largest gate on, the output is that token's alone, whatever came before
+    k, q, v = (inputs[name][:, 4].detach() for name in ("k", "q", "v"))
+    expected = v * torch.sign((q * k).sum(-1, keepdim=True))
+    close(outputs["h"][:, 4].detach(), expected)

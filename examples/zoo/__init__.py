@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
@@ -15,8 +16,6 @@ def names() -> list[str]:
 def path(name: str) -> Path:
     """The spec's file. Raises KeyError, naming the nearest entries, where the zoo has no such recurrence."""
     if name not in names():
-        import difflib
-
         near = difflib.get_close_matches(name, names(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise KeyError(f"no recurrence named {name!r} in the zoo{hint}")
