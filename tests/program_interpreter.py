@@ -1,4 +1,4 @@
-"""Runs a program in normal form, one token at a time in float64: events, forms and epilogues as their docstrings say."""
+"""Runs a program in normal form, a token at a time in float64: events, forms and epilogues as their docstrings say."""
 
 from __future__ import annotations
 

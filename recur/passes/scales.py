@@ -184,17 +184,26 @@ def scale_nodes(roots: list[Node], known: Mapping[Node, Scaled], ranges: Ranges)
         if node in known:
             done[node] = known[node]
         else:
-            args = [done[a] for a in node.args]
-            if all(a.scale == NONE for a in args):
-                done[node] = Scaled(rebuild(node, tuple(a.value for a in args)))
-            else:
-                done[node] = _scale_node(node, args, ranges)
+            done[node] = _scale_or_settle(node, [done[a] for a in node.args], ranges)
     return [done[r] for r in roots]
+
+
+def _scale_or_settle(node: Node, args: list[Scaled], ranges: Ranges) -> Scaled:
+    """Where the operation needs a plain value, a scale that only shrinks is applied."""
+    try:
+        return _scale_node(node, args, ranges)
+    except NotScalable:
+        settled = [Scaled(settle(a, node)) if a.scale.never_grows else a for a in args]
+        if settled == args:
+            raise
+        return _scale_node(node, settled, ranges)
 
 
 def _scale_node(node: Node, args: list[Scaled], ranges: Ranges) -> Scaled:
     op = node.op
     values = tuple(a.value for a in args)
+    if all(a.scale == NONE for a in args):
+        return Scaled(rebuild(node, values))
     if op in _KEEP:
         return Scaled(rebuild(node, values), args[0].scale)
     if op in ("rename", "index"):
