@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -70,13 +70,14 @@ def parse_partial(text: str | bytes, filename: str = "<string>") -> Parsed:
 def parse_range(text: str) -> Range:
     """A range such as ``(-inf, 0]``; raises Mistake, its span counted within ``text``, where it is none."""
     lines, diagnostics = lexer().split(text)
-    if diagnostics or len(lines) != 1 or "\n" in text:
-        span = Span(1, 1, 1, len(text) + 1)
-        raise Mistake(Diagnostic("R402", "this is no range", span, help="a range is written like `(-inf, 0]`"))
     try:
-        return _parse_tokens(lines[0], "range")
+        if not diagnostics and len(lines) == 1 and "\n" not in text:
+            return _parse_tokens(lines[0], "range")
     except Mistake as mistake:
-        raise Mistake(replace(mistake.diagnostic, code="R402")) from None
+        if mistake.diagnostic.code == "R402":
+            raise
+    span = Span(1, 1, 1, len(text) + 1)
+    raise Mistake(Diagnostic("R402", "this is no range", span, help="a range is written like `(-inf, 0]`"))
 
 
 def decode(text: str | bytes, filename: str) -> str:

@@ -7,6 +7,7 @@ the user's file.
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import inspect
 import math
@@ -42,20 +43,26 @@ from recur.ir.spec import (
 
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.MatMult: "@", ast.Pow: "**"}
 _COMPARE = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
-_INSTEAD = {
-    ast.AugAssign: "write `S = S + ...`",
-    ast.AnnAssign: "write `name = ...`, or `name[K] = ...` to state its dimensions",
-    ast.If: "choose with `where(condition, a, b)`",
-    ast.IfExp: "choose with `where(condition, a, b)`",
-    ast.While: "write `for j in range(n):` over a dim of fixed size",
-    ast.BoolOp: "nest `where` for two conditions",
-    ast.Expr: "every statement assigns: `name = ...`",
-    ast.Return: "return once, at the end",
-    ast.Attribute: "call the language's functions by their own names, as in `exp(x)`",
-    ast.Slice: "an index picks one entry: `x[j]`",
-    ast.Tuple: "write one value",
-    ast.Pass: "leave it out",
+_FOREIGN: dict[type[ast.AST], tuple[str, str]] = {
+    ast.AugAssign: ("augmented assignment", "write `S = S + ...`"),
+    ast.AnnAssign: ("annotated assignment", "write `name = ...`, or `name[K] = ...` to state its dimensions"),
+    ast.If: ("`if`", "choose with `where(condition, a, b)`"),
+    ast.IfExp: ("`if`", "choose with `where(condition, a, b)`"),
+    ast.While: ("`while`", "write `for j in range(n):` over a dim of fixed size"),
+    ast.BoolOp: ("`and` and `or`", "nest `where` for two conditions"),
+    ast.Expr: ("statement without an assignment", "write `name = ...`"),
+    ast.Return: ("second return", "return once, at the end"),
+    ast.Attribute: ("attributes", "call the language's functions by their own names, as in `exp(x)`"),
+    ast.Slice: ("slices", "an index picks one entry: `x[j]`"),
+    ast.Tuple: ("tuples", "write one value"),
+    ast.Pass: ("`pass`", "leave it out"),
+    ast.Assign: ("assignment to several names", "assign one name a line"),
+    ast.BinOp: ("such operator", "the operators are `+ - * / @ **`"),
+    ast.UnaryOp: ("such operator", "the operators are `+ - * / @ **`"),
+    ast.Compare: ("such comparison", "the comparisons are `< <= > >= == !=`"),
 }
+_STATEMENTS_HELP = "the language has assignments, loops over a dim, and one return"
+_EXPRESSIONS_HELP = "the language has numbers, names, `+ - * / @ **`, comparisons, calls and `x[j]`"
 
 
 class _Problem(Exception):
@@ -74,11 +81,16 @@ def read_function(function: Callable[..., Any], caller: Mapping[str, Any] | None
     from recur.passes.check import check_partial
 
     source = find_source(function)
-    reader = _Reader(source, _Scope.of(function, caller or {}), function)
-    recurrence = reader.read()
-    errors = check_partial(recurrence, frozenset(reader.tainted), not reader.errors)[1]
-    if reader.errors or errors:
-        raise RecurError([*reader.errors, *errors], source.filename, source.text)
+    scope = _Scope.of(function, caller or {})
+    errors: list[Diagnostic] = []
+    for all_names in (False, True):
+        reader = _Reader(source, scope, function, all_names)
+        recurrence = reader.read()
+        errors = [*reader.errors, *check_partial(recurrence, frozenset(reader.tainted), not reader.errors)[1]]
+        if not any(e.code == "R303" for e in errors):
+            break
+    if errors:
+        raise RecurError(errors, source.filename, source.text)
     return recurrence
 
 
@@ -172,6 +184,7 @@ class _Reader:
     source: _Source
     scope: _Scope
     function: Callable[..., Any]
+    all_names: bool = False
     errors: list[Diagnostic] = field(default_factory=list)
     tainted: set[str] = field(default_factory=set)
     dims: dict[str, tuple[DimName, Span]] = field(default_factory=dict)
@@ -247,7 +260,9 @@ class _Reader:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return self._annotation(ast.parse(node.value, mode="eval").body)
         if isinstance(node, ast.Name):
-            return self._find(node)
+            return getattr(builtins, node.id) if hasattr(builtins, node.id) else self._find(node)
+        if isinstance(node, ast.Constant):
+            return node.value
         if isinstance(node, ast.Tuple):
             return tuple(self._annotation(e) for e in node.elts)
         if isinstance(node, ast.Subscript):
@@ -268,7 +283,8 @@ class _Reader:
         try:
             return self.scope.find(node.id)
         except KeyError:
-            raise _Problem("R201", f"unknown name `{node.id}`", self.source.span(node)) from None
+            help = 'define it before the function; a dimension by `K, V = recur.dims("K V")`'
+            raise _Problem("R201", f"unknown name `{node.id}`", self.source.span(node), help) from None
 
     def _use(self, dim: Any, node: ast.AST) -> str:
         """The language's name of a dimension, which is declared by its use."""
@@ -290,10 +306,14 @@ class _Reader:
             raise _Problem("R402", mistake.diagnostic.message, span, mistake.diagnostic.help) from None
 
     def _declared_dims(self) -> tuple[Dim, ...]:
-        """The dims in use, with the other names that the same ``dims`` calls gave them, in the order they were made."""
+        """The dims in use, in the order they were made.
+
+        With ``all_names``, also the other names that the same ``dims`` calls gave to them: ``outer`` may need a name
+        that the function does not mention.
+        """
         used = {name: dim for name, (dim, _) in self.dims.items()}
         spans = {name: span for name, (_, span) in self.dims.items()}
-        calls = {d.call for d in used.values()}
+        calls = {d.call for d in used.values()} if self.all_names else set()
         around = [v for table in self.scope.tables for v in table.values() if isinstance(v, DimName)]
         for _ in range(len(around)):
             wanted = {d.alias for d in used.values()} - set(used)
@@ -331,7 +351,7 @@ class _Reader:
             raise _Problem("R704", message, self.source.span(node), f"write `return {wanted}`")
         if len(values) == len(states):
             span = self.source.span(node)
-            raise _Problem("R502", "the return has no output", span, "add one after the states")
+            raise _Problem("R502", "the return has no output", span, "add one after the states, as in `return S, o`")
         arguments = {a.arg for a in self.arguments}
         outputs = values[len(states) :]
         assigned = _assigned(self.source.definition) - arguments
@@ -407,7 +427,7 @@ class _Reader:
                 return Assign(self.renamed.get(name.id, name.id), dims, value, span, self.source.span(target))
             raise self._foreign(target, "write one name on the left")
         if isinstance(node, ast.Assign):
-            raise self._foreign(node, "assign one name a line")
+            raise self._foreign(node)
         if isinstance(node, ast.For):
             return self._loop(node, depth)
         raise self._foreign(node)
@@ -463,7 +483,7 @@ class _Reader:
             return self._name(node, span)
         if isinstance(node, ast.Attribute):
             return self._attribute(node, span)
-        raise self._foreign(node)
+        raise self._foreign(node.func if isinstance(node, ast.Call) else node)
 
     def _name(self, node: ast.Name, span: Span) -> Expr:
         if node.id in self.locals:
@@ -496,15 +516,15 @@ class _Reader:
         except OverflowError:
             finite = False
         if not finite:
-            raise _Problem("R705", f"`{shown[:40]}` is not a finite number", span)
+            raise _Problem("R705", f"`{shown[:40]}` is not a finite number", span, "write a finite number")
         return Unary("-", Number(-number, span), span) if number < 0 else Number(number, span)
 
     # --- problems ----------------------------------------------------------------------------------------------------
 
     def _foreign(self, node: ast.AST, help: str | None = None) -> _Problem:
-        name = type(node).__name__
-        message = f"the language has no such Python ({name})"
-        return _Problem("R702", message, self.source.span(node), help or _INSTEAD.get(type(node)))
+        known = _STATEMENTS_HELP if isinstance(node, ast.stmt) else _EXPRESSIONS_HELP
+        words, instead = _FOREIGN.get(type(node), (f"such Python ({type(node).__name__})", known))
+        return _Problem("R702", f"the language has no {words}", self.source.span(node), help or instead)
 
     def _error(self, code: str, message: str, node: ast.AST, help: str) -> None:
         self.errors.append(Diagnostic(code, message, self.source.span(node), help=help))

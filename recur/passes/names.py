@@ -230,5 +230,5 @@ def unknown_dim(names: Names, dim: str, span: Span | None) -> Diagnostic:
     if kind:
         help = f"the dims are {listing(list(names.dims), 'and')}" if names.dims else "declare one: `dim K`"
         return Diagnostic("R209", f"`{dim}` is {kind}, not a dim", span, secondary=names.declared(dim), help=help)
-    help = did_you_mean(dim, names.dims, f"declare it: `dim {dim}`")
-    return Diagnostic("R208", f"unknown dimension `{dim}`", span, help=help)
+    fix = did_you_mean(dim, names.dims, f"declare it: `dim {dim}`")
+    return Diagnostic("R208", f"unknown dimension `{dim}`", span, help=fix)
