@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from recur.codegen.torch_printer.function import Function
-from recur.codegen.torch_printer.loops import defines, inline_tiles, split, uses
+from recur.codegen.torch_printer.loops import defines, inline_tiles, share, split, uses
 from recur.codegen.torch_printer.memory import Place
 from recur.codegen.torch_printer.operations import operation, whole
-from recur.codegen.torch_printer.tensors import BATCH, CHUNK, HEAD, LEADS, STEP, Tensor, aligned, bare
+from recur.codegen.torch_printer.tensors import BATCH, CHUNK, HEAD, LEADS, STEP, TOKENS, Tensor, aligned, bare
 from recur.ir.tile import Carry, Kernel, Let, Loop, Statement, Store, Value
 from recur.operators import OPERATORS
 
@@ -39,7 +39,7 @@ class KernelPrinter:
     place: Place = field(default_factory=Place)
 
     def run(self) -> None:
-        body = inline_tiles(self.kernel.body)
+        body = share(inline_tiles(self.kernel.body))
         self.count = Counter(v.name for s in body for v in uses(s))
         self.place = Place("chunk" in self.kernel.grid)
         self.statements(body)
@@ -57,6 +57,8 @@ class KernelPrinter:
     def size(self, dim: str) -> str:
         if dim == STEP and self.place.on_grid:
             return self.function.structural("C")
+        if dim == TOKENS:
+            return self.function.structural("T")
         if dim in LEADS:
             return self.function.lead(dim)
         axis = next((a for a in self.kernel.axes if a.name == dim), None)
@@ -121,6 +123,8 @@ class KernelPrinter:
             self.bind(let, result, target)
 
     def is_inlined(self, let: Let, result: Tensor, inlined: set[str]) -> bool:
+        if result.after is not None:
+            return True  # most often the mask itself is not needed
         is_small = let.op in OPERATORS or let.op in ("last", "index", "rename", "expand")
         return is_small and let.out.name in inlined and not let.comment and len(result.text) <= 48
 
@@ -129,7 +133,7 @@ class KernelPrinter:
         if target is None:
             indent, is_new = (1, False) if self.core is None else (2, True)
             name = self.function.assign(let.out.name, result.text, note, indent, is_new)
-            self.env[let.out.name] = Tensor(name, result.dims, result.is_complex, result.is_bool)
+            self.env[let.out.name] = replace(result, text=name)
         else:
             text = aligned(whole(result, target.dims, self), target.dims)
             self.function.line(f"{target.text} = {bare(text)}", note, 2)

@@ -45,6 +45,15 @@ def _inside(T: int, N: int, C: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(N * C, device=device) < T).view(N, C)
 
 
+def _filled(x: torch.Tensor, T: int, chunk_dim: int, row_dim: int, fill: float = 0.0) -> torch.Tensor:
+    """x with ``fill`` in the rows past the last token."""
+    past = x.shape[chunk_dim] * x.shape[row_dim] - T
+    if past > 0:
+        x = x.clone()
+        x.narrow(chunk_dim, x.shape[chunk_dim] - 1, 1).narrow(row_dim, x.shape[row_dim] - past, past).fill_(fill)
+    return x
+
+
 def _after(C: int, offset: int, device: torch.device) -> torch.Tensor:
     """[C, C]: whether row - column >= offset."""
     row = torch.arange(C, device=device)

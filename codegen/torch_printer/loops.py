@@ -66,6 +66,35 @@ def inline_tiles(body: Iterable[Statement], known: dict[str, Value] | None = Non
     return tuple(result)
 
 
+def share(
+    body: Iterable[Statement], known: dict[object, Let] | None = None, names: dict[str, Value] | None = None
+) -> tuple[Statement, ...]:
+    """The statements with repeated operations left out: their results are those of the first."""
+    known = {} if known is None else dict(known)
+    names = {} if names is None else names
+    result: list[Statement] = []
+    for statement in body:
+        if isinstance(statement, Let):
+            statement = replace(statement, args=tuple(names.get(a.name, a) for a in statement.args))
+            axes = tuple(v.axes for v in statement.outs)
+            key = (statement.op, statement.args, statement.attrs, statement.access, axes)
+            if key in known:
+                names.update({v.name: w for v, w in zip(statement.outs, known[key].outs, strict=True)})
+                continue
+            known[key] = statement
+            result.append(statement)
+        elif isinstance(statement, Store):
+            result.append(replace(statement, value=names.get(statement.value.name, statement.value)))
+        else:
+            inits = [names.get(c.init.name, c.init) for c in statement.carries]
+            outside = {key: let for key, let in known.items() if let.access is None}
+            inner = share(statement.body, outside, names)
+            nexts = [names.get(c.next.name, c.next) for c in statement.carries]
+            phis = [c.phi for c in statement.carries]
+            result.append(replace(statement, carries=tuple(map(Carry, phis, inits, nexts)), body=inner))
+    return tuple(result)
+
+
 def split(loop: Loop) -> Split:
     carried = {c.phi.name for c in loop.carries}
     dependent: list[Statement] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from recur.codegen.torch_printer.tensors import LEADS, Tensor, aligned, atom, bare, union_dims
+from recur.codegen.torch_printer.tensors import CHUNK, LEADS, TOKENS, Tensor, aligned, atom, bare, permuted, union_dims
 from recur.ir.tile import Attr, Let, Value
 from recur.operators import OPERATORS
 
@@ -65,6 +65,20 @@ def selected(x: Tensor, axis: str, index: str) -> Tensor:
     return Tensor(f"{atom(x.text)}[{', '.join(marks)}]", tuple(d for d in x.dims if d != axis), x.is_complex, x.is_bool)
 
 
+def is_zero(x: Tensor) -> bool:
+    return x.is_number and x.text == "0.0"
+
+
+def triangle(x: Tensor, row: str, column: str, offset: int) -> Tensor:
+    """x where row - column >= offset, else zero."""
+    rest = tuple(d for d in x.dims if d not in (row, column))
+    dims = x.dims if x.dims[-2:] in ((row, column), (column, row)) else (*rest, row, column)
+    text = atom(permuted(x.text, x.dims, dims))
+    if dims[-2:] == (row, column):
+        return Tensor(f"{text}.tril({-offset or ''})", dims, x.is_complex)
+    return Tensor(f"{text}.triu({offset or ''})", dims, x.is_complex)
+
+
 def tensor_of(number: Tensor, sizes: Sizes) -> Tensor:
     """A number as a tensor, where a function takes nothing else."""
     return Tensor(f"torch.tensor({bare(number.text)}, dtype={sizes.dtype}, device={sizes.device})")
@@ -76,8 +90,12 @@ def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
     dims = union_dims(out.axes, *args)
     if all(a.is_number for a in args) and row.torch.startswith("torch."):
         args = (tensor_of(args[0], sizes), *args[1:])
+    if let.op == "add" and any(is_zero(a) for a in args):
+        return next((a for a in args if not is_zero(a)), args[0])
     if let.op == "where":
         condition, x, y = args
+        if condition.after is not None and is_zero(y) and not x.is_number:
+            return triangle(x, *condition.after)
         if condition.is_number:
             condition = Tensor(f"torch.tensor({bare(condition.text)}, device={sizes.device})")
         args = (condition, tensor_of(x, sizes) if x.is_number and y.is_number else x, y)
@@ -302,15 +320,23 @@ def expand(let: Let, args: Args, sizes: Sizes) -> Tensor:
 
 
 def after(let: Let, args: Args, sizes: Sizes) -> Tensor:
-    row, _ = let.out.axes
-    return Tensor(f"_after({sizes.size(row)}, {let.attr('offset')}, {sizes.device})", let.out.axes, is_bool=True)
+    row, column = let.out.axes
+    offset = int(let.attr("offset"))  # type: ignore[arg-type]
+    text = f"_after({sizes.size(row)}, {offset}, {sizes.device})"
+    return Tensor(text, let.out.axes, is_bool=True, after=(row, column, offset))
 
 
 def valid(let: Let, args: Args, sizes: Sizes) -> Tensor:
-    axis, x = str(let.attr("axis")), args[0]
+    """Rows past the last token are in the last chunk only; a tile of the current chunk alone is masked."""
+    axis, x, fill = str(let.attr("axis")), args[0], number(float(let.attr("fill")))
+    if CHUNK in x.dims and axis in x.dims and not x.is_bool:
+        at = f"{x.dims.index(CHUNK)}, {x.dims.index(axis)}"
+        text = f"_filled({bare(x.text)}, {sizes.size(TOKENS)}, {at}{'' if fill == '0.0' else f', {fill}'})"
+        return Tensor(text, x.dims, x.is_complex)
     inside = sizes.inside(axis)
     dims = union_dims((*x.dims, axis), x, inside)
-    text = f"torch.where({aligned(inside, dims)}, {bare(aligned(x, dims))}, {number(float(let.attr('fill')))})"
+    x = tensor_of(x, sizes) if x.is_number else x
+    text = f"torch.where({aligned(inside, dims)}, {bare(aligned(x, dims))}, {fill})"
     return Tensor(text, dims, x.is_complex, x.is_bool)
 
 

@@ -10,20 +10,26 @@ from dataclasses import dataclass, replace
 
 BATCH, HEAD, CHUNK, STEP = "<batch>", "<head>", "<chunk>", "<step>"
 LEADS = (BATCH, HEAD, CHUNK, STEP)
+TOKENS = "<tokens>"  # the sequence's length, as a size
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An expression and its dimensions in order. ``is_number``: a Python number, without dimensions or device."""
+    """An expression and its dimensions in order.
+
+    ``is_number``: a Python number, without dimensions or device; ``after``: it is the mask row - column >= offset.
+    """
 
     text: str
     dims: tuple[str, ...] = ()
     is_complex: bool = False
     is_bool: bool = False
     is_number: bool = False
+    after: tuple[str, str, int] | None = None
 
     def renamed(self, old: str, new: str) -> Tensor:
-        return replace(self, dims=tuple(new if d == old else d for d in self.dims))
+        dims = tuple(new if d == old else d for d in self.dims)
+        return replace(self, dims=dims, after=None if self.after is None else (*dims, self.after[2]))
 
 
 def union_dims(axes: tuple[str, ...], *tensors: Tensor) -> tuple[str, ...]:
