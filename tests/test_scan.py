@@ -41,7 +41,8 @@ def mamba() -> NormalForm:
     """Mamba-1: outputs contract the state's N, and B, C are shared by all D."""
     x, dt = leaf("input", "x", ("D",)), leaf("input", "dt", ("D",))
     write, read = leaf("input", "B", ("N",)), leaf("input", "C", ("N",))
-    a_log, bias, skip = leaf("param", "A_log", ("D", "N")), leaf("param", "dt_bias", ("D",)), leaf("param", "skip", ("D",))
+    a_log, bias = leaf("param", "A_log", ("D", "N")), leaf("param", "dt_bias", ("D",))
+    skip = leaf("param", "skip", ("D",))
     delta = apply("softplus", add(dt, bias))
     decay = apply("exp", neg(mul(delta, apply("exp", a_log))))
     drive = contract(mul(delta, x), write, ())

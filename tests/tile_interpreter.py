@@ -1,4 +1,4 @@
-"""Runs the kernels of a plan as tile.py defines them, one operation at a time: plans are tested before they are printed.
+"""Runs the kernels of a plan as tile.py defines them, an operation at a time: tests of plans need no printer.
 
 A program's tile is a tensor [B, H, *axes]: programs of all batches and heads run at once, those of tiles and of chunks
 on the grid one after another.
@@ -102,7 +102,7 @@ def run_kernel(run: Run, kernel: Kernel) -> None:
 
 @dataclass
 class Program:
-    """All batches' and heads' programs at one point of the rest of the grid. ``where``: indices of chunk, step, tiles."""
+    """All batches' and heads' programs at one point of the rest of the grid. ``where``: chunk, step and tiles."""
 
     run_: Run
     kernel: Kernel
@@ -151,7 +151,8 @@ class Program:
         assert tile.dim() == 2 + len(value.axes), (value, tile.shape)
         for axis, length in zip(value.axes, tile.shape[2:], strict=True):
             assert length in (1, self.extent(axis)), (value, tile.shape)
-        assert tile.is_complex() == value.is_complex and (tile.dtype == torch.bool) == value.is_bool, (value, tile.dtype)
+        assert tile.is_complex() == value.is_complex, (value, tile.dtype)
+        assert (tile.dtype == torch.bool) == value.is_bool, (value, tile.dtype)
         self.tiles[value.name] = tile
 
     def extent(self, axis: str) -> int:
@@ -242,7 +243,8 @@ class Program:
             inside = (wanted >= 0) & (wanted < tensor.shape[2 + i])
             tile = tile.index_select(2 + i, inside.nonzero().flatten())
             entries[i] = wanted[inside]
-        index = (slice(None), slice(None), *(e.reshape([-1] + [1] * (len(entries) - 1 - i)) for i, e in enumerate(entries)))
+        columns = [e.reshape([-1] + [1] * (len(entries) - 1 - i)) for i, e in enumerate(entries)]
+        index = (slice(None), slice(None), *columns)
         tensor[index] = tile.expand(self.run_.batch, self.run_.heads, *tile.shape[2:]).to(tensor.dtype)
 
     # operations

@@ -23,7 +23,7 @@ from typing import Union
 from recur.ir.core import Node, apply, contract, leaf, leaves, mul, reduce, topological
 from recur.ir.normal import ElementwiseForm, GeneralForm, MaxPlusForm, NormalForm
 from recur.ir.plan import Choice, Cost, Plan, Reject
-from recur.ir.tile import Builder, Carry, Kernel, Value
+from recur.ir.tile import Builder, Kernel, Value
 from recur.passes.autodiff import pull_back
 from recur.strategies import operands
 from recur.strategies.composed_scan import plan_linear
@@ -37,11 +37,12 @@ TILE_ENTRIES = 2048  # rows times untiled dims
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Choice:
-    """Elementwise, max-plus and small linear states. ``outputs``: the exports that the user gets, in the inputs' type."""
+    """Elementwise, max-plus and small linear states. ``outputs``: what the user gets, in the inputs' type."""
     if normal.family == "matrix":
         names = " and ".join(f.state for f in normal.forms)
-        return Reject(f"{names} is read by contractions: a scan would write the whole state for every token, "
-                      "where chunkwise keeps it in registers")
+        verb = "is" if len(normal.forms) == 1 else "are"
+        return Reject(f"{names} {verb} read by contractions: a scan would hold the whole state for every token, "
+                      "where chunkwise holds it once a chunk")
     if normal.family == "general":
         reasons = dict.fromkeys(f.why for f in normal.forms if isinstance(f, GeneralForm))
         return Reject(f"the step is not affine in its state, so steps do not compose: {'; '.join(reasons)}")
@@ -75,7 +76,7 @@ class Scan:
 
     @property
     def stage(self) -> str:
-        return self.normal.stage.name
+        return operands.stage_name(self.normal)
 
     @property
     def forms(self) -> tuple[ScanForm, ...]:
@@ -87,7 +88,7 @@ class Scan:
 
     @cached_property
     def nexts(self) -> list[Node]:
-        return [leaf("next", *s.attrs[1:], s.dims, s.is_complex) for s in self.states]  # type: ignore[arg-type]
+        return [leaf("next", str(s.attrs[1]), s.dims, s.is_complex) for s in self.states]
 
     @property
     def exports(self) -> list[Node]:
@@ -152,7 +153,7 @@ class Scan:
         ends = self.emit_states(body, values, carried, [s in read for s in self.states])
         for (name, node), tile in zip(self.normal.epilogue, emit_nodes(body, self.exports, values), strict=True):
             frame.store(body, name, "token", node.dims, tile)
-        b.loop("chunks", body, tuple(Carry(*c) for c in zip(carried, starts, ends, strict=True)))
+        b.loop("chunks", body, operands.carry_all(carried, starts, ends))
         for f, h in zip(self.forms, carried, strict=True):
             frame.store(b, f"final_{f.state}", "sequence", f.dims, h)
         equations = tuple(self.equation(f) for f in self.forms)
@@ -243,7 +244,8 @@ class ElementwiseScan(Scan):
         arrived = tuple(leaf("cotangent", f"{s.attrs[1]}.next", s.dims, s.is_complex) for s in self.states)
         direct = pull_back(self.exports, given, [*self.nexts, *self.states])
         outputs, cotangents = list(self.exports), list(given)
-        for decay, drive, g, h in zip(self.coefficients[::2], self.coefficients[1::2], arrived, self.states, strict=True):
+        decays, drives = self.coefficients[::2], self.coefficients[1::2]
+        for decay, drive, g, h in zip(decays, drives, arrived, self.states, strict=True):
             outputs += [decay, drive]
             cotangents += [_sum_product(g, h, decay.dims), _sum_to(g, drive.dims)]
         pulled = pull_back(outputs, cotangents, self.arguments)
@@ -269,7 +271,7 @@ class ElementwiseScan(Scan):
             values[cotangent] = frame.load(body, f"d_{name}", "token", node.dims)
         nexts = [self.emit_adjoint(body, values, i, mu) for i, mu in enumerate(carried)]
         nexts += self.emit_gradients(body, values, sums)
-        b.loop("chunks", body, tuple(Carry(*c) for c in zip(carried + sums, ends + zeros, nexts, strict=True)), reverse=True)
+        b.loop("chunks", body, operands.carry_all(carried + sums, ends + zeros, nexts), reverse=True)
         for f, mu in zip(self.forms, carried, strict=True):
             frame.store(b, f"d_{f.state}", "sequence", f.dims, mu)
         for argument, total in zip(params, sums, strict=True):
@@ -303,7 +305,7 @@ class ElementwiseScan(Scan):
     def emit_gradients(self, b: Builder, values: dict[Node, Value], sums: Sequence[Value]) -> list[Value]:
         """Stores the inputs' gradients and returns the params' sums with this chunk's part added."""
         memo: dict[Node, Value] = {}
-        totals = []
+        totals: list[Value] = []
         for argument, node in self.adjoint.gradients:
             if argument.attrs[0] == "param":
                 part = b.expand(operands.emit_row_sum(b, node, values, self.rows, memo), argument.dims)

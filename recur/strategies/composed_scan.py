@@ -13,14 +13,13 @@ mu is the cotangent of the state; the transition of its reverse walk over a chun
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 from functools import cached_property
 
 from recur.ir.core import Node
 from recur.ir.normal import LinearForm, NormalForm
 from recur.ir.plan import Cost, Plan, Reject
-from recur.ir.tile import Buffer, Builder, Carry, Kernel, Value
+from recur.ir.tile import Buffer, Builder, Kernel, Value
 from recur.strategies import operands
 from recur.strategies.operands import Dims, Frame
 from recur.strategies.pointwise import emit_nodes
@@ -37,8 +36,8 @@ def plan_linear(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[st
         assert isinstance(form, LinearForm)
         entries = operands.entries(form.row, sizes)
         if entries > LARGEST_BLOCK:
-            return Reject(f"the transition of {form.state} is a {entries} x {entries} matrix for every token; products of "
-                          f"them pay up to {LARGEST_BLOCK} x {LARGEST_BLOCK}")
+            return Reject(f"the transition of {form.state} is a {entries} x {entries} matrix for every token; "
+                          f"products of them pay up to {LARGEST_BLOCK} x {LARGEST_BLOCK}")
     return ComposedScan(normal, sizes, outputs).plan()
 
 
@@ -74,7 +73,7 @@ class ComposedScan:
         return Frame(None, frame.tiled, tuple(dict.fromkeys((*frame.dims, *columns, *inner))), frame.chunked)
 
     def plan(self) -> Plan:
-        stage, step, frame = self.normal.stage.name, self.step, self.per_chunk
+        stage, step, frame = operands.stage_name(self.normal), self.step, self.per_chunk
         kernels = StepKernels(stage, step, frame, "start")
         reached = [n for n, _ in step.adjoint.gradients]
         states = step.states
@@ -96,9 +95,11 @@ class ComposedScan:
             ),
             forward=(self.transitions(), self.starts(), kernels.forward(f"{stage}_outputs")),
             backward=(self.cotangents(), self.ends(), kernels.backward(f"{stage}_gradients", "end")),
-            gradients=(*(operands.gradient_line(n, frame) for n in reached), *(operands.initial_line(s) for s in states)),
+            gradients=(*(operands.gradient_line(n, frame) for n in reached),
+                       *(operands.initial_line(s) for s in states)),
             cost=self.cost(),
             chunk=CHUNK,
+            fixed_sizes=operands.alias_sizes(self.normal, self.sizes),
         )
 
     def cost(self) -> Cost:
@@ -115,7 +116,8 @@ class ComposedScan:
         return matrices | StepKernels("", self.step, self.per_chunk).complex_buffers()
 
     def kernel(self, name: str, frame: Frame, b: Builder, *equations: str) -> Kernel:
-        return Kernel(f"{self.normal.stage.name}_{name}", frame.grid, frame.axes, tuple(b.statements), equations, name)
+        full_name = f"{operands.stage_name(self.normal)}_{name}"
+        return Kernel(full_name, frame.grid, frame.axes, tuple(b.statements), equations, name)
 
     # forward
 
@@ -130,20 +132,19 @@ class ComposedScan:
         begins = [self.identity(b, f) for f in self.forms]
         begins += [b.zeros(s.dims, "y_none", s.is_complex) for s in self.step.states]
         body = b.nested()
-        carried = [body.phi(name, v) for name, v in zip(["Phi"] * len(self.forms) + ["y"] * len(self.forms), begins, strict=True)]
-        matrices, sums = carried[: len(self.forms)], carried[len(self.forms) :]
+        matrices = [body.phi("Phi", v) for v in begins[: len(self.forms)]]
+        sums = [body.phi("y", v) for v in begins[len(self.forms) :]]
         frame.load_leaves(body, [n for n in arguments if n.attrs[0] != "param"], values)
         next_matrices, next_sums = [], []
         for f, s, phi, y in zip(self.forms, self.step.states, matrices, sums, strict=True):
             a, x = emit_nodes(body, [f.matrix, f.drive], values)
             a = body.expand(a, (*f.batch, *f.row, *f.column), "A")
             inner = inner_names(f)
-            product = body.contract(renamed(body, a, f.column, inner), renamed(body, phi, f.row, inner), inner, "Phi_next", "full")
-            next_matrices.append(body.expand(product, phi.axes))
+            left, right = renamed(body, a, f.column, inner), renamed(body, phi, f.row, inner)
+            next_matrices.append(body.expand(body.contract(left, right, inner, "Phi_next", "full"), phi.axes))
             moved = apply_matrix(body, a, y, f)
             next_sums.append(body.expand(body.add(moved, x, "y_next"), s.dims))
-        carries = tuple(Carry(*c) for c in zip(carried, begins, next_matrices + next_sums, strict=True))
-        b.loop("steps", body, carries)
+        b.loop("steps", body, operands.carry_all(matrices + sums, begins, next_matrices + next_sums))
         for f, s, phi, y in zip(self.forms, self.step.states, matrices, sums, strict=True):
             frame.store(b, f"{f.state}.transition", "chunk", phi.axes, phi)
             frame.store(b, f"{f.state}.sum", "chunk", s.dims, y)
@@ -175,7 +176,7 @@ class ComposedScan:
             phi = frame.load(body, f"{f.state}.transition", "chunk", (*f.batch, *f.row, *f.column))
             y = frame.load(body, f"{f.state}.sum", "chunk", s.dims)
             nexts.append(body.expand(body.add(apply_matrix(body, phi, h, f), y, "h_next"), s.dims))
-        b.loop("chunks", body, tuple(Carry(*c) for c in zip(carried, begins, nexts, strict=True)))
+        b.loop("chunks", body, operands.carry_all(carried, begins, nexts))
         for s, h in zip(states, carried, strict=True):
             frame.store(b, f"final_{s.attrs[1]}", "sequence", s.dims, h)
         return self.kernel("starts", frame, b, "h <- Phi h + y")
@@ -196,7 +197,7 @@ class ComposedScan:
         kernels.load_tokens(body, values)
         emitted = emit_nodes(body, step.adjoint.states, values)
         nexts = [body.expand(v, s.dims) for s, v in zip(step.states, emitted, strict=True)]
-        b.loop("steps", body, tuple(Carry(*c) for c in zip(carried, begins, nexts, strict=True)), reverse=True)
+        b.loop("steps", body, operands.carry_all(carried, begins, nexts), reverse=True)
         for s, z in zip(step.states, carried, strict=True):
             frame.store(b, f"d_{s.attrs[1]}.sum", "chunk", s.dims, z)
         return self.kernel("cotangents", frame, b, "z = mu at the chunk's start, for mu = 0 at its end")
@@ -214,7 +215,7 @@ class ComposedScan:
             phi = frame.load(body, f"{f.state}.transition", "chunk", (*f.batch, *f.row, *f.column))
             z = frame.load(body, f"d_{f.state}.sum", "chunk", s.dims)
             nexts.append(body.expand(body.add(apply_adjoint(body, phi, mu, f), z, "mu_next"), s.dims))
-        b.loop("chunks", body, tuple(Carry(*c) for c in zip(carried, begins, nexts, strict=True)), reverse=True)
+        b.loop("chunks", body, operands.carry_all(carried, begins, nexts), reverse=True)
         for s, mu in zip(states, carried, strict=True):
             frame.store(b, f"d_{s.attrs[1]}", "sequence", s.dims, mu)
         return self.kernel("ends", frame, b, "mu <- Phi^H mu + z")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recur.ir.core import Node, is_const, leaves, topological
-from recur.ir.normal import NormalForm
+from recur.ir.normal import LinearForm, NormalForm
 from recur.ir.plan import Contribution, Gradient
-from recur.ir.tile import Access, Axis, Buffer, Builder, Value
+from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Value
 from recur.strategies.pointwise import emit_nodes
 
 Dims = tuple[str, ...]
@@ -25,7 +25,23 @@ _PREFIX = {
 }
 
 
-# --- tensors -------------------------------------------------------------------------------------------------------------
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def stage_name(normal: NormalForm) -> str:
+    """What the stage's functions are named after: a log scale's stage has a dot in its name."""
+    return normal.stage.name.replace(".", "_")
+
+
+def alias_sizes(normal: NormalForm, sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Sizes of the names that linear forms give to their matrices' columns."""
+    return tuple(
+        (column, sizes[row])
+        for form in normal.forms
+        if isinstance(form, LinearForm)
+        for row, column in zip(form.row, form.column, strict=True)
+        if row in sizes and column not in sizes
+    )
 
 
 def argument_leaves(roots: Sequence[Node]) -> list[Node]:
@@ -59,19 +75,20 @@ def result_buffers(normal: NormalForm, outputs: frozenset[str]) -> tuple[Buffer,
 
 def state_buffers(states: Sequence[Node], per: str, moment: str) -> tuple[Buffer, ...]:
     """A tensor for each state leaf: its value at the start or end of every sequence, chunk or token."""
-    return tuple(make_buffer(moment_name(str(s.attrs[1]), moment), per, s.dims, is_complex=s.is_complex) for s in states)
+    return tuple(make_buffer(moment_name(s, moment), per, s.dims, is_complex=s.is_complex) for s in states)
 
 
-def moment_name(state: str, moment: str) -> str:
+def moment_name(state: Node, moment: str) -> str:
     """The tensor that holds a state at a moment: "initial", "final", or one of the passes' own, such as "start"."""
-    return {"initial": state, "final": f"final_{state}"}.get(moment, f"{state}.{moment}")
+    name = str(state.attrs[1])
+    return {"initial": name, "final": f"final_{name}"}.get(moment, f"{name}.{moment}")
 
 
 def complex_names(*groups: Sequence[Buffer]) -> frozenset[str]:
     return frozenset(b.name for group in groups for b in group if b.is_complex)
 
 
-# --- placement -----------------------------------------------------------------------------------------------------------
+# --- placement --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -180,7 +197,11 @@ def free_name(wanted: str, dims: Dims) -> str:
     return wanted
 
 
-# --- params --------------------------------------------------------------------------------------------------------------
+def carry_all(phis: Sequence[Value], inits: Sequence[Value], nexts: Sequence[Value]) -> tuple[Carry, ...]:
+    return tuple(Carry(*c) for c in zip(phis, inits, nexts, strict=True))
+
+
+# --- params -----------------------------------------------------------------------------------------------------------
 
 
 def per_head_nodes(roots: Sequence[Node]) -> list[Node]:
@@ -247,7 +268,7 @@ def gradient_buffers_of_states(states: Sequence[Node]) -> tuple[Buffer, ...]:
     return tuple(make_buffer(f"d_{s.attrs[1]}", "sequence", s.dims, is_complex=s.is_complex) for s in states)
 
 
-# --- sizes ---------------------------------------------------------------------------------------------------------------
+# --- sizes ------------------------------------------------------------------------------------------------------------
 
 
 def entries(dims: Dims, sizes: Mapping[str, int]) -> int:
@@ -257,4 +278,5 @@ def entries(dims: Dims, sizes: Mapping[str, int]) -> int:
 
 def work_dims(node: Node) -> Dims:
     """The dims that an operation runs over: its result's, and those that it sums."""
-    return tuple(dict.fromkeys((*node.dims, *(d for a in node.args for d in a.dims)))) if node.op == "contract" else node.dims
+    inner = [d for a in node.args for d in a.dims] if node.op == "contract" else []
+    return tuple(dict.fromkeys((*node.dims, *inner)))

@@ -26,12 +26,13 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     """Always applies. ``outputs``: the exports that the user gets, stored in the inputs' type."""
     step = step_of(normal)
     frame = make_frame(step)
-    kernels = StepKernels(normal.stage.name, step, frame)
+    stage = operands.stage_name(normal)
+    kernels = StepKernels(stage, step, frame)
     differentiable = normal.family != "maxplus"
     reached = [n for n, _ in step.adjoint.gradients] if differentiable else []
     d_initial = operands.gradient_buffers_of_states(step.states) if differentiable else ()
     return Plan(
-        stage=normal.stage.name,
+        stage=stage,
         strategy="sequential",
         arguments=tuple(operands.argument_buffer(n) for n in step.arguments),
         initial=operands.state_buffers(step.states, "sequence", "initial"),
@@ -39,12 +40,13 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         final=operands.state_buffers(step.states, "sequence", "final"),
         saved=kernels.saved(),
         workspace=(*(operands.gradient_buffer(n, frame) for n in reached), *d_initial),
-        forward=(kernels.forward(f"{normal.stage.name}_forward"),),
-        backward=(kernels.backward(f"{normal.stage.name}_backward"),) if differentiable else (),
+        forward=(kernels.forward(f"{stage}_forward"),),
+        backward=(kernels.backward(f"{stage}_backward"),) if differentiable else (),
         gradients=(*(operands.gradient_line(n, frame) for n in reached),
                    *(operands.initial_line(s) for s in step.states if differentiable)),
         cost=_cost(step, sizes),
         notes=_notes(step, frame, sizes),
+        fixed_sizes=operands.alias_sizes(normal, sizes),
     )
 
 
@@ -67,12 +69,11 @@ def _cost(step: Step, sizes: dict[str, int]) -> Cost:
 
 def _notes(step: Step, frame: Frame, sizes: dict[str, int]) -> tuple[str, ...]:
     """What one program would hold at once, where that is more than its registers."""
-    notes = []
     for node in topological(step.roots):
         dims = [d for d in operands.work_dims(node) if d not in frame.tiled]
         count = math.prod(sizes.get(d.partition("'")[0], 1) for d in dims)
-        if count > REGISTER_ENTRIES and not notes:
+        if count > REGISTER_ENTRIES:
             shape = " x ".join(str(sizes.get(d.partition("'")[0], 1)) for d in dims)
-            notes.append(f"triton: a program would hold a tile of {shape} values ({', '.join(dims)}), "
-                         f"and {REGISTER_ENTRIES} fit in its registers")
-    return tuple(notes)
+            return (f"triton: a program would hold a tile of {shape} values ({', '.join(dims)}), "
+                    f"and {REGISTER_ENTRIES} fit in its registers",)
+    return ()

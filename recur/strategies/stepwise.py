@@ -11,14 +11,13 @@ from recur.ir.normal import (
     ElementwiseForm,
     Form,
     GeneralForm,
-    LinearForm,
     MatrixForm,
     MaxPlusForm,
     NormalForm,
     Read,
     Readout,
 )
-from recur.ir.tile import Buffer, Builder, Carry, Kernel, Value
+from recur.ir.tile import Buffer, Builder, Kernel, Value
 from recur.passes.autodiff import pull_back
 from recur.strategies import operands
 from recur.strategies.operands import Frame
@@ -65,7 +64,7 @@ class StepAdjoint:
     gradients: tuple[tuple[Node, Node], ...]
 
 
-# --- the step of a normal form -------------------------------------------------------------------------------------------
+# --- the step of a normal form ----------------------------------------------------------------------------------------
 
 
 def step_of(normal: NormalForm) -> Step:
@@ -135,7 +134,7 @@ def _apply_events(form: MatrixForm, state: Node, readouts: dict[tuple[str, str],
     return state
 
 
-# --- kernels -------------------------------------------------------------------------------------------------------------
+# --- kernels ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,10 @@ class StepKernels:
 
     MOMENTS = ("initial", "final", "start", "before", "end", "sum")
 
-    @property
-    def start_per(self) -> str:
-        return "chunk" if self.frame.chunked else "sequence"
+    def load_state(self, b: Builder, state: Node, moment: str, prefix: str = "") -> Value:
+        """The state, or its cotangent ("d_"), that the program's walk begins with."""
+        per = "chunk" if self.frame.chunked else "sequence"
+        return self.frame.load(b, prefix + operands.moment_name(state, moment), per, state.dims)
 
     def saved(self) -> tuple[Buffer, ...]:
         return operands.state_buffers(self.step.states, "token", "before")
@@ -165,17 +165,18 @@ class StepKernels:
         b = Builder(complex_buffers=self.complex_buffers())
         values: dict[Node, Value] = {}
         self.load_params(b, values, step.roots)
-        starts = [frame.load(b, operands.moment_name(str(s.attrs[1]), self.start), self.start_per, s.dims) for s in step.states]
+        starts = [self.load_state(b, s, self.start) for s in step.states]
         body = b.nested()
         carried = [body.phi(str(s.attrs[1]), start) for s, start in zip(step.states, starts, strict=True)]
         for s, value in zip(step.states, carried, strict=True):
             values[s] = value
             frame.store(body, f"{s.attrs[1]}.before", "token", s.dims, value)
         frame.load_leaves(body, [n for n in step.arguments if n.attrs[0] != "param"], values)
-        nexts = [body.expand(v, s.dims) for s, v in zip(step.states, emit_nodes(body, step.updates, values), strict=True)]
+        emitted = emit_nodes(body, step.updates, values)
+        nexts = [body.expand(v, s.dims) for s, v in zip(step.states, emitted, strict=True)]
         for export, node in step.exports:
             frame.store(body, export, "token", node.dims, emit_nodes(body, [node], values)[0])
-        b.loop("steps", body, tuple(Carry(*c) for c in zip(carried, starts, nexts, strict=True)))
+        b.loop("steps", body, operands.carry_all(carried, starts, nexts))
         if not frame.chunked:
             for s, value in zip(step.states, carried, strict=True):
                 frame.store(b, f"final_{s.attrs[1]}", "sequence", s.dims, value)
@@ -188,7 +189,7 @@ class StepKernels:
         b = Builder(complex_buffers=self.complex_buffers())
         values: dict[Node, Value] = {}
         self.load_params(b, values, [*step.roots, *(n for _, n in adjoint.gradients)])
-        ends = [frame.load(b, f"d_{operands.moment_name(str(s.attrs[1]), end)}", self.start_per, s.dims) for s in step.states]
+        ends = [self.load_state(b, s, end, "d_") for s in step.states]
         params = [n for n, _ in adjoint.gradients if n.attrs[0] == "param"]
         zeros = [b.zeros(n.dims, f"d_{n.attrs[1]}_none", n.is_complex) for n in params]
 
@@ -206,8 +207,7 @@ class StepKernels:
                 nexts.append(body.add(total, body.expand(gradient, argument.dims), name=f"{total.name}_next"))
             else:
                 frame.store_gradient(body, argument, gradient)
-        carries = (Carry(*c) for c in zip(carried + sums, ends + zeros, nexts, strict=True))
-        b.loop("steps", body, tuple(carries), reverse=True)
+        b.loop("steps", body, operands.carry_all(carried + sums, ends + zeros, nexts), reverse=True)
         if not frame.chunked:
             for s, value in zip(step.states, carried, strict=True):
                 frame.store(b, f"d_{s.attrs[1]}", "sequence", s.dims, value)
@@ -234,5 +234,5 @@ class StepKernels:
         names |= {f"d_{name}" for name, node in self.step.exports if node.is_complex}
         for s in self.step.states:
             if s.is_complex:
-                names |= {d + operands.moment_name(str(s.attrs[1]), at) for d in ("", "d_") for at in self.MOMENTS}
+                names |= {d + operands.moment_name(s, at) for d in ("", "d_") for at in self.MOMENTS}
         return frozenset(names)
