@@ -12,7 +12,7 @@ from recur.diagnostics import Diagnostic, RecurError, listing
 from recur.ir.core import Node, Step, expand, leaf, version
 from recur.ir.spec import Assign, For, Output, Recurrence, Statement, Variable
 from recur.passes.dims import fit_target, show
-from recur.passes.elaborate import MAX_OPERATIONS, Scope, TooLarge, elaborate, promote
+from recur.passes.elaborate import MAX_OPERATIONS, Scope, TooLarge, Turn, elaborate, promote
 from recur.passes.names import Names, collect_names, unknown_dim
 
 
@@ -155,35 +155,33 @@ class _Run:
     def loop(self, statement: For) -> None:
         """Unrolls a loop; one pass suffices where it has errors."""
         variable, count = statement.variable, self._trip_count(statement)
+        dim = statement.dim if count is not None else None
         if variable in self.scope.loops:
             help = "give one of the loops another variable"
             self.scope.error("R203", f"`{variable}` is the variable of two nested loops", statement.variable_span, help)
             return
-        outer_loop = self.names.loops.get(variable)
-        if outer_loop is not None:
-            self.names.loops[variable] = statement
         before = len(self.scope.errors)
-        for i in range(count):
-            self.scope.loops[variable] = i
+        for i in range(count or 1):
+            self.scope.loops[variable] = Turn(i, dim)
             self.statements(statement.body)
             if len(self.scope.errors) > before:
                 break
         self.scope.loops.pop(variable, None)
 
-    def _trip_count(self, statement: For) -> int:
-        """The size of the loop's dim; 1, after an error, where it has none that is fixed."""
+    def _trip_count(self, statement: For) -> int | None:
+        """The size of the loop's dim; None, after an error, where it has none that is fixed."""
         dim, span = statement.dim, statement.dim_span
         if dim in self.names.broken or dim in self.names.tainted:
-            return 1
+            return None
         if dim not in self.names.dims:
             self.scope.errors.append(unknown_dim(self.names, dim, span))
-            return 1
+            return None
         fixed = self.names.size(dim)
         if fixed is None:
             root = self.names.roots[dim]
             message = f"the loop runs over `{dim}`, whose size is not fixed"
             self.scope.error("R504", message, span, f"fix it, as in `dim {root} = 2`", self.names.declared(root))
-        return fixed or 1
+        return fixed
 
 
 def _check_complete(names: Names, run: _Run) -> list[Diagnostic]:

@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from recur.diagnostics import Diagnostic, did_you_mean, listing
 from recur.ir.core import Node, apply, const, expand, index, is_const, leaf, size, where
@@ -32,13 +33,20 @@ class TooLarge(Exception):
     """The step has more operations than the compiler takes."""
 
 
+class Turn(NamedTuple):
+    """One turn of a loop: the value of its variable, and its dim (None where the loop has an error)."""
+
+    number: int
+    dim: str | None
+
+
 @dataclass
 class Scope:
     """What the names mean at one point of the step, and the errors found so far."""
 
     names: Names
     values: dict[str, Node | None] = field(default_factory=dict)  # states, and the locals assigned so far
-    loops: dict[str, int] = field(default_factory=dict)  # the variables of the loops around this point
+    loops: dict[str, Turn] = field(default_factory=dict)  # by the variables of the loops around this point
     errors: list[Diagnostic] = field(default_factory=list)
     operations: int = 0
 
@@ -104,7 +112,7 @@ def _number(scope: Scope, expression: Number) -> Node | None:
 def _name(scope: Scope, expression: Name) -> Node | None:
     name, names = expression.id, scope.names
     if name in scope.loops:
-        return const(scope.loops[name])
+        return const(scope.loops[name].number)
     if name in scope.values:
         return scope.values[name]
     if name in names.variables and name not in names.broken:
@@ -274,9 +282,9 @@ def _index(scope: Scope, expression: Index) -> Node | None:
 
 
 def _index_loop(scope: Scope, expression: Index, base: Node | None, variable: str) -> Node | None:
-    if base is None:
+    number, dim = scope.loops[variable]
+    if base is None or dim is None:
         return None
-    dim = scope.names.loops[variable].dim
     if dim not in base.dims:
         other = [d for d in base.dims if scope.names.same_size(d, dim)]
         help = f"declare `{show(expression.base)}` with the dimension `{dim}`"
@@ -285,7 +293,7 @@ def _index_loop(scope: Scope, expression: Index, base: Node | None, variable: st
         message = f"`{variable}` runs along `{dim}`, which `{show(expression.base)}` does not have"
         scope.error("R307", message, expression.span, help, labels((expression.base, base)))
         return None
-    return index(base, dim, scope.loops[variable], expression.span)
+    return index(base, dim, number, expression.span)
 
 
 def _call(scope: Scope, expression: Call) -> Node | None:
