@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 LOG_GATE = "in (-inf, 0]"
+ACTIVATIONS = ["silu", "tanh", "relu", "elu", "gelu", "sigmoid", "softplus", "sin", "cos", "expm1"]
 
 
 @dataclass
@@ -148,7 +149,8 @@ def vector(w: Writer, wish: str, dim: str, plain: bool = False) -> str:
     name = w.input(wish, dim)
     if plain or w.chance(0.5):
         return name
-    form = w.choose("coefficient", ["l2norm", "silu", "tanh", "param", "prev", "rmsnorm", "where", "max"])
+    forms = ["l2norm", "rmsnorm", "activation", "activation", "param", "prev", "where", "max", "centred", "clipped"]
+    form = w.choose("coefficient", forms)
     if form == "prev":
         w.features.add("prev")
         return f"prev({name})"
@@ -157,7 +159,13 @@ def vector(w: Writer, wish: str, dim: str, plain: bool = False) -> str:
     if form == "where":
         return f"where({name} > 0, {name}, 0.1 * {name})"
     if form == "max":
-        return f"max({name}, -1)"
+        return f"{w.pick(['max', 'min'])}({name}, {w.pick(['-0.5', '0.1'])})"
+    if form == "centred":
+        return f"({name} - mean({name}))"
+    if form == "clipped":
+        return f"({name} / max({w.pick(['norm', 'amax'])}({name}), 1))"
+    if form == "activation":
+        return f"{w.choose('activation', ACTIVATIONS)}({name})"
     return f"{form}({name})"
 
 
@@ -231,6 +239,10 @@ def matrix_plain(w: Writer) -> None:
         w.line(f"{S} = {old} + {write(w, K, V)}")
     if not before or w.chance(0.5):
         readout(w, S, K, V, "after")
+    if w.chance(0.15):
+        w.features.add("bonus")
+        k, v = w.input("k", K), w.input("v", V)
+        w.output(f"{w.input('q', K)} @ ({S} + outer({w.param('bonus', K)} * {k}, {v}))")
 
 
 def write(w: Writer, K: str, V: str) -> str:
@@ -268,7 +280,8 @@ def matrix_reads(w: Writer) -> None:
         w.line(f"{S} = {old} {corrected(w, S, K, V, axis)}")
         if step + 1 < steps and w.chance(0.3):
             readout(w, S, K, V, "between")
-    if w.chance(0.3):
+    only_erased = not w.features & {"read:delta", "read:general"}  # nothing but zeros would be stored
+    if only_erased or w.chance(0.3):
         w.features.add("plain_write_beside_reads")
         w.line(f"{S} = {S} + {write(w, K, V)}")
     readout(w, S, K, V, "after")
@@ -428,6 +441,15 @@ def elementwise(w: Writer) -> None:
             w.line(f"{h} = {factor} * {h} + {x}")
         w.output(finished(w, h if w.chance(0.5) else f"{w.input('q', D)} * {h}", D))
         return
+    if w.chance(0.2):
+        w.features.add("elementwise:timescales")
+        n = w.dim("n", w.pick(["2", "3"]))
+        h, x = w.state("h", n, D), w.input("x", D)
+        f = w.local("f", f"sigmoid({w.input('f', n)})" if w.chance(0.5) else f"exp(-exp({w.param('rate', n)}))")
+        w.line(f"{h} = {f} * {h} + (1 - {f}) * {x}")
+        weight = w.input("w", n)
+        w.output(w.pick([f"{weight}[0] * {h}[1]", f"sum({weight} * {h}, {n})", f"{weight} @ {h}"]))
+        return
     w.features.add("elementwise:two_dims")
     N = w.dim("N")
     h = w.state("h", D, N)
@@ -466,7 +488,7 @@ def elementwise_complex(w: Writer) -> None:
 
 def transition(w: Writer) -> None:
     """A vector state whose transition is a small matrix: in blocks, dense, low rank, transformed, fixed."""
-    form = w.choose("transition", ["block", "block", "dense", "low_rank", "hadamard", "fixed"])
+    form = w.choose("transition", ["block", "block", "dense", "low_rank", "hadamard", "fixed", "eye"])
     if form == "block":
         w.features.add("alias")
         N, b = w.dim("N"), w.dim("b")
@@ -482,10 +504,12 @@ def transition(w: Writer) -> None:
         return
     N = w.dim("N")
     h = w.state("h", N)
-    if form in ("dense", "fixed"):
+    if form in ("dense", "fixed", "eye"):
         w.features.add("alias")
         M = w.dim("M", N)
-        A = w.input("A", M, N) if form == "dense" else w.param("A", M, N)
+        A = w.param("A", M, N) if form == "fixed" else w.input("A", M, N)
+        if form == "eye":
+            A = w.local("transition", f"{gate(w)} * eye({M}, {N}) + 0.3 * {A}")
         w.line(f"{h} = {A} @ {h} + {w.input('x', M)}")
     elif form == "low_rank":
         r = w.dim("r", "2")
