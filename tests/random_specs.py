@@ -163,7 +163,7 @@ def vector(w: Writer, wish: str, dim: str, plain: bool = False) -> str:
     if form == "centred":
         return f"({name} - mean({name}))"
     if form == "clipped":
-        return f"({name} / max({w.pick(['norm', 'amax'])}({name}), 1))"
+        return f"({name} / max({w.pick(['norm', 'amax'])}({name}), 0.7))"
     if form == "activation":
         return f"{w.choose('activation', ACTIVATIONS)}({name})"
     return f"{form}({name})"
