@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from recur.codegen.helpers import needed_functions
 from recur.codegen.shell import Shell
 from recur.codegen.torch_printer.function import identifier
+from recur.diagnostics import Diagnostic, RecurError
 from recur.ir.normal import NormalForm, Program
 from recur.ir.plan import Plan
 from recur.ir.spec import Recurrence
@@ -31,8 +32,11 @@ def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
     """The module's text for ``backend`` ("torch" or "triton"); ``plans`` are those of ``program.stages``, in order.
 
     The module defines ``<recurrence>(inputs and params in the text's order, *, initial_state=None,
-    output_final_state=False) -> (outputs, final)``; shapes and types in its docstring.
+    output_final_state=False) -> (outputs, final)``; shapes and types in its docstring. Raises RecurError where a plan
+    does not fit the backend.
     """
+    if backend == "triton":
+        refuse_limits(program.step.recurrence, plans)
     plans = [callable_plan(program, plan) for plan in plans]
     shell = Shell(program, tuple(plans))
     stages, helpers, imports = print_stages(plans, sizes, backend)
@@ -50,6 +54,13 @@ def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
         body=body,
     )
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def refuse_limits(rec: Recurrence, plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        for reason in plan.limits:
+            message = f"the triton backend does not run {plan.stage} under {plan.strategy}: {reason}"
+            raise RecurError.of(rec, Diagnostic("R803", message, rec.span, help="use backend='torch'"))
 
 
 def callable_plan(program: Program, plan: Plan) -> Plan:

@@ -101,10 +101,10 @@ def test_tiles_give_partial_sums(make, tiled: str) -> None:
     check_plan(plan, normal, SIZES, random_tensors(normal, SIZES, 2, 3, 1), blocks={tiled: SIZES[tiled] // 2})
 
 
-def test_a_recurrent_matrix_too_large_for_registers_is_noted() -> None:
-    assert not make_plan(lstm()).notes
-    (note,) = sequential.plan(lstm(), {"D": 256, "J": 256}).notes  # type: ignore[union-attr]
-    assert "256 x 256" in note
+def test_a_recurrent_matrix_too_large_for_registers_is_a_limit() -> None:
+    assert not make_plan(lstm()).limits
+    (reason,) = sequential.plan(lstm(), {"D": 256, "J": 256}).limits  # type: ignore[union-attr]
+    assert "256 x 256" in reason
 
 
 def test_states_lack_no_dims() -> None:

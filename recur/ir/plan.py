@@ -63,6 +63,7 @@ class Plan:
     ``workspace``   buffers used within one pass
     ``cotangents``  for each of results and final, the buffer that holds its incoming gradient: "d_" + name
     ``gradients``   the ledger, a line for every differentiable argument and initial state
+    ``limits``      why one program's tiles do not fit a GPU, for a backend that has programs; mostly empty
     """
 
     stage: str
@@ -79,6 +80,7 @@ class Plan:
     cost: Cost
     chunk: int | None = None
     notes: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     fixed_sizes: tuple[tuple[str, int], ...] = field(default=())
 
     def buffer(self, name: str) -> Buffer:

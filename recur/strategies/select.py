@@ -9,14 +9,13 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Union
 
 from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
 from recur.ir.normal import NormalForm, Program
 from recur.ir.plan import STRATEGIES, Choice, Plan, Reject
 from recur.ir.spec import Recurrence
-from recur.ir.tile import Buffer
 
 Request = Union[str, Sequence[str]]  # noqa: UP007 (an alias, evaluated on 3.10)
 
@@ -69,10 +68,7 @@ def select(program: Program, sizes: dict[str, int], strategy: Request = "auto") 
     """
     rec = program.step.recurrence
     outputs = frozenset(output.name for output in rec.outputs)
-    answers = [
-        tuple((name, _with_tokens(choice, rec)) for name, choice in _ask_strategies(normal, sizes, outputs))
-        for normal in program.stages
-    ]
+    answers = [_ask_strategies(normal, sizes, outputs) for normal in program.stages]
     requests = _requests(rec, strategy, answers)
     return tuple(
         _select_stage(rec, normal, choices, request)
@@ -97,15 +93,6 @@ def _serial_time(plan: Plan) -> float:
 
 
 Answers = tuple[tuple[str, Choice], ...]
-
-
-def _with_tokens(choice: Choice, rec: Recurrence) -> Choice:
-    """A stage that reads params alone still runs for T tokens: it is given the recurrence's first input, for its T."""
-    first = next((v for v in rec.inputs if v.role == "input"), None)
-    if first is None or isinstance(choice, Reject) or any(b.layout[1:2] == ("T",) for b in choice.arguments):
-        return choice
-    tokens = Buffer(first.name, ("B", "T", "H", *first.dims), f"input:{first.name}", first.is_complex)
-    return replace(choice, arguments=(tokens, *choice.arguments))
 
 
 def _ask_strategies(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str]) -> Answers:

@@ -45,7 +45,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         gradients=(*(operands.gradient_line(n, frame) for n in reached),
                    *(operands.initial_line(s) for s in step.states if differentiable)),
         cost=_cost(step, sizes),
-        notes=_notes(step, frame, sizes),
+        limits=_limits(step, frame, sizes),
         fixed_sizes=operands.alias_sizes(normal, sizes),
     )
 
@@ -67,13 +67,13 @@ def _cost(step: Step, sizes: dict[str, int]) -> Cost:
     return Cost(3.0 * flops, 12.0 * moved, 2, "T")
 
 
-def _notes(step: Step, frame: Frame, sizes: dict[str, int]) -> tuple[str, ...]:
+def _limits(step: Step, frame: Frame, sizes: dict[str, int]) -> tuple[str, ...]:
     """What one program would hold at once, where that is more than its registers."""
     for node in topological(step.roots):
         dims = [d for d in operands.work_dims(node) if d not in frame.tiled]
         count = math.prod(sizes.get(d.partition("'")[0], 1) for d in dims)
         if count > REGISTER_ENTRIES:
             shape = " x ".join(str(sizes.get(d.partition("'")[0], 1)) for d in dims)
-            return (f"triton: a program would hold a tile of {shape} values ({', '.join(dims)}), "
+            return (f"a program would hold a tile of {shape} values ({', '.join(dims)}), "
                     f"and {REGISTER_ENTRIES} fit in its registers",)
     return ()
