@@ -57,7 +57,8 @@ def run_program(
             if v.role == "input":
                 tokens["prev", v.name] = x[:, t - 1] if t else torch.zeros_like(x[:, 0])
         for normal in program.stages:
-            values, states = _run_stage(normal, tokens, states, sizes)
+            order = {name: v.dims for name, v in declared.items()}
+            values, states = _run_stage(normal, tokens, states, sizes, order)
             tokens |= {("value", name): value for name, value in values.items()}
             for name, value in values.items():
                 if name in collected:
@@ -86,19 +87,26 @@ def _reorder(x: Tensor, dims: tuple[str, ...], wanted: tuple[str, ...]) -> Tenso
 
 
 def _run_stage(
-    normal: NormalForm, tokens: Mapping[tuple[str, str], Tensor], states: Tensors, sizes: dict[str, int]
+    normal: NormalForm,
+    tokens: Mapping[tuple[str, str], Tensor],
+    states: Tensors,
+    sizes: dict[str, int],
+    order: Mapping[str, tuple[str, ...]],
 ) -> tuple[Tensors, Tensors]:
+    """``order``: the dims of each declared state in the order in which `state` and `next` leaves have them."""
     found = dict(tokens)
     after = dict(states)
     for form in normal.forms:
-        found["state", form.state] = states[form.state]
+        dims = _stored_dims(form)
+        found["state", form.state] = align(states[form.state], dims, order.get(form.state, dims))
     for form in normal.forms:
         if isinstance(form, MatrixForm):
             readouts, after[form.state] = _run_events(form, found, states[form.state], sizes)
             found |= {("readout", name): value for name, value in readouts.items()}
         else:
             after[form.state] = _run_form(form, found, states[form.state], sizes)
-        found["next", form.state] = after[form.state]
+        dims = _stored_dims(form)
+        found["next", form.state] = align(after[form.state], dims, order.get(form.state, dims))
     nodes = [node for _, node in normal.epilogue]
     values = _evaluate(nodes, found, sizes)
     return {name: value for (name, _), value in zip(normal.epilogue, values, strict=True)}, after

@@ -103,7 +103,7 @@ def _factors(node: Node, parts: list[tuple[Node, ...]]) -> tuple[Node, ...]:
     if node.op == "neg":
         return (const(-1), *joined)
     if node.op == "div":
-        return (*joined, div(const(1), node.args[1]))
+        return (*joined, reciprocal(node.args[1]))
     if node.op == "expand":
         return (*joined, *(ones(d) for d in node.dims if d not in node.args[0].dims))
     if node.op == "rename":
@@ -112,6 +112,10 @@ def _factors(node: Node, parts: list[tuple[Node, ...]]) -> tuple[Node, ...]:
         dim, i = str(node.attrs[0]), int(node.attrs[1])  # type: ignore[arg-type]
         return tuple(index_factor(f, dim, i) for f in joined)
     return joined
+
+
+def reciprocal(node: Node) -> Node:
+    return node.args[1] if node.op == "div" and is_const(node.args[0], 1.0) else div(const(1), node)
 
 
 def ones(dim: str) -> Node:
@@ -379,7 +383,7 @@ def _rule_div(self: Expander, node: Node) -> list[Term]:
     x, y = node.args
     if self.depends(y):
         raise NotAffine(node, "divides by a value that depends on the state")
-    return [_scale(t, (div(const(1), y),), node) for t in self.of(x)]
+    return [_scale(t, (reciprocal(y),), node) for t in self.of(x)]
 
 
 def _rule_contract(self: Expander, node: Node) -> list[Term]:

@@ -124,8 +124,8 @@ def _linear_stage(stage: Stage, updates: Sequence[Update], recurrence: Recurrenc
 def _linear_form(update: Update, recurrence: Recurrence) -> LinearForm:
     linear, plain = _terms(update)
     rows = {ordered(p.contracted, update.dims): p for p in linear if p.contracted}
-    if not rows:
-        raise NotThisForm("has no matrix")
+    if not any(p.mixed for p in linear):
+        raise NotThisForm("is multiplied by no matrix")
     if len(rows) > 1:
         raise NotThisForm("is multiplied by matrices along several axes", next(iter(rows.values())).node)
     row = next(iter(rows))
