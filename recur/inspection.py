@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
 from recur.ir.normal import Program
+from recur.ir.plan import Plan
 from recur.strategies.select import Request, select
 
 STAGES = ("ir", "normal", "adjoint", "plan", "torch", "triton", "ptx")
@@ -32,11 +35,21 @@ def print_stage(program: Program, stage: str, sizes: dict[str, int], strategy: R
         from recur.ir.plan_printing import format_adjoints, format_plans
 
         return format_plans(plans) if stage == "plan" else format_adjoints(plans)
-    from recur.codegen.module import print_module
-
     if stage == "ptx":
         from recur.runtime.assembly import print_ptx
         from recur.runtime.load import load_module
 
-        return print_ptx(load_module(rec.name, print_module(program, plans, sizes, "triton")), target)
-    return print_module(program, plans, sizes, stage)
+        return print_ptx(load_module(rec.name, print_source(program, plans, sizes, "triton")), target)
+    return print_source(program, plans, sizes, stage)
+
+
+def print_source(program: Program, plans: Sequence[Plan], sizes: dict[str, int], backend: str) -> str:
+    """The generated module's text. Raises RecurError where the backend cannot hold the step."""
+    from recur.codegen.module import print_module
+
+    try:
+        return print_module(program, plans, sizes, backend)
+    except ValueError as error:
+        rec = program.step.recurrence
+        fix = "use the torch backend" if backend == "triton" else "use another strategy"
+        raise RecurError.of(rec, Diagnostic("R803", f"the {backend} backend cannot hold the step: {error}", rec.span, help=fix)) from error

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from recur.codegen.torch_printer.function import identifier
 from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
+from recur.inspection import print_source
 from recur.ir.normal import Program
 from recur.ir.spec import Recurrence
-from recur.runtime.load import load_module, triton_interprets
+from recur.runtime.load import interpreter_is_whole, load_module, triton_interprets
 from recur.strategies.select import Request, Selection, select
 
 BACKENDS = ("torch", "triton")
@@ -53,27 +55,28 @@ def choose_backend(rec: Recurrence, requested: str, device: torch.device, dtype:
         raise RecurError.of(rec, Diagnostic("R802", f"unknown backend `{requested}`", rec.span, help=known))
     if requested == "triton" and device.type != "cuda" and not triton_interprets():
         message = f"the triton backend needs a GPU; the inputs are on the {device.type.upper()}"
-        fix = "use backend='torch', or set TRITON_INTERPRET=1 before the first call to interpret the kernels"
+        fix = "use backend='torch', or set TRITON_INTERPRET=1 to interpret the kernels"
+        raise RecurError.of(rec, Diagnostic("R803", message, rec.span, help=fix))
+    if requested == "triton" and triton_interprets() and not interpreter_is_whole():
+        message = "TRITON_INTERPRET was set after Triton had been imported"
+        fix = "set it before the first import of triton, best in the command line"
         raise RecurError.of(rec, Diagnostic("R803", message, rec.span, help=fix))
     return Backend(requested, "asked for")
 
 
 def compile_for(program: Program, sizes: dict[str, int], strategy: Request, backend: Backend) -> Compiled:
     """Selects, prints and loads. A backend that the compiler chose itself falls back to torch, with one warning."""
-    from recur.codegen.module import print_module
-    from recur.codegen.torch_printer.function import identifier
-
     rec = program.step.recurrence
     selections = select(program, sizes, strategy)
     plans = tuple(s.plan for s in selections)
     try:
-        source = print_module(program, plans, sizes, backend.name)
+        source = print_source(program, plans, sizes, backend.name)
     except RecurError as error:
         if not backend.automatic or backend.name == "torch":
             raise
         reason = error.diagnostics[0].message
-        warnings.warn(f"{rec.name} runs on the torch backend: {reason}", stacklevel=4)
+        warnings.warn(f"{rec.name} runs on torch: {reason}", stacklevel=4)
         backend = Backend("torch", f"Triton was not taken: {reason}", automatic=True)
-        source = print_module(program, plans, sizes, "torch")
+        source = print_source(program, plans, sizes, "torch")
     module = load_module(rec.name, source)
     return Compiled(selections, backend, source, getattr(module, identifier(rec.name)))

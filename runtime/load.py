@@ -32,6 +32,14 @@ def triton_interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
+def interpreter_is_whole() -> bool:
+    """Whether Triton's own library is interpreted too: it is as it was when Triton was first imported."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(tl.sum, InterpretedFunction)
+
+
 def _execute(path: Path, text: str, interpreted: bool) -> ModuleType:
     module = ModuleType(f"{PREFIX}.{path.stem}{'_interpreted' if interpreted else ''}")
     module.__file__ = str(path)

@@ -39,37 +39,51 @@ def compare(
     loss: str = "both",
     gradients: bool = True,
     tolerance: float = 1e-8,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
     **drawn: Any,
 ) -> None:
-    """Asserts that the op and the oracle agree in float64.
+    """Asserts that the op, in ``dtype`` on ``device``, and the oracle, in float64 on the same values, agree.
 
     loss: "both", or on the "outputs" or the "final" state alone. ``drawn``: options of `inputs.random_inputs`.
     """
     op = as_op(source)
     rec = op.recurrence
-    tensors = random_inputs(rec, B, T, H, sizes, seed, requires_grad=gradients, **drawn)
-    state = random_entries(op, B, H, sizes, seed, gradients) if initial else {}
-    found = run(op, op, tensors, state, strategy=strategy, backend=backend)
-    expected = run(op, op.reference, tensors, state)
-    where = f"{rec.name} {strategy} {backend} T={T} seed={seed}"
-    assert_close(found, expected, tolerance, where)
-    if gradients:
-        leaves = tensors | {k: x for k, x in state.items() if x.requires_grad}
-        assert_close(
-            differentiate(found, leaves, loss, seed), differentiate(expected, leaves, loss, seed), tolerance, where
-        )
+    tensors = random_inputs(rec, B, T, H, sizes, seed, **drawn)
+    state = random_entries(op, B, H, sizes, seed) if initial else {}
+    where = f"{rec.name} {strategy} {backend} {dtype} T={T} seed={seed}"
+    sides = []
+    for call, kind, place, options in (
+        (op, dtype, device, {"strategy": strategy, "backend": backend}),
+        (op.reference, torch.float64, "cpu", {}),
+    ):
+        x = {name: cast(cast(t, dtype), kind).to(place).requires_grad_(gradients) for name, t in tensors.items()}
+        s = {name: cast(t, state_dtype(kind)).to(place) for name, t in state.items()}
+        leaves = x | {name: t.requires_grad_(gradients) for name, t in s.items() if not name.endswith(".log_scale")}
+        found = run(op, call, x, s, **options)
+        sides.append(found | (differentiate(found, leaves, loss, seed) if gradients else {}))
+    assert_close(*sides, tolerance, where)
 
 
-def random_entries(
-    op: Op, B: int, H: int, sizes: Mapping[str, int] | None, seed: int, requires_grad: bool
-) -> Tensors:
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in ``dtype``; complex values stay complex, at least complex64."""
+    if not x.is_complex():
+        return x.detach().to(dtype, copy=True)
+    return x.detach().to(torch.complex128 if dtype == torch.float64 else torch.complex64, copy=True)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def random_entries(op: Op, B: int, H: int, sizes: Mapping[str, int] | None, seed: int) -> Tensors:
     """An initial state, every entry given: declared states, previous inputs inside their ranges, and log scales."""
     rec = op.recurrence
-    found = random_state(rec, B, H, sizes, seed, requires_grad=requires_grad)
+    found = random_state(rec, B, H, sizes, seed)
     previous = random_inputs(rec, B, 1, H, sizes, seed + 1)
     for name, entry in op.states.items():
         if entry.kind == "prev":
-            found[name] = previous[name.removeprefix("prev.")][:, 0].clone().requires_grad_(requires_grad)
+            found[name] = previous[name.removeprefix("prev.")][:, 0].clone()
         if entry.kind == "log_scale":
             shape = (B, H, *(dim_sizes(rec, sizes)[d] for d in entry.dims))
             generator = torch.Generator().manual_seed(seed)
@@ -109,12 +123,13 @@ def _laid_out(op: Op, name: str, scale: Tensor) -> Tensor:
 def differentiate(results: Tensors, leaves: Tensors, loss: str, seed: int) -> Tensors:
     """Gradients of a random linear function of the results."""
     generator = torch.Generator().manual_seed(seed + 17)
-    total = torch.zeros((), dtype=torch.float64)
+    total: Tensor | float = 0.0
     for name, x in results.items():
         if loss != "both" and not name.startswith(loss.removesuffix("s")):
             continue
-        weights = torch.randn(x.shape, dtype=x.dtype, generator=generator)
-        total = total + (x * weights).real.sum() if x.is_complex() else total + (x * weights).sum()
+        kind = torch.complex128 if x.is_complex() else torch.float64
+        weights = torch.randn(x.shape, dtype=kind, generator=generator).to(x.device)
+        total = total + (x * weights).real.sum()
     grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return {
         f"gradient of {name}": torch.zeros_like(x) if g is None else g
@@ -130,5 +145,5 @@ def assert_close(found: Tensors, expected: Tensors, tolerance: float, where: str
         assert x.shape == y.shape, f"{where}: {name} has shape {tuple(x.shape)}, not {tuple(y.shape)}"
         assert x.is_complex() == y.is_complex(), f"{where}: {name} is {x.dtype}, not {y.dtype}"
         assert torch.isfinite(y).all(), f"{where}: the oracle's {name} is not finite"
-        error = (x.detach() - y.detach()).abs().max() / y.detach().abs().max().clamp(min=1e-3)
+        error = (x.detach().cpu() - y.detach()).abs().max() / y.detach().abs().max().clamp(min=1e-3)
         assert error <= tolerance, f"{where}: {name} is off by {float(error):.2e}"

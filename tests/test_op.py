@@ -279,21 +279,20 @@ def test_debug_checks_ranges_and_results(ema: Any) -> None:
 
 def test_a_fallback_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from recur.codegen import module
-    from recur.diagnostics import Diagnostic
     from recur.runtime.compiled import Backend
 
     real = module.print_module
 
     def refuse(program: Any, plans: Any, sizes: Any, backend: str) -> str:
         if backend == "triton":
-            raise RecurError([Diagnostic("R803", "a tile of 4096 entries does not fit", None)])
+            raise ValueError("a tile of 4096 entries does not fit")
         return real(program, plans, sizes, backend)
 
     monkeypatch.setattr(module, "print_module", refuse)
     monkeypatch.setattr("recur.runtime.op.choose_backend", lambda *args: Backend("triton", "pretended", automatic=True))
     op = recur.loads(EMA)
     x = inputs(op)
-    with pytest.warns(UserWarning, match="ema runs on the torch backend: a tile of 4096 entries does not fit"):
+    with pytest.warns(UserWarning, match="ema runs on torch: .* a tile of 4096 entries does not fit"):
         op(**x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
