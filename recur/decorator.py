@@ -258,7 +258,7 @@ class _Reader:
     def _annotation(self, node: ast.expr) -> Any:
         """The annotation that an expression spells, where Python kept it as text."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            return self._annotation(ast.parse(node.value, mode="eval").body)
+            return self._quoted(node, node.value)
         if isinstance(node, ast.Name):
             return getattr(builtins, node.id) if hasattr(builtins, node.id) else self._find(node)
         if isinstance(node, ast.Constant):
@@ -278,6 +278,16 @@ class _Reader:
             if isinstance(owner, Annotation) and isinstance(text, ast.Constant) and isinstance(text.value, str):
                 return owner.range(text.value)
         return None
+
+    def _quoted(self, node: ast.Constant, text: str) -> Any:
+        """The annotation in a string; whatever is wrong with it is wrong at the string's place."""
+        try:
+            inner = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+        for part in ast.walk(inner):
+            ast.copy_location(part, node)
+        return self._annotation(inner)
 
     def _find(self, node: ast.Name) -> Any:
         try:

@@ -147,6 +147,14 @@ def test_stated_dimensions_set_the_order() -> None:
     assert dict(step_of("r[K] = R @ d", "output o = r + k").outputs)["o"].dims == ("K",)
 
 
+def test_a_constant_fills_stated_dimensions_of_a_local() -> None:
+    lines = ["total[V] = 0", "for j in range(n):", "    total = total + vs[j]", "output o = total"]
+    assert dict(step_of(*lines).outputs)["o"].dims == ("V",)
+    for line in ("a[V] = g", "a[V] = k @ q", "h = 0", "output o[V] = 0"):
+        with pytest.raises(RecurError, match="R304"):
+            step_of(line)
+
+
 def test_states_mean_the_previous_value_until_assigned() -> None:
     step = step_of("output before = S", "S = S * g", "output between = S", "S = S + outer(k, v)", "output after = S")
     outputs = dict(step.outputs)

@@ -20,7 +20,7 @@ from recur.diagnostics import CODES, RecurError
 from recur.grammar import parse
 from recur.ir.printer import print_recurrence
 
-# ruff: noqa: F821
+# ruff: noqa: F722, F821, UP037
 # mypy: ignore-errors
 
 K, V, N, J, b, n = recur.dims("K V N J=K b=N n=2")
@@ -111,6 +111,30 @@ def test_local_dims_and_numbers() -> None:
         "    s[A] = m @ rename(s, A, B) * 3 + x\n    output o = s\n"
     )
     assert read_function(local, locals()) == expected
+
+
+def test_quoted_annotations() -> None:
+    def quoted(s: "State[K]", x: "recur.Input[K].range('(0, 1)')", y: "Input[(K, V)]", z: "Input[()].complex"):
+        s = s + x
+        return s, y * abs(z)
+
+    same(
+        quoted,
+        """
+        dim K, V
+        input x[K] in (0, 1), y[K, V], z complex
+        state s[K]
+        s = s + x
+        output o = y * abs(z)
+        """,
+    )
+
+    def broken(s: State[K], x: "Input["):
+        s = s + x
+        return s, s
+
+    with pytest.raises(RecurError, match="R703"):
+        read_function(broken)
 
 
 def test_outer_finds_a_name_that_is_not_mentioned() -> None:
@@ -298,8 +322,10 @@ def test_the_function_never_runs() -> None:
 
 
 def test_the_decorator_gives_an_op() -> None:
+    P = recur.dims("P")  # named in annotations alone: the function does not capture it
+
     @recur.recurrence
-    def sums(s: State[K], x: Input[K], w: Param[K]):
+    def sums(s: State[P], x: Input[P], w: Param[P]):
         s = s + w * x
         return s, s
 

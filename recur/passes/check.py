@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from recur.diagnostics import Diagnostic, RecurError, listing
-from recur.ir.core import Node, Step, expand, leaf, version
+from recur.ir.core import Node, Step, expand, is_const, leaf, version
 from recur.ir.spec import Assign, For, Output, Recurrence, Statement, Variable
 from recur.passes.dims import fit_target, show
 from recur.passes.elaborate import MAX_OPERATIONS, Scope, TooLarge, Turn, elaborate, promote
@@ -83,6 +83,8 @@ class _Run:
             self._update(statement, variable, value)
         elif statement.dims is None or not self._dims_exist(statement, statement.dims):
             scope.values[target] = value if statement.dims is None else None
+        elif value is not None and is_const(value):
+            scope.values[target] = expand(value, statement.dims)  # `total[V] = 0`, to be added to
         else:
             scope.values[target] = self._fit(statement, value, statement.dims)
 
