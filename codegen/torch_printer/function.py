@@ -6,6 +6,7 @@ load in the same form is the same variable.
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 from collections.abc import Iterable
@@ -70,7 +71,7 @@ class Function:
     dims: tuple[str, ...]
     same: dict[str, list[str]]
     lines: list[str] = field(default_factory=list)
-    taken: dict[str, int] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
     spelled: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     captured: dict[str, str] = field(default_factory=dict)
@@ -84,8 +85,7 @@ class Function:
             self.spelled[letter] = next(n for n in names if n not in arguments and n not in self.dims)
         for dim in self.dims:
             self.spelled["dim " + dim] = f"size_{dim}" if dim in arguments else dim
-        for name in (*arguments, *self.spelled.values(), "dtype", "device"):
-            self.taken[name] = 1
+        self.taken.update((*arguments, *self.spelled.values(), "dtype", "device"))
         for dim, names in ((CHUNK, ("n", "chunk_index")), (STEP, ("t", "step_index"))):
             self.spelled[dim] = self.unique(next(n for n in names if n not in self.taken))
         for name, form in self.tiled.items():
@@ -94,10 +94,15 @@ class Function:
     # names and sizes
 
     def unique(self, wanted: str) -> str:
-        wanted = identifier(wanted)
-        count = self.taken.get(wanted, 0)
-        self.taken[wanted] = count + 1
-        return wanted if count == 0 else self.unique(f"{wanted}_{count + 1}")
+        """A name that is free; ``wanted`` comes without the numbers that made it unique where it was."""
+        base = identifier(re.sub(r"(_\d+)+$", "", wanted))
+        base = f"{base}_" if hasattr(builtins, base) else base
+        name, count = base, 1
+        while name in self.taken:
+            count += 1
+            name = f"{base}_{count}"
+        self.taken.add(name)
+        return name
 
     def structural(self, letter: str) -> str:
         """B, T, H, N (chunks) or C (tokens of a chunk), as this function calls it."""
@@ -142,7 +147,11 @@ class Function:
 
     def prologue(self) -> list[str]:
         """The lines that define the sizes and types in use, from the parameters' shapes."""
-        missing = {key: name for key, name in self.sizes.items() if key not in ("N", "C")}
+        words = set(re.findall(r"\w+", "\n".join(self.lines)))
+        used = {key: name for key, name in self.sizes.items() if name in words}
+        if "N" in used:
+            used |= {key: self.sizes[key] for key in ("T", "C")}
+        missing = {key: name for key, name in used.items() if key not in ("N", "C")}
         lines = []
         for buffer in self.parameters:
             keys = [d if d in ("B", "T", "H") and i < 3 else "dim " + d for i, d in enumerate(layout_of(buffer))]
@@ -151,11 +160,12 @@ class Function:
                 lines.append(f"{', '.join(names)}{',' * (len(names) == 1)} = {self.arguments[buffer.name]}.shape")
         if missing:
             raise ValueError(f"{self.plan.stage}: no argument has the dimensions {', '.join(sorted(missing))}")
-        if "C" in self.sizes:
+        if "C" in used:
             lines.append(f"{self.sizes['C']} = {self.plan.chunk}")
-        if "N" in self.sizes:
+        if "N" in used:
             lines.append(f"{self.sizes['N']} = -(-{self.sizes['T']} // {self.sizes['C']})")
-        return ["    " + line for line in lines] + [f"    {name} = {text}" for name, text in self.captured.items()]
+        lines += [f"{name} = {text}" for name, text in self.captured.items() if name in words]
+        return ["    " + line for line in lines]
 
     # lines
 

@@ -98,6 +98,8 @@ def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
             return triangle(x, *condition.after)
         if condition.is_number:
             condition = Tensor(f"torch.tensor({bare(condition.text)}, device={sizes.device})")
+        if (x.text, y.text) == ("1.0", "0.0"):
+            return Tensor(f"{atom(condition.text)}.to({sizes.dtype})", condition.dims)
         args = (condition, tensor_of(x, sizes) if x.is_number and y.is_number else x, y)
     if let.op in ("max", "min") and any(a.is_number for a in args):
         number, tensor = sorted(args, key=lambda a: not a.is_number)
@@ -110,6 +112,8 @@ def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
         )
     texts = [aligned(a, dims) for a in args]
     texts = [bare(t) for t in texts] if row.torch.startswith("torch.") else texts
+    if let.op == "add" and texts[1] != bare(texts[1]) and texts[1].startswith("(-"):
+        return Tensor(f"({texts[0]} - {bare(texts[1])[1:]})", dims, out.is_complex, is_number=all(a.is_number for a in args))
     exponent = let.attrs[0][1] if let.attrs else None
     text = row.torch.format(*texts, exponent=exponent)
     is_number = all(a.is_number for a in args)
