@@ -104,13 +104,16 @@ class Step:
                 self._assign(statement)
 
     def _assign(self, statement: Assign) -> None:
-        value, dims = self._named(statement.value), statement.dims
+        result, dims = self._evaluate(statement.value), statement.dims
+        value = self._lifted(result)
         state = next((s for s in self.rec.states if s.name == statement.target), None)
         if state is not None:
             dims = state.dims
             if not state.is_complex:
                 self._check_real(f"the real state {state.name}", value)
             value = Named(scaled.normalise(value.value), value.dims)
+        elif dims is not None and not isinstance(result, Named):  # a constant fills a local's stated dims
+            value = Named(self.like.new_full((1, 1, *(self.dims.sizes[d] for d in dims)), result), dims)
         if dims is not None:
             value = named.assigned(value, dims, self.dims, statement.target)
         self.names[statement.target] = value

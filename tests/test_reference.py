@@ -84,10 +84,11 @@ def test_an_assignment_with_two_candidates_is_an_error() -> None:
         outputs_of(rec, M=normal(1, 2, 1, 3, 3))
 
 
-def test_loops_and_indices() -> None:
+def test_loops_indices_and_a_constant_that_fills() -> None:
     rec = rec_of(
-        "dim K", "dim n = 3", "input k[n, K], w[n]", "state h[K]",
-        "for j in range(n):", "    h = h + (j + 1) * w[j] * k[j]", "output o = h", "output first = k[0]",
+        "dim K", "dim n = 3", "input k[n, K], w[n]", "state h[K]", "total[K] = 0",
+        "for j in range(n):", "    total = total + (j + 1) * w[j] * k[j]",
+        "h = h + total", "output o = h", "output first = k[0]",
     )  # fmt: skip
     k, w = normal(1, 4, 1, 3, 2), normal(1, 4, 1, 3)
     found = outputs_of(rec, k=k, w=w)
