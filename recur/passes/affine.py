@@ -149,6 +149,10 @@ def index_factor(factor: Node, dim: str, i: int) -> Node:
     if _is_ones(factor):
         left = tuple(d for d in factor.dims if d != dim)
         return expand(const(1), left) if left else const(1)
+    if factor.op == "rename":
+        before, after = (str(a) for a in factor.attrs)
+        inner = index_factor(factor.args[0], before if after == dim else dim, i)
+        return inner if after == dim else rename_factor(inner, before, after)
     return index(factor, dim, i, factor.span)
 
 
@@ -237,6 +241,11 @@ def summands(node: Node) -> list[tuple[Node, ...]]:
         if len(products) > MAX_TERMS:
             raise NotAffine(node, "has too many terms when written out")
     return products
+
+
+def unroll(factors: tuple[Node, ...], name: str, size: int) -> list[tuple[Node, ...]]:
+    """The products of a sum over a dim of fixed size."""
+    return [tuple(index_factor(f, name, i) for f in factors) for i in range(size)]
 
 
 def _broaden_factors(factors: tuple[Node, ...], side: Node, node: Node) -> tuple[Node, ...]:

@@ -21,11 +21,12 @@ from recur.passes.affine import add_up, flatten, multiply
 
 
 class Ranges:
-    """The intervals of nodes, from the ranges that a recurrence declares."""
+    """The intervals of nodes, from the ranges that a recurrence declares. ``fixed``: the dims of fixed size."""
 
     def __init__(self, recurrence: Recurrence) -> None:
         self._declared = {v.name: (v.range.low, v.range.high) for v in recurrence.variables if v.range is not None}
-        self._sizes = {d.name: float(d.size) for d in recurrence.dims if d.size is not None}
+        roots = {d.name: d.size for d in recurrence.dims}
+        self.fixed = {d.name: size for d in recurrence.dims if (size := roots[recurrence.root_dim(d.name)]) is not None}
         self._known: dict[Node, Interval] = {}
 
     def of(self, node: Node) -> Interval:
@@ -43,8 +44,8 @@ class Ranges:
             value = float(attrs[0])  # type: ignore[arg-type]
             return (value, value)
         if op == "size":
-            size = self._sizes.get(str(attrs[0]))
-            return (size, size) if size is not None else (1.0, math.inf)
+            size = self.fixed.get(str(attrs[0]))
+            return (float(size), float(size)) if size is not None else (1.0, math.inf)
         if op == "leaf":
             return self._infer_leaf(str(attrs[0]), str(attrs[1]))
         if op == "mul" and node.args[0] == node.args[1]:

@@ -9,8 +9,8 @@ A read or readout whose vector repeats the factors of the decay that comes next 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from recur.ir.core import Node, const, is_const, leaf
@@ -21,15 +21,18 @@ from recur.passes.affine import (
     Term,
     add_up,
     contract_factors,
+    flatten,
     multiply,
     ones,
     ordered,
     summands,
+    unroll,
 )
 from recur.passes.decay import Ranges, decompose
-from recur.passes.updates import Linear, NotThisForm, Update, split_linear
+from recur.passes.updates import Linear, NotThisForm, Update, split_linear, take_apart
 
 Axis = Literal["key", "value"]
+MAX_RANK = 8  # sums over fixed dims up to this size become as many reads or writes
 Slot = tuple[int, bool]  # (version, after the decay of the next version)
 
 
@@ -68,7 +71,8 @@ class MatrixBuilder:
         self._readouts: dict[Slot, list[_RawReadout]] = {}
         self._count = 0
         expander = Expander(update.bases)
-        pieces = [[_pieces(t) for t in expander.expand(v.args[0])] for v in update.versions]
+        fixed = ranges.fixed
+        pieces = [[_pieces(t, fixed) for t in expander.expand(v.args[0])] for v in update.versions]
         linear = [[p for group in version for p in group if isinstance(p, Linear)] for version in pieces]
         plain = [[p for group in version for p in group if isinstance(p, tuple)] for version in pieces]
         self._find_axes(linear, plain, uses)
@@ -295,23 +299,36 @@ class MatrixBuilder:
         return decays
 
 
-def _pieces(term: Term) -> list[Linear | tuple[Node, ...]]:
-    """The term taken apart; a plain term's sums are written out where that splits them into smaller factors."""
-    if term.base is not None:
+def _pieces(term: Term, fixed: Mapping[str, int]) -> list[Linear | tuple[Node, ...]]:
+    """The term taken apart. Matrices and plain writes of low rank, sums over a small fixed dim, are written out."""
+    if term.base is None:
+        return list(_plain_pieces(term.factors, fixed))
+    inner = [d for d in term.over if d not in term.dims and fixed.get(d.split("'")[0], MAX_RANK + 1) <= MAX_RANK]
+    if not inner or not take_apart(term).mixed:
         return list(split_linear(term))
-    result: list[Linear | tuple[Node, ...]] = []
-    rank = max((len(f.dims) for f in term.factors), default=0)
-    widest = [f for f in term.factors if len(f.dims) == rank and rank > 1]
-    if not widest:
-        return [term.factors]
-    parts = summands(widest[0])
-    if parts == [(widest[0],)] or any(len(f.dims) == rank for part in parts for f in part):
-        return [term.factors]
-    left = list(term.factors)
-    left.remove(widest[0])
-    for part in parts:
-        result += _pieces(Term((*left, *part), node=term.node))
-    return result
+    name = inner[0]
+    over = tuple(d for d in term.over if d != name)
+    terms = [replace(term, factors=f, over=over) for f in unroll(term.factors, name, fixed[name.split("'")[0]])]
+    return [piece for t in terms for piece in _pieces(t, fixed)]
+
+
+def _plain_pieces(factors: tuple[Node, ...], fixed: Mapping[str, int]) -> list[tuple[Node, ...]]:
+    """A plain write's widest factor, written out where that gives smaller ones."""
+    rank = max((len(f.dims) for f in factors), default=0)
+    widest = next((f for f in factors if len(f.dims) == rank), None) if rank > 1 else None
+    if widest is None:
+        return [factors]
+    parts = summands(widest)
+    over = widest.attrs[0] if widest.op == "contract" else ()
+    assert isinstance(over, tuple)
+    if len(over) == 1 and fixed.get(over[0], MAX_RANK + 1) <= MAX_RANK:
+        product = flatten(widest.args[0]) + flatten(widest.args[1])
+        parts = unroll(product, over[0], fixed[over[0]])
+    if any(len(f.dims) == rank for part in parts for f in part):
+        return [factors]
+    left = list(factors)
+    left.remove(widest)
+    return [piece for part in parts for piece in _plain_pieces((*left, *part), fixed)]
 
 
 def _is_slot(item: object) -> bool:
