@@ -92,3 +92,94 @@ def linear_attention() -> Plan:
         cost=NO_COST,
         chunk=16,
     )
+
+
+def elementwise_scan() -> Plan:
+    """h <- a h + x in chunks of 16, by scans, with the adjoint's scan in reverse."""
+    state, start_of = ("batch", "head", "D"), Access("starts", ("batch", "chunk", "head", "D"))
+    axes = (C, Axis("D", "size", "D", "grid"))
+
+    b = Builder()
+    start = b.load("h_start", Access("h", state), ("D",))
+    inner = b.nested()
+    phi = b.phi("h_", start)
+    inner.store(start_of, phi)
+    a = inner.valid(inner.load("a", rows("a", "D"), ("c", "D")), "c", 1.0)
+    x = inner.load("x", rows("x", "D"), ("c", "D"))
+    decay, own = inner.scan(a, x, "c")
+    h = inner.add(own, inner.mul(decay, phi), name="y")
+    inner.store(rows("y", "D"), h)
+    inner.store(rows("kept", "D"), h)
+    b.loop("chunks", inner, (Carry(phi, start, inner.last(h, "c")),))
+    b.store(Access("h_final", state), phi)
+    forward = Kernel("scan", ("batch", "head", "tile:D"), axes, tuple(b.statements))
+
+    b = Builder()
+    end = b.load("dh_end", Access("d_h_final", state), ("D",))
+    inner = b.nested()
+    phi = b.phi("mu_", end)
+    a = inner.valid(inner.load("a", rows("a", "D"), ("c", "D")), "c", 1.0)
+    g = inner.load("g", rows("d_y", "D"), ("c", "D"))
+    decay, own = inner.scan(a, inner.mul(a, g), "c", reverse=True)
+    mu = inner.add(own, inner.mul(decay, phi), name="mu")
+    dx = inner.add(g, inner.previous(mu, phi, "c", reverse=True), name="dx")
+    kept = inner.load("kept", rows("kept", "D"), ("c", "D"))
+    before = inner.previous(kept, inner.load("first", start_of, ("D",)), "c")
+    inner.store(rows("d_x", "D"), dx)
+    inner.store(rows("d_a", "D"), inner.mul(dx, before, name="da"))
+    b.loop("chunks", inner, (Carry(phi, end, inner.last(mu, "c", reverse=True)),), reverse=True)
+    b.store(Access("d_h", state), phi)
+    backward = Kernel("back", ("batch", "head", "tile:D"), axes, tuple(b.statements))
+
+    return Plan(
+        stage="scan",
+        strategy="associative_scan",
+        arguments=(tokens("a", "D"), tokens("x", "D")),
+        initial=(Buffer("h", ("B", "H", "D")),),
+        results=(tokens("y", "D", "operand"),),
+        final=(Buffer("h_final", ("B", "H", "D")),),
+        saved=(tokens("kept", "D", "accumulate"), Buffer("starts", ("B", "N", "H", "D"))),
+        workspace=(tokens("d_a", "D"), tokens("d_x", "D"), Buffer("d_h", ("B", "H", "D"))),
+        forward=(forward,),
+        backward=(backward,),
+        gradients=tuple(Gradient(n, (Contribution("d_" + n),)) for n in ("a", "x", "h")),
+        cost=NO_COST,
+        chunk=16,
+    )
+
+
+def nonlinear_steps(in_chunks: bool = False) -> Plan:
+    """h <- tanh(R h + x), one token at a time; or from zero at the start of every chunk of 4 (then no final state)."""
+    step = ("batch", "time", "head", "D")
+    b = Builder()
+    weight = b.load("R", Access("R", ("head", "E", "D")), ("E", "D"))
+    zero = b.zeros(("D",)) if in_chunks else b.load("h_start", Access("h", ("batch", "head", "D")), ("D",))
+    inner = b.nested()
+    phi = b.phi("h_", zero)
+    x = inner.load("x", Access("x", step), ("D",))
+    recurrent = inner.rename(inner.contract(weight, phi, ("D",), name="Rh"), "E", "D")
+    after = inner.map("tanh", inner.add(recurrent, x), name="h_next")
+    inner.store(Access("y", step), after)
+    b.loop("steps", inner, (Carry(phi, zero, after),))
+    if in_chunks:
+        b.store(Access("h_ends", ("batch", "chunk", "head", "D")), phi)
+    else:
+        b.store(Access("h_final", ("batch", "head", "D")), phi)
+    sizes = (Axis("D", "size", "D"), Axis("E", "size", "D"))
+    grid = ("batch", "head", *(("chunk",) if in_chunks else ()))
+    state = Buffer("h", ("B", "H", "D"))
+    return Plan(
+        stage="cell",
+        strategy="sequential",
+        arguments=(tokens("x", "D"), Buffer("R", ("H", "D", "D"), "input:R")),
+        initial=() if in_chunks else (state,),
+        results=(tokens("y", "D", "operand"),),
+        final=() if in_chunks else (Buffer("h_final", state.layout),),
+        saved=(Buffer("h_ends", ("B", "N", "H", "D")),) if in_chunks else (),
+        workspace=(),
+        forward=(Kernel("walk", grid, sizes, tuple(b.statements)),),
+        backward=(),
+        gradients=(),
+        cost=NO_COST,
+        chunk=4 if in_chunks else None,
+    )

@@ -102,22 +102,18 @@ def _maxscan(g: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False) 
     return g.movedim(0, dim), x.movedim(0, dim)
 
 
-def _weighed_scores(
-    x: torch.Tensor, y: torch.Tensor, gx: torch.Tensor, gy: torch.Tensor, reverse: bool = False
-) -> torch.Tensor:
-    """out[r, s] = sum_k x[r, k] y[s, k] 2^(gx[r, k] - gy[s, k]), where row r is not before row s in the walk's order.
+def _weighed_scores(x: torch.Tensor, y: torch.Tensor, gx: torch.Tensor, gy: torch.Tensor) -> torch.Tensor:
+    """out[r, s] = sum_k x[r, k] y[s, k] 2^(gx[r, k] - gy[s, k]) where row r is not before row s, else finite.
 
     Rows in blocks of 16. Earlier blocks by one product, both exponents taken from the block's first row, which is in
     the future of none of its rows: 2^(gx - anchor) and 2^(anchor - gy) are at most 1. The block itself pair by pair.
-    The other pairs are zero, or finite.
     """
     C = x.shape[-2]
     batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (x, y, gx, gy)))
     out = (x[..., :1, :1] * y[..., :1, :1]).new_zeros(*batch, C, C)
     for start in range(0, C, 16):
-        stop = min(start + 16, C)
-        block, past = slice(start, stop), slice(stop, C) if reverse else slice(0, start)
-        anchor = gx[..., stop - 1 : stop, :] if reverse else gx[..., start : start + 1, :]
+        block, past = slice(start, min(start + 16, C)), slice(0, start)
+        anchor = gx[..., start : start + 1, :]
         scale = torch.exp2((gx[..., block, None, :] - gy[..., None, block, :]).clamp_(max=0))
         out[..., block, block] = (scale * x[..., block, None, :] * y[..., None, block, :]).sum(-1)
         left = x[..., block, :] * torch.exp2((gx[..., block, :] - anchor).clamp_(max=0))
@@ -129,8 +125,8 @@ def _weighed_scores(
 def _weighed_rows(
     p: torch.Tensor, y: torch.Tensor, gx: torch.Tensor, gy: torch.Tensor, reverse: bool = False
 ) -> torch.Tensor:
-    """out[r, k] = sum_s p[r, s] y[s, k] 2^(gx[r, k] - gy[s, k]) for p that is zero where row r is before row s in the
-    walk's order. Blocks and anchors as in _weighed_scores.
+    """out[r, k] = sum_s p[r, s] y[s, k] 2^(gx[r, k] - gy[s, k]) for p that is zero where row r is before row s
+    (``reverse``: after row s). Blocks and anchors as in _weighed_scores.
     """
     C = p.shape[-2]
     batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (p, y, gx, gy)))
