@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from recur.ir.plan import Plan
-from recur.ir.tile import Axis, Kernel
+from recur.ir.tile import Axis, Kernel, Let, Loop, Statement
 
 DEFAULT_CHUNK = 64
 REGISTER_TILE = 4096  # elements of a tile that one program can carry in registers beside its operands
@@ -42,6 +42,32 @@ def extent_size(extent: str, sizes: Mapping[str, int]) -> int:
     return int(extent) if extent.isdigit() else sizes[extent]
 
 
+def statements_of(body: tuple[Statement, ...]) -> Iterator[Statement]:
+    """All statements, those inside loops included."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, Loop):
+            yield from statements_of(statement.body)
+
+
+def complete_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes, with those of dimensions that passes have introduced: what a tile is renamed to has its size."""
+    known = dict(sizes)
+    extents = {a.name: a.extent for k in plan.forward + plan.backward for a in k.axes if a.kind == "size"}
+    renamed = [
+        (extents[str(s.attr("old"))], extents.get(str(s.attr("new")), str(s.attr("new"))))
+        for k in plan.forward + plan.backward for s in statements_of(k.body)
+        if isinstance(s, Let) and s.op == "rename" and str(s.attr("old")) in extents
+    ]
+    for _ in range(2):  # once more for names that are only known through later renamings
+        for old, new in renamed:
+            if old in known:
+                known.setdefault(new, known[old])
+            elif new in known:
+                known[old] = known[new]
+    return known
+
+
 def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = None) -> StageConfig:
     """A launch for every kernel of the plan, by rules of thumb (no search).
 
@@ -49,7 +75,7 @@ def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = Non
     where the other side is wide; wide tiles get more warps. Pipelines are at least two deep: a single stage with
     narrow tiles has been seen to fault on Hopper.
     """
-    sizes = {**dict(plan.fixed_sizes), **sizes}
+    sizes = complete_sizes(plan, {**dict(plan.fixed_sizes), **sizes})
     rows = chunk or plan.chunk or DEFAULT_CHUNK
     kernels = plan.forward + plan.backward
     launches = tuple((kernel.name, default_launch(kernel, sizes, rows)) for kernel in kernels)
@@ -59,16 +85,17 @@ def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = Non
 def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launch:
     whole = [
         next_power_of_two(extent_size(a.extent, sizes)) for a in kernel.axes
-        if a.kind == "size" and a.place == "whole" and (a.extent in sizes or a.extent.isdigit())
+        if a.kind == "size" and a.place == "whole"
     ]
     has_rows = any(a.kind == "rows" for a in kernel.axes)
     blocks = tuple(
-        (axis.name, default_block(axis, sizes, whole, has_rows)) for axis in kernel.axes
+        (axis.name, dict(kernel.widths).get(axis.name) or default_block(axis, sizes, whole, has_rows))
+        for axis in kernel.axes
         if axis.kind == "size" and axis.place != "whole"
     )
     widest = max([*whole, *(block for _, block in blocks), 16])
     tile = widest * (rows if has_rows else min([*whole, *(block for _, block in blocks)], default=1))
-    return Launch(blocks, num_warps=8 if tile > 2 * REGISTER_TILE else 4, num_stages=2)
+    return Launch(blocks, num_warps=kernel.warps or (8 if tile > 2 * REGISTER_TILE else 4), num_stages=2)
 
 
 def default_block(axis: Axis, sizes: Mapping[str, int], whole: list[int], has_rows: bool) -> int:

@@ -93,14 +93,26 @@ def _compose_max(g1, m1, g2, m2):
 def _unit_lower_inverse(L, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     """(I + L)^{-1} for L strictly lower triangular, [C, C] with C = 2 ** LEVELS.
 
-    Diagonal blocks of width m = 1, 2, 4, ... are inverted two at a time, X holding the inverses so far:
+    The diagonal blocks D of width W = 16 by forward substitution, one row of all blocks at a time. Then blocks of width
+    m = 16, 32, ... are joined two at a time, X holding the inverses so far:
         [A 0; F D]^{-1} = [A^{-1} 0; -D^{-1} F A^{-1} D^{-1}],   that is   X <- X - X F X.
     """
+    W: tl.constexpr = 16 if C > 16 else C
+    B: tl.constexpr = C // W
+    block = tl.arange(0, B)
+    on_diagonal = (block[:, None] == block[None, :])[:, None, :, None]
+    D = tl.sum(tl.where(on_diagonal, tl.reshape(L, (B, W, B, W)), 0.0), 2)
+    lane = tl.arange(0, W)
+    X = tl.where((lane[:, None] == lane[None, :])[None, :, :], 1.0, tl.zeros((B, W, W), tl.float32))
+    for r in range(1, W):
+        at_row = (lane == r)[None, :, None]
+        coefficients = tl.sum(tl.where(at_row, D, 0.0), 1)
+        X = tl.where(at_row, X - tl.sum(coefficients[:, :, None] * X, 1)[:, None, :], X)
+    X = tl.reshape(tl.where(on_diagonal, X[:, :, None, :], 0.0), (C, C))
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
-    X = tl.where(row == column, 1.0, 0.0) - tl.where((row // 2 == column // 2) & (row > column), L, 0.0)
-    for level in tl.static_range(1, LEVELS):
-        m: tl.constexpr = 2**level
+    for level in tl.static_range(4, LEVELS):
+        m = 2**level
         F = tl.where((row // (2 * m) == column // (2 * m)) & (row // m > column // m), L, 0.0)
         X = X - tl.dot(X, tl.dot(F, X, input_precision=PRECISION), input_precision=PRECISION)
     return X

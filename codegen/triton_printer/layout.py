@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from recur.codegen.triton_printer.config import StageConfig, extent_size, next_power_of_two
+from recur.codegen.triton_printer.config import StageConfig, extent_size, next_power_of_two, statements_of
 from recur.ir.plan import Plan
-from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Loop, Statement, Store, Value
+from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Store, Value
 
 DimKind = Literal["batch", "head", "time", "chunks", "boundaries", "rows", "tiles", "size"]
 LETTERS: dict[str, DimKind] = {"B": "batch", "T": "time", "H": "head", "N": "chunks", "N+1": "boundaries", "C": "rows"}
@@ -59,14 +59,6 @@ class TileAxis:
         return -(-self.extent // self.block)
 
 
-def statements_of(body: tuple[Statement, ...]) -> Iterator[Statement]:
-    """All statements, those inside loops included."""
-    for statement in body:
-        yield statement
-        if isinstance(statement, Loop):
-            yield from statements_of(statement.body)
-
-
 def accesses_of(kernel: Kernel) -> Iterator[Access]:
     for statement in statements_of(kernel.body):
         if isinstance(statement, Let | Store) and statement.access is not None:
@@ -106,7 +98,7 @@ def _dim_of(letter: str, sizes: Mapping[str, int]) -> BufferDim:
         return BufferDim("tiles", letter.removeprefix("tiles:"))
     if letter in LETTERS and (letter not in sizes or letter in ("B", "T", "H")):
         return BufferDim(LETTERS[letter], letter)
-    return BufferDim("size", letter)
+    return BufferDim("size", letter.partition("'")[0])
 
 
 def _indexed_dim(dim: BufferDim, entry: str, rows: set[str]) -> BufferDim:
@@ -116,7 +108,7 @@ def _indexed_dim(dim: BufferDim, entry: str, rows: set[str]) -> BufferDim:
         return BufferDim("boundaries" if dim.name == "N+1" else "chunks", dim.name)
     if entry.startswith("tile:"):
         return BufferDim("tiles", entry.removeprefix("tile:"))
-    return BufferDim("rows" if entry in rows else "size", dim.name)
+    return BufferDim("rows", dim.name) if entry in rows else BufferDim("size", dim.name)
 
 
 class Layout:
@@ -128,7 +120,7 @@ class Layout:
         self.kernel = kernel
         self.words = _words(kernel, self.sizes)
         self.axes: dict[str, TileAxis] = {}
-        roots = _roots(kernel, self.sizes)
+        roots = _roots(kernel)
         dotted = _dotted(kernel, roots)
         taken: set[str] = set()
         for name, root in roots.items():
@@ -178,26 +170,13 @@ def _words(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
     return {letter: word if letter in sizes else letter for letter, word in plain.items()}
 
 
-def _roots(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, Axis]:
-    """Declared axes and renamings, each with its declared axis, in the order of first mention.
-
-    An axis over a name without a size of its own (a pass has introduced it) has the extent of an axis renamed to it.
-    """
+def _roots(kernel: Kernel) -> dict[str, Axis]:
+    """Declared axes and renamings, each with its declared axis, in the order of first mention."""
     roots = {axis.name: axis for axis in kernel.axes}
-    for _ in range(2):  # the second time for names that are only known once later renamings are
-        for statement in statements_of(kernel.body):
-            if isinstance(statement, Let) and statement.op == "rename":
-                old, new = str(statement.attr("old")), str(statement.attr("new"))
-                for known, other in ((old, new), (new, old)):
-                    if known in roots and _has_size(roots[known], sizes):
-                        roots.setdefault(other, roots[known])
-                        if not _has_size(roots[other], sizes):
-                            roots[other] = replace(roots[other], extent=roots[known].extent)
+    for statement in statements_of(kernel.body):
+        if isinstance(statement, Let) and statement.op == "rename":
+            roots.setdefault(str(statement.attr("new")), roots[str(statement.attr("old"))])
     return roots
-
-
-def _has_size(axis: Axis, sizes: Mapping[str, int]) -> bool:
-    return axis.kind == "rows" or axis.extent.isdigit() or axis.extent in sizes
 
 
 def _dotted(kernel: Kernel, roots: Mapping[str, Axis]) -> set[str]:

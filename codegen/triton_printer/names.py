@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from recur.codegen.triton_printer.layout import Layout, safe_name, statements_of
+from recur.codegen.triton_printer.config import statements_of
+from recur.codegen.triton_printer.layout import Layout, safe_name
 from recur.ir.tile import Kernel, Let, Loop, Statement, Store, Value
 
 UNPRINTED = frozenset({"const", "size", "rename", "real", "imag", "expand"})  # may be another name of their argument
