@@ -2,8 +2,9 @@
 
 The language means exact arithmetic, so exp(1000) / exp(999) is e. A ``Scaled`` tensor stands for
 mantissa * exp(log_scale), elementwise. The scale is a constant to autograd, which is exact: every rule below is an
-identity in the scale, so gradients flow through mantissas alone. Functions here take tensors as well, with their
-usual meaning; layout (permute, expand, select) goes through ``remap``.
+identity in the scale, so gradients flow through mantissas alone. Scales start as whole numbers, so their sums are
+exact however large. Functions here take tensors as well, with their usual meaning; layout (permute, expand, select)
+goes through ``remap``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def normalise(x: Value, threshold: float = 100.0) -> Value:
     """Moves what has drifted into the mantissa (a factor beyond exp(threshold) or below its inverse) to the scale."""
     if not isinstance(x, Scaled):
         return x
-    drift = torch.log(_modulus(x.mantissa.detach()))
+    drift = torch.log(_modulus(x.mantissa)).round()
     drift = torch.where(drift.isfinite() & (drift.abs() > threshold), drift, 0.0)
     return Scaled(x.mantissa * torch.exp(-drift), x.log_scale + drift, x.given)
 
@@ -158,13 +159,13 @@ def largest(a: Value, axis: int) -> Value:
 
 def exp(a: Value) -> Scaled:
     a = materialise(a)
-    scale = _finite(_real(a).detach())
+    scale = _finite(_real(a).detach()).round()
     return Scaled(torch.exp(a - scale), scale)
 
 
 def sigmoid(a: Value) -> Scaled:
     a = torch.nn.functional.logsigmoid(materialise(a))
-    scale = _finite(a.detach())
+    scale = _finite(a.detach()).round()
     return Scaled(torch.exp(a - scale), scale)
 
 
