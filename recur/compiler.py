@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from recur.ir import verify
 from recur.ir.core import Step
 from recur.ir.normal import Program, Stage
 from recur.ir.spec import Recurrence
@@ -15,5 +16,7 @@ def compile_program(recurrence: Recurrence) -> Program:
     """The recurrence's stages in normal form; raises RecurError with every error of the recurrence."""
     step: Step = check(recurrence)
     stages: tuple[Stage, ...] = infer_stages(step)
-    program: Program = classify(step, stages)
-    return stabilise(program)
+    program: Program = stabilise(classify(step, stages))
+    if verify.is_enabled():
+        verify.verify_program(program)
+    return program

@@ -16,6 +16,7 @@ from recur.compiler import compile_program
 from recur.grammar.parser import parse
 from recur.ir.normal import Program
 from recur.ir.spec import Recurrence
+from recur.ir.verify import verify_program
 from recur.runtime.reference import run_reference
 
 ZOO = sorted(Path(recur.zoo.__file__).parent.glob("*.rec"))
@@ -24,6 +25,7 @@ ZOO = sorted(Path(recur.zoo.__file__).parent.glob("*.rec"))
 def check_program(recurrence: Recurrence, seed: int = 0, inputs: dict[str, Tensor] | None = None) -> Program:
     """Outputs and final states against the reference; a stabilised state is compared as state times exp(log scale)."""
     program = compile_program(recurrence)
+    verify_program(program)
     inputs = inputs or random_inputs(recurrence, B=2, T=6, H=2, seed=seed)
     scales = {state: scale for stage in program.stages for state, scale in stage.scale_of}
     state = {} if scales else random_state(recurrence, B=2, H=2, seed=seed)

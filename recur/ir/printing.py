@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from recur.ir.core import Node, topological
+from recur.ir.core import Node, is_const, topological
 from recur.ir.normal import (
     Decay,
     ElementwiseForm,
@@ -36,17 +36,21 @@ _INFIX = {"add": SUM, "sub": SUM, "mul": PRODUCT, "div": PRODUCT} | dict.fromkey
 
 def format_node(node: Node, limit: int = LIMIT) -> str:
     """The node in the language's notation, on one line of at most ``limit`` characters."""
-    return format_nodes([node], limit)[0]
+    return _format_all([node], limit)[node][0]
 
 
-def format_nodes(nodes: Iterable[Node], limit: int = LIMIT) -> list[str]:
-    """`format_node` of several nodes that share parts."""
-    nodes = list(nodes)
+def format_factor(node: Node, limit: int = LIMIT) -> str:
+    """The node as a factor beside others: in brackets unless it is a name, a number, a call or a power."""
+    text, strength = _format_all([node], limit)[node]
+    return text if strength >= POWER else f"({text})"
+
+
+def _format_all(nodes: Iterable[Node], limit: int) -> dict[Node, tuple[str, int]]:
     texts: dict[Node, tuple[str, int]] = {}
     for node in topological(nodes):
         text, strength = _format(node, [texts[a] for a in node.args])
         texts[node] = (text, strength) if len(text) <= limit else (_cut(text, limit), ATOM)
-    return [texts[n][0] for n in nodes]
+    return texts
 
 
 def _cut(text: str, limit: int) -> str:
@@ -60,6 +64,10 @@ def _format(node: Node, args: list[tuple[str, int]]) -> tuple[str, int]:
         return text if own >= strength else f"({text})"
 
     op, attrs = node.op, node.attrs
+    normalised = _format_normalised(node)
+    if normalised is not None:
+        function, position = normalised
+        return f"{function}({args[position][0]})", ATOM
     if op in _INFIX:
         strength = _INFIX[op]
         return f"{at(0, strength)} {OPERATORS[op].symbol} {at(1, strength + 1)}", strength
@@ -85,6 +93,24 @@ def _format(node: Node, args: list[tuple[str, int]]) -> tuple[str, int]:
     if op == "index":
         return f"{at(0, ATOM)}[{attrs[1]}]", ATOM
     return f"{op}({', '.join(parts)})", ATOM
+
+
+def _format_normalised(node: Node) -> tuple[str, int] | None:
+    """l2norm and rmsnorm with their usual constant, by name: the function, and which argument is the vector."""
+    if node.op != "mul":
+        return None
+    for position in (0, 1):
+        x, scale = node.args[position], node.args[1 - position]
+        if scale.op != "rsqrt" or len(x.dims) != 1 or scale.args[0].op != "add":
+            continue
+        square, epsilon = scale.args[0].args
+        name = "l2norm"
+        if square.op == "div" and square.args[1].op == "size":
+            name, square = "rmsnorm", square.args[0]
+        is_sum = is_const(epsilon, 1e-6) and square.op == "sum" and square.args[0].op == "square"
+        if is_sum and square.args[0].args[0] == x:
+            return name, position
+    return None
 
 
 def _format_leaf(kind: str, name: str) -> str:
@@ -163,7 +189,7 @@ def format_form(form: Form, scale: str | None = None) -> list[str]:
 
 def _format_event(event: Event, state: str) -> str:
     if isinstance(event, Decay):
-        parts = [f"decay   {_bracketed(event.factor)}"]
+        parts = [f"decay   {format_factor(event.factor)}"]
         parts += [
             f"{label} {format_node(node)}"
             for label, node in (("log", event.log), ("sign", event.sign), ("angle", event.angle))
@@ -171,17 +197,12 @@ def _format_event(event: Event, state: str) -> str:
         ]
         return ", ".join(parts)
     if isinstance(event, Read):
-        return f"read    {event.name} = {_bracketed(event.vector)} . {state}"
+        return f"read    {event.name} = {format_factor(event.vector)} . {state}"
     if isinstance(event, Write):
-        value = [] if event.value is None else [_bracketed(event.value)]
+        value = [] if event.value is None else [format_factor(event.value)]
         read = "" if event.read is None else f"- {event.read}"
-        return f"write   {_bracketed(event.key)} (x) ({' '.join([*value, read]).strip()})"
-    return f"readout {event.name} = {_bracketed(event.vector)} . {state} along {event.axis}"
-
-
-def _bracketed(node: Node) -> str:
-    text = format_node(node)
-    return f"({text})" if node.op in _INFIX or node.op in ("neg", "contract") else text
+        return f"write   {format_factor(event.key)} (x) ({' '.join([*value, read]).strip()})"
+    return f"readout {event.name} = {format_factor(event.vector)} . {state} along {event.axis}"
 
 
 def _names(dims: tuple[str, ...]) -> str:

@@ -53,8 +53,7 @@ def _coupling(updates: Sequence[Update]) -> tuple[str, Node] | None:
         others = {base: v.state for v in updates if v is not u for base in v.bases}
         expander = Expander(others)
         if expander.depends(u.versions[-1].args[0]):
-            names = " and ".join(v.state for v in updates)
-            return f"{names} depend on one another", u.versions[-1]
+            return f"{' and '.join(v.state for v in updates)} depend on one another", u.versions[-1]
     return None
 
 

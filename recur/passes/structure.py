@@ -18,7 +18,7 @@ from recur.ir.normal import (
     Readout,
     Write,
 )
-from recur.ir.printing import format_node
+from recur.ir.printing import format_factor, format_node
 
 WIDTH = 60
 
@@ -42,7 +42,7 @@ def _kinds(form: Form) -> str:
         return f"{blocks}dense over {' '.join(form.row)}"
     if isinstance(form, MaxPlusForm):
         return "running maximum of log weights"
-    return f"{form.state} {form.why}"
+    return form.why if len(form.why.split(" depend on ")) > 1 else f"{form.state} {form.why}"
 
 
 def _matrix_kinds(form: MatrixForm) -> str:
@@ -160,12 +160,7 @@ def _coefficient(node: Node) -> str:
 
 
 def _bracket(node: Node) -> str:
-    text = _text(node)
-    plain = node.op in ("leaf", "const", "size", "pow") or (text.endswith(")") and node.op not in _LOOSE)
-    return text if plain else f"({text})"
-
-
-_LOOSE = ("add", "sub", "mul", "div", "neg", "contract")
+    return format_factor(node, WIDTH)
 
 
 def _text(node: Node) -> str:
