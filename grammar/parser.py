@@ -32,6 +32,7 @@ from recur.ir.spec import (
 )
 
 MAX_DEPTH = 128  # of an expression's tree: everything downstream may recurse over expressions
+MAX_ERRORS = 200  # of a file's lines: there the parser stops
 MAX_LOOPS = 8  # of loops inside one another
 
 _RULES = {
@@ -62,7 +63,10 @@ def parse_partial(text: str | bytes, filename: str = "<string>") -> Parsed:
     text = decode(text, filename)
     lines, diagnostics = lexer().split(text)
     blocks = _Blocks(text, filename, diagnostics)
+    most = len(diagnostics) + MAX_ERRORS
     for line in lines:
+        if len(diagnostics) > most:
+            break
         blocks.add(line)
     return blocks.finish()
 

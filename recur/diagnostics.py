@@ -83,6 +83,7 @@ CODES: dict[str, str] = {
 }
 
 MAX_SHOWN = 20
+MAX_CANDIDATES = 500  # for a near miss
 MAX_LINE = 160
 
 
@@ -150,7 +151,7 @@ class RecurError(Exception):
 
 def suggest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate nearest to ``name``, or None where none is near."""
-    pool = list(dict.fromkeys(candidates))
+    pool = list(dict.fromkeys(candidates))[:MAX_CANDIDATES]
     folded = {c.lower(): c for c in reversed(pool)}
     if name.lower() in folded and folded[name.lower()] != name:
         return folded[name.lower()]

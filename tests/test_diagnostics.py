@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -106,3 +107,22 @@ def test_errors_survive_pickling() -> None:
 
 def test_public_name() -> None:
     assert recur.RecurError is RecurError
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        frame(*(f"a{i} = nothing{i}" for i in range(6000))),
+        "recurrence r:\n    dim K0\n" + "".join(f"    dim K{i + 1} = K{i}\n" for i in range(8000)),
+        "recurrence r:\n" + "".join(f"    input a{i}[K{i}]\n" for i in range(8000)),
+        "".join(f"recurence r{i}:\n" for i in range(8000)),
+        "foo bar\n" * 20_000,
+        frame(*["a = $"] * 10_000),
+        frame("a = g", *["a = a * a + a"] * 9000),
+    ],
+    ids=["unknown names", "dims", "inputs", "headers", "words", "characters", "operations"],
+)
+def test_a_hostile_file_is_refused_soon(text: str) -> None:
+    start = time.perf_counter()
+    assert str(report(text))
+    assert time.perf_counter() - start < 10

@@ -13,7 +13,13 @@ from recur.ir.core import Node, Step, expand, is_const, leaf, version
 from recur.ir.spec import Assign, For, Output, Recurrence, Statement, Variable
 from recur.passes.dims import fit_target, show
 from recur.passes.elaborate import MAX_OPERATIONS, Scope, TooLarge, Turn, elaborate, promote
-from recur.passes.names import Names, collect_names, unknown_dim
+from recur.passes.names import Names, collect_names, find_excess, unknown_dim
+
+MAX_ERRORS = 100  # of one recurrence's statements: there the check stops
+
+
+class TooManyErrors(Exception):
+    """Enough errors for one reading."""
 
 
 def check(recurrence: Recurrence) -> Step:
@@ -29,10 +35,15 @@ def check_partial(
 ) -> tuple[Step | None, list[Diagnostic]]:
     """The step, or its errors. Where lines were left out for errors of their own (not ``is_whole``), what they may have
     held is not missed: ``tainted`` are the names in them."""
+    excess = find_excess(recurrence)
+    if excess:
+        return None, [excess]
     names = collect_names(recurrence, tainted)
     run = _Run(names)
     try:
         run.statements(recurrence.body)
+    except TooManyErrors:
+        return None, names.errors + run.scope.errors
     except TooLarge:
         message = f"the step has more than {MAX_OPERATIONS} operations once its loops are unrolled"
         names.errors.append(Diagnostic("R603", message, recurrence.span, help="shorten the loops"))
@@ -63,6 +74,8 @@ class _Run:
 
     def statements(self, body: Sequence[Statement]) -> None:
         for statement in body:
+            if len(self.scope.errors) > MAX_ERRORS:
+                raise TooManyErrors
             if isinstance(statement, Assign):
                 self.assign(statement)
             elif isinstance(statement, Output):

@@ -12,6 +12,7 @@ from recur.ir.spec import Assign, Dim, For, Output, Range, Recurrence, Span, Sta
 from recur.operators import FUNCTION_NAMES
 
 MAX_SIZE = 65_536  # of a dim of fixed size
+MAX_DECLARED = 200  # dims, and again inputs, params and states together
 
 DECLARATION_WORDS = ("recurrence", "dim", "input", "param", "state", "output", "for", "in", "range", "complex")
 CALL_KEYWORDS = (
@@ -130,6 +131,15 @@ def _swap(interval: Range) -> Range:
 def _opened(interval: Range) -> Range:
     low_open = interval.low_open or math.isinf(interval.low)
     return Range(interval.low, interval.high, low_open, interval.high_open or math.isinf(interval.high))
+
+
+def find_excess(recurrence: Recurrence) -> Diagnostic | None:
+    """The error of a recurrence with more declarations than the compiler takes."""
+    for declared, what in ((recurrence.dims, "dims"), (recurrence.variables, "inputs, params and states")):
+        if len(declared) > MAX_DECLARED:
+            message = f"`{recurrence.name}` declares {len(declared)} {what}; at most {MAX_DECLARED} are allowed"
+            return Diagnostic("R602", message, recurrence.span, help="give related inputs a dimension of fixed size")
+    return None
 
 
 def _declarations(recurrence: Recurrence) -> Iterator[tuple[str, Span | None, Dim | Variable | Output | For]]:
