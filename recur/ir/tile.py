@@ -170,6 +170,8 @@ class Kernel:
     """One launch. `grid` in order: "batch", "head", "chunk" and "tile:X" for an axis X placed on the grid.
 
     `equations`: the mathematics that the body implements, a line each, for the header of the printed kernel.
+    `widths`: for axes in tiles on the grid, the widths with which the body's tiles fit `warps` warps' registers, where
+    the strategy knows them.
     """
 
     name: str
@@ -178,6 +180,8 @@ class Kernel:
     body: tuple[Statement, ...]
     equations: tuple[str, ...] = ()
     role: str = ""
+    widths: tuple[tuple[str, int], ...] = ()
+    warps: int | None = None
 
     def axis(self, name: str) -> Axis:
         return next(a for a in self.axes if a.name == name)

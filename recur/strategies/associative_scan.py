@@ -29,11 +29,12 @@ from recur.strategies import operands
 from recur.strategies.composed_scan import plan_linear
 from recur.strategies.operands import Dims, Frame
 from recur.strategies.pointwise import emit_nodes
+from recur.strategies.prune import prune_kernel
 
 NAME = "associative_scan"
 
-TILE_ROWS = 64  # tokens in a chunk, where the untiled dims leave room
-TILE_ENTRIES = 2048  # rows times untiled dims
+TILE_ROWS = 32  # tokens in a chunk, where the untiled dims leave room
+TILE_ENTRIES = 512  # rows times untiled dims
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Choice:
@@ -116,11 +117,19 @@ class Scan:
     @property
     def chunk(self) -> int:
         """Rows so that a tile of the untiled dims stays small: a power of two, at least 16."""
-        tiled = self.frame.tiled
-        per_row = [[d for d in operands.work_dims(n) if d not in tiled] for n in topological(self.roots)]
-        widest = max(operands.entries(tuple(dims), self.sizes) for dims in per_row)
-        rows = TILE_ENTRIES // widest
+        rows = TILE_ENTRIES // self.entries_per_row
         return max(16, min(TILE_ROWS, 1 << max(rows.bit_length() - 1, 0)))
+
+    @property
+    def entries_per_row(self) -> int:
+        """The most values of untiled dims that a token has in one tile; a complex one counts twice."""
+        widest = operands.widest_tile(self.roots, self.frame.tiled, self.sizes, tokens_only=True)
+        return widest * (2 if any(n.is_complex for n in topological(self.roots)) else 1)
+
+    def kernel(self, name: str, b: Builder, equations: tuple[str, ...]) -> Kernel:
+        widths, warps = operands.fit_tiles(self.chunk * self.entries_per_row, self.frame.tiled, self.sizes)
+        return prune_kernel(Kernel(f"{self.stage}_{name}", self.frame.grid, self.frame.axes, tuple(b.statements),
+                                   equations, "scan", widths, warps))
 
     def complex_buffers(self) -> frozenset[str]:
         names = {operands.tensor_name(n) for n in self.arguments if n.is_complex}
@@ -157,7 +166,7 @@ class Scan:
         for f, h in zip(self.forms, carried, strict=True):
             frame.store(b, f"final_{f.state}", "sequence", f.dims, h)
         equations = tuple(self.equation(f) for f in self.forms)
-        return Kernel(f"{self.stage}_forward", frame.grid, frame.axes, tuple(b.statements), equations, "scan")
+        return self.kernel("forward", b, equations)
 
     def equation(self, form: ScanForm) -> str:
         h = form.state
@@ -281,7 +290,7 @@ class ElementwiseScan(Scan):
             "lambda_t = g_t + mu_(t+1)                            the cotangent of h_t",
             "da_t = lambda_t conj(h_(t-1)),  dx_t = lambda_t",
         )
-        return Kernel(f"{self.stage}_backward", frame.grid, frame.axes, tuple(b.statements), equations, "scan")
+        return self.kernel("backward", b, equations)
 
     def emit_adjoint(self, b: Builder, values: dict[Node, Value], which: int, mu: Value) -> Value:
         """One state's reverse scan: gives lambda to ``values`` and returns mu at the chunk's first token."""

@@ -23,6 +23,7 @@ from recur.ir.tile import Buffer, Builder, Kernel, Value
 from recur.strategies import operands
 from recur.strategies.operands import Dims, Frame
 from recur.strategies.pointwise import emit_nodes
+from recur.strategies.prune import prune_kernel
 from recur.strategies.sequential import make_frame
 from recur.strategies.stepwise import Step, StepKernels, step_of
 
@@ -74,7 +75,7 @@ class ComposedScan:
 
     def plan(self) -> Plan:
         stage, step, frame = operands.stage_name(self.normal), self.step, self.per_chunk
-        kernels = StepKernels(stage, step, frame, "start")
+        kernels = StepKernels(stage, step, frame, "start", self.sizes)
         reached = [n for n, _ in step.adjoint.gradients]
         states = step.states
         return Plan(
@@ -117,7 +118,11 @@ class ComposedScan:
 
     def kernel(self, name: str, frame: Frame, b: Builder, *equations: str) -> Kernel:
         full_name = f"{operands.stage_name(self.normal)}_{name}"
-        return Kernel(full_name, frame.grid, frame.axes, tuple(b.statements), equations, name)
+        sides = [(*f.batch, *f.row, *f.column) for f in self.forms]
+        widest = max(operands.entries(tuple(d for d in dims if d not in frame.tiled), self.sizes) for dims in sides)
+        widths, warps = operands.fit_tiles(widest, frame.tiled, self.sizes, 2 * operands.WARP_ENTRIES)
+        body = tuple(b.statements)
+        return prune_kernel(Kernel(full_name, frame.grid, frame.axes, body, equations, name, widths, warps))
 
     # forward
 

@@ -16,6 +16,8 @@ Dims = tuple[str, ...]
 
 TENSOR_KINDS = ("input", "param", "prev", "value")
 
+WARP_ENTRIES = 256  # float32 values of one tile that a warp holds beside several others: 8 a thread
+
 # A tensor's leading dimensions, by what it has one value for: (layout, access).
 _PREFIX = {
     "token": (("B", "T", "H"), ("batch", "time", "head")),
@@ -274,6 +276,33 @@ def gradient_buffers_of_states(states: Sequence[Node]) -> tuple[Buffer, ...]:
 def entries(dims: Dims, sizes: Mapping[str, int]) -> int:
     """How many values a tile of ``dims`` has; a dim of unknown size counts as 64."""
     return math.prod(sizes.get(d.partition("'")[0], 64) for d in dims)
+
+
+def fit_tiles(
+    per_program: int, tiled: Dims, sizes: Mapping[str, int], budget: int = WARP_ENTRIES
+) -> tuple[tuple[tuple[str, int], ...], int]:
+    """Widths of the tiled dims, and warps, so that tiles of ``per_program`` values times the widths fit registers.
+
+    Four warps hold tiles of 4 * ``budget`` values, beside several others. The last dim, whose values lie next to one
+    another in memory, is cut last.
+    """
+    room = max(4 * budget // per_program, 1)
+    widths = []
+    for dim in reversed(tiled):
+        full = 1 << (entries((dim,), sizes) - 1).bit_length()
+        width = min(full, 1 << (room.bit_length() - 1))
+        widths.append((dim, width))
+        room = max(room // width, 1)
+    total = per_program * math.prod(width for _, width in widths)
+    warps = next((w for w in (4, 8) if total <= w * budget), 16)
+    return tuple(reversed(widths)), warps
+
+
+def widest_tile(roots: Sequence[Node], tiled: Dims, sizes: Mapping[str, int], tokens_only: bool = False) -> int:
+    """The most values that one operation holds of untiled dims; ``tokens_only``: of those that differ by token."""
+    order = topological(roots)
+    nodes = [n for n in order if n in _varying(order)] if tokens_only else order
+    return max((entries(tuple(d for d in work_dims(n) if d not in tiled), sizes) for n in nodes), default=1)
 
 
 def work_dims(node: Node) -> Dims:

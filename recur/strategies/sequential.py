@@ -27,7 +27,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     step = step_of(normal)
     frame = make_frame(step)
     stage = operands.stage_name(normal)
-    kernels = StepKernels(stage, step, frame)
+    kernels = StepKernels(stage, step, frame, sizes=sizes)
     differentiable = normal.family != "maxplus"
     reached = [n for n, _ in step.adjoint.gradients] if differentiable else []
     d_initial = operands.gradient_buffers_of_states(step.states) if differentiable else ()

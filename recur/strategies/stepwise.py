@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from recur.ir.core import Node, add, apply, const, contract, expand, leaf, leaves, mul, rename, stop, sub, substitute
@@ -22,6 +23,7 @@ from recur.passes.autodiff import pull_back
 from recur.strategies import operands
 from recur.strategies.operands import Frame
 from recur.strategies.pointwise import emit_nodes
+from recur.strategies.prune import prune_kernel
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class StepKernels:
     step: Step
     frame: Frame
     start: str = "initial"
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     MOMENTS = ("initial", "final", "start", "before", "end", "sum")
 
@@ -181,14 +184,15 @@ class StepKernels:
             for s, value in zip(step.states, carried, strict=True):
                 frame.store(b, f"final_{s.attrs[1]}", "sequence", s.dims, value)
         equations = tuple(f"{s.attrs[1]}_t = F({s.attrs[1]}_(t-1), x_t)" for s in step.states)
-        return Kernel(name, frame.grid, frame.axes, tuple(b.statements), equations, "steps")
+        return self.kernel(name, b, *equations)
 
     def backward(self, name: str, end: str = "final") -> Kernel:
         """The step's pullback from the last token to the first; ``end``: where the cotangent of the last state is."""
         frame, step, adjoint = self.frame, self.step, self.step.adjoint
         b = Builder(complex_buffers=self.complex_buffers())
         values: dict[Node, Value] = {}
-        self.load_params(b, values, [*step.roots, *(n for _, n in adjoint.gradients)])
+        large = self.large_params
+        self.load_params(b, values, [*step.roots, *(n for _, n in adjoint.gradients)], large)
         ends = [self.load_state(b, s, end, "d_") for s in step.states]
         params = [n for n, _ in adjoint.gradients if n.attrs[0] == "param"]
         zeros = [b.zeros(n.dims, f"d_{n.attrs[1]}_none", n.is_complex) for n in params]
@@ -197,6 +201,7 @@ class StepKernels:
         carried = [body.phi(f"d_{s.attrs[1]}", e) for s, e in zip(step.states, ends, strict=True)]
         sums = [body.phi(f"d_{n.attrs[1]}_sum", z) for n, z in zip(params, zeros, strict=True)]
         values.update(zip(adjoint.arriving, carried, strict=True))
+        frame.load_leaves(body, large, values)
         self.load_tokens(body, values)
         emitted = emit_nodes(body, adjoint.states, values)
         nexts = [body.expand(v, s.dims) for s, v in zip(step.states, emitted, strict=True)]
@@ -213,13 +218,28 @@ class StepKernels:
                 frame.store(b, f"d_{s.attrs[1]}", "sequence", s.dims, value)
         for argument, total in zip(params, sums, strict=True):
             frame.store_gradient(b, argument, total)
-        equations = ("(d_h, d_x_t, d_w) = the pullback of the step at (h_(t-1), x_t, w), of (d_y_t, d_h)",)
-        return Kernel(name, frame.grid, frame.axes, tuple(b.statements), equations, "steps")
+        return self.kernel(name, b, "(d_h, d_x_t, d_w) = pullback of the step at (h_(t-1), x_t, w), of (d_h, d_y_t)")
 
-    def load_params(self, b: Builder, values: dict[Node, Value], roots: list[Node]) -> None:
+    @property
+    def large_params(self) -> list[Node]:
+        """Params that the backward pass reads for every token: registers hold the sums of their gradients instead."""
+        params = [n for n in self.step.arguments if n.attrs[0] == "param"]
+        return [n for n in params if operands.entries(n.dims, self.sizes) > operands.WARP_ENTRIES * 4]
+
+    def load_params(
+        self, b: Builder, values: dict[Node, Value], roots: list[Node], without: Sequence[Node] = ()
+    ) -> None:
         """Params, and what depends on them alone, before the loop."""
-        self.frame.load_leaves(b, [n for n in self.step.arguments if n.attrs[0] == "param"], values)
-        emit_nodes(b, operands.per_head_nodes(roots), values, "w")
+        params = [n for n in self.step.arguments if n.attrs[0] == "param" and n not in without]
+        self.frame.load_leaves(b, params, values)
+        fixed = [n for n in operands.per_head_nodes(roots) if not set(leaves([n])) & set(without)]
+        emit_nodes(b, fixed, values, "w")
+
+    def kernel(self, name: str, b: Builder, *equations: str) -> Kernel:
+        widest = operands.widest_tile(self.step.roots, self.frame.tiled, self.sizes)
+        widths, warps = operands.fit_tiles(widest, self.frame.tiled, self.sizes, 2 * operands.WARP_ENTRIES)
+        return prune_kernel(Kernel(name, self.frame.grid, self.frame.axes, tuple(b.statements), equations, "steps",
+                                   widths, warps))
 
     def load_tokens(self, b: Builder, values: dict[Node, Value]) -> None:
         """One token's inputs, the states before it and its exports' cotangents."""
