@@ -9,12 +9,11 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
-import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from recur.annotations import Annotation, DimName, RoleName
@@ -40,6 +39,7 @@ from recur.ir.spec import (
     Variable,
     order_variables,
 )
+from recur.source import Scope, Source, assigned_names, find_names, find_source, subscripted_names, target_names
 
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.MatMult: "@", ast.Pow: "**"}
 _COMPARE = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
@@ -81,7 +81,7 @@ def read_function(function: Callable[..., Any], caller: Mapping[str, Any] | None
     from recur.passes.check import check_partial
 
     source = find_source(function)
-    scope = _Scope.of(function, caller or {})
+    scope = Scope.of(function, caller or {})
     errors: list[Diagnostic] = []
     for all_names in (False, True):
         reader = _Reader(source, scope, function, all_names)
@@ -94,86 +94,6 @@ def read_function(function: Callable[..., Any], caller: Mapping[str, Any] | None
     return recurrence
 
 
-# --- the source ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A function's definition, and the file that its places count in."""
-
-    filename: str
-    text: str
-    definition: ast.FunctionDef
-    first_row: int
-    lines: tuple[str, ...]
-
-    def span(self, node: ast.AST) -> Span:
-        row, column = node.lineno, node.col_offset  # type: ignore[attr-defined]
-        end_row, end_column = node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
-        return Span(
-            row + self.first_row, self._column(row, column), end_row + self.first_row, self._column(end_row, end_column)
-        )
-
-    def _column(self, row: int, offset: int) -> int:
-        """Columns count characters; Python's count bytes of UTF-8."""
-        line = self.lines[row - 1] if row <= len(self.lines) else ""
-        return len(line.encode()[:offset].decode(errors="replace")) + 1
-
-
-def find_source(function: Callable[..., Any]) -> _Source:
-    """The function's source by ``inspect``; raises RecurError where there is none."""
-    name = getattr(function, "__name__", "the argument")
-    if not isinstance(function, FunctionType):
-        message = f"`recurrence` decorates a function, not {type(function).__name__}"
-        raise RecurError([Diagnostic("R701", message, None)])
-    filename = function.__code__.co_filename
-    try:
-        lines, _ = inspect.findsource(function)
-        block, row = inspect.getsourcelines(function)
-        # an indented definition stands under an `if`, so that every column keeps its place
-        indented = block[0][:1].isspace()
-        tree = ast.parse("".join(["if 1:\n", *block] if indented else block))
-    except RecursionError:
-        message = f"`{name}` nests too deeply to be read"
-        error = Diagnostic("R601", message, None, help="give the parts names of their own")
-        raise RecurError([error], filename) from None
-    except (OSError, TypeError, SyntaxError, IndexError, ValueError):
-        help = "define it in a file or a notebook's cell, or pass the recurrence as text to `recur.loads`"
-        message = f"the source of `{name}` is not available"
-        raise RecurError([Diagnostic("R701", message, None, help=help)], filename) from None
-    definition = tree.body[0].body[0] if indented else tree.body[0]  # type: ignore[attr-defined]
-    if not isinstance(definition, ast.FunctionDef):
-        message = "`recurrence` decorates a function that is written with `def`"
-        span = Span(row, 1, row, 2)
-        raise RecurError([Diagnostic("R701", message, span)], filename, "".join(lines))
-    added = 1 if indented else 0
-    return _Source(filename, "".join(lines), definition, row - 1 - added, ("",) * added + tuple(block))
-
-
-@dataclass(frozen=True)
-class _Scope:
-    """The names around a function: those that it captures, its caller's, its module's."""
-
-    tables: tuple[Mapping[str, Any], ...]
-
-    @classmethod
-    def of(cls, function: Callable[..., Any], caller: Mapping[str, Any]) -> _Scope:
-        captured = {}
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                captured[name] = cell.cell_contents
-            except ValueError:  # the variable is assigned later
-                continue
-        return cls((captured, caller, function.__globals__))
-
-    def find(self, name: str) -> Any:
-        """The object of that name; KeyError where there is none."""
-        for table in self.tables:
-            if name in table:
-                return table[name]
-        raise KeyError(name)
-
-
 # --- the function ----------------------------------------------------------------------------------------------------
 
 
@@ -181,8 +101,8 @@ class _Scope:
 class _Reader:
     """Lowers one function. ``tainted`` are the names in what had to be left out."""
 
-    source: _Source
-    scope: _Scope
+    source: Source
+    scope: Scope
     function: Callable[..., Any]
     all_names: bool = False
     errors: list[Diagnostic] = field(default_factory=list)
@@ -193,7 +113,7 @@ class _Reader:
     def read(self) -> Recurrence:
         definition = self.source.definition
         self.arguments = self._arguments(definition.args)
-        self.locals = _assigned(definition) | {a.arg for a in self.arguments}
+        self.locals = assigned_names(definition) | {a.arg for a in self.arguments}
         variables = [v for a in self.arguments if (v := self._attempt(self._variable, a)) is not None]
         states = [v.name for v in variables if v.role == "state"]
         statements, returned = self._split(definition)
@@ -364,7 +284,7 @@ class _Reader:
             raise _Problem("R502", "the return has no output", span, "add one after the states, as in `return S, o`")
         arguments = {a.arg for a in self.arguments}
         outputs = values[len(states) :]
-        assigned = _assigned(self.source.definition) - arguments
+        assigned = assigned_names(self.source.definition) - arguments
         return [(v.id if isinstance(v, ast.Name) and v.id in assigned else None, v) for v in outputs]
 
     def _body(self, nodes: Sequence[ast.stmt], outputs: list[tuple[str | None, ast.expr]]) -> tuple[Statement, ...]:
@@ -403,14 +323,14 @@ class _Reader:
     def _outputs_in_place(self, nodes: Sequence[ast.stmt], outputs: Sequence[str | None]) -> set[str]:
         """The returned locals that are assigned once, outside of loops, in the order returned, and never read."""
         in_place: set[str] = set()
-        read = _names(nodes, ast.Load)
-        writes = [name for node in nodes for name in _targets(node)]
-        top = [name for node in nodes if isinstance(node, ast.Assign) for name in _targets(node)]
+        read = find_names(nodes, ast.Load)
+        writes = [name for node in nodes for name in target_names(node)]
+        top = [name for node in nodes if isinstance(node, ast.Assign) for name in target_names(node)]
         last = -1
         for name in outputs:
             if name is None:
                 break
-            is_read = read.count(name) > _subscripted(nodes).count(name)
+            is_read = read.count(name) > subscripted_names(nodes).count(name)
             if name not in top or writes.count(name) > 1 or is_read or top.index(name) < last:
                 break
             last = top.index(name)
@@ -538,26 +458,3 @@ class _Reader:
 
     def _error(self, code: str, message: str, node: ast.AST, help: str) -> None:
         self.errors.append(Diagnostic(code, message, self.source.span(node), help=help))
-
-
-def _assigned(definition: ast.FunctionDef) -> set[str]:
-    """The names that the function assigns, its loops' variables included."""
-    return {*_names(definition.body, ast.Store), *_subscripted(definition.body)}
-
-
-def _names(nodes: Sequence[ast.stmt], context: type[ast.expr_context]) -> list[str]:
-    """The names loaded or stored in the statements."""
-    inner = (n for node in nodes for n in ast.walk(node))
-    return [n.id for n in inner if isinstance(n, ast.Name) and isinstance(n.ctx, context)]
-
-
-def _subscripted(nodes: Sequence[ast.stmt]) -> list[str]:
-    """The names assigned with their dimensions, ``r[D] = ...``: Python takes them for loaded."""
-    inner = (n for node in nodes for n in ast.walk(node) if isinstance(n, ast.Assign))
-    targets = [t.value for n in inner for t in n.targets if isinstance(t, ast.Subscript)]
-    return [t.id for t in targets if isinstance(t, ast.Name)]
-
-
-def _targets(node: ast.stmt) -> list[str]:
-    """The names assigned in a statement, with or without their dimensions."""
-    return [*_names([node], ast.Store), *_subscripted([node])]
