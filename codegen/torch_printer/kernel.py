@@ -190,6 +190,8 @@ class KernelPrinter:
         for carry in loop.carries:
             if carry.phi.name in lists and carry.next.name not in lists:
                 function.line(f"{lists[carry.phi.name]}.append({self.env[carry.phi.name].text})", indent=2)
+        # A list of values before and after each step holds them all in the carried value's order.
+        shared = {c.next.name: self.env[c.phi.name].dims for c in loop.carries if c.phi.name in lists}
         here = Counter(v.name for s in body if isinstance(s, Let) for v in s.args)
         once = {n for n in here if here[n] == self.count[n] == 1 and n not in lists}
         for statement in body:
@@ -198,7 +200,7 @@ class KernelPrinter:
             self.let(statement, once, targets.get(statement.out.name))
             for name in defines(statement):
                 if name in lists:
-                    function.line(f"{lists[name]}.append({self.get_text(name)})", indent=2)
+                    function.line(f"{lists[name]}.append({self.get_text(name, shared.get(name))})", indent=2)
         self.advance(loop, targets)
         self.core = None
         order = f"range({self.size(dim)})"
@@ -208,8 +210,10 @@ class KernelPrinter:
         function.lines[at:at] = [*head, f"    for {core.index} in {order}:"]
         return self.stack(loop, lists, dim)
 
-    def get_text(self, name: str) -> str:
-        return bare(self.current(self.env[name]).text)
+    def get_text(self, name: str, dims: tuple[str, ...] | None = None) -> str:
+        """The value's text, laid out as ``dims`` where they are given."""
+        value = self.current(self.env[name])
+        return bare(value.text if dims is None else aligned(whole(value, dims, self), dims))
 
     def start(self, carries: tuple[Carry, ...]) -> None:
         """The carried values' variables, holding the initial ones."""
