@@ -1,7 +1,8 @@
-"""A byte-level language model on real text: the Python standard library's source files of the running interpreter.
+r"""A byte-level language model on real text: the Python standard library's source files of the running interpreter.
 
     python examples/language_model.py --recurrence gated_delta_net --plot language_model.png
-    python examples/language_model.py --device cuda --steps 3000 --width 512 --layers 6 --heads 8 --batch 32 --length 1024
+    python examples/language_model.py --device cuda --autocast --steps 3000 --rate 2e-3 \
+        --width 512 --layers 6 --heads 8 --batch 32 --length 1024
 
 Files are split into train and held-out ones; the model's bits per byte on the held-out files are printed beside those
 of a bigram model. The first command takes a few minutes on two CPU cores.
@@ -64,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """Bits per byte on the held-out files, and the curve of training: (step, bits per byte of a batch)."""
+    """Bits per byte on the held-out files, and the curve of training: (step, mean bits per byte since the last)."""
 
     model: float
     bigram: float
@@ -77,7 +78,7 @@ class Result:
 
 
 def read_standard_library(held_out_share: float = 0.1) -> Corpus:
-    """The interpreter's own library. A file is held out by the hash of its name, so the split depends on nothing else."""
+    """The interpreter's own library, without its tests. A file is held out by the hash of its name alone."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
     files = sorted(f for f in root.rglob("*.py") if not skipped & set(f.relative_to(root).parts))
@@ -148,7 +149,7 @@ def train_model(corpus: Corpus, settings: Settings, report: Callable[[str], None
            f"{s.batch} x {s.length} bytes on {s.device}")  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.rate, betas=(0.9, 0.95), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_then_cosine(step, s.steps))
-    start, curve = time.perf_counter(), []
+    start, curve, recent = time.perf_counter(), [], []
     for step, batch in enumerate(random_batches(corpus.train, s)):
         loss = next_byte_loss(model, batch, s)
         optimizer.zero_grad()
@@ -156,9 +157,11 @@ def train_model(corpus: Corpus, settings: Settings, report: Callable[[str], None
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % max(1, s.steps // 20) == 0 or step == s.steps - 1:
-            curve.append((step, loss.item() / math.log(2)))
-            report(f"  step {step:5d}  {curve[-1][1]:.3f} bits per byte  {time.perf_counter() - start:6.1f} s")
+        recent.append(loss.detach() / math.log(2))
+        if (step + 1) % max(1, s.steps // 20) == 0:
+            curve.append((step + 1, torch.stack(recent).mean().item()))
+            recent.clear()
+            report(f"  step {step + 1:5d}  {curve[-1][1]:.3f} bits per byte  {time.perf_counter() - start:6.1f} s")
     return Result(held_out_bits(model, windows, s), bigram, curve, time.perf_counter() - start)
 
 
@@ -195,6 +198,13 @@ def held_out_bits(model: nn.Module, windows: Tensor, settings: Settings) -> floa
     return (torch.stack(losses).sum() / len(windows) / math.log(2)).item()
 
 
+def show_corpus(corpus: Corpus) -> str:
+    return (
+        f"train: {corpus.train_files} files, {len(corpus.train):,} bytes; "
+        f"held out: {corpus.held_out_files} files, {len(corpus.held_out):,} bytes"
+    )
+
+
 def show(result: Result) -> str:
     verdict = "at or below" if result.ratio <= TARGET else "above"
     return (
@@ -203,7 +213,7 @@ def show(result: Result) -> str:
     )
 
 
-def plot(results: dict[str, Result], path: str) -> None:
+def save(results: dict[str, Result], path: str | Path) -> None:
     """Saves the training curves and the two held-out levels."""
     curves = {f"{name}, training": r.curve for name, r in results.items()}
     levels = {f"{name}, held out": r.model for name, r in results.items()}
@@ -216,7 +226,9 @@ def parse_sizes(value: str) -> dict[str, int]:
 
 
 @click.command()
-@click.option("--recurrence", "recurrences", multiple=True, default=("gated_delta_net",), help="Of the zoo; repeatable.")
+@click.option(
+    "--recurrence", "recurrences", multiple=True, default=("gated_delta_net",), help="Of the zoo; repeatable."
+)
 @click.option("--steps", default=Settings.steps)
 @click.option("--width", default=Settings.width)
 @click.option("--layers", default=Settings.layers)
@@ -234,15 +246,14 @@ def parse_sizes(value: str) -> dict[str, int]:
 def main(recurrences: tuple[str, ...], sizes: str, plot_path: str | None, **options: object) -> None:
     """Train byte-level language models on the Python standard library's source."""
     corpus = read_standard_library()
-    print(f"train: {corpus.train_files} files, {len(corpus.train):,} bytes; "
-          f"held out: {corpus.held_out_files} files, {len(corpus.held_out):,} bytes")  # fmt: skip
+    print(show_corpus(corpus))
     results = {}
     for name in recurrences:
         settings = Settings(recurrence=name, sizes=parse_sizes(sizes), **options)  # type: ignore[arg-type]
         results[name] = train_model(corpus, settings)
         print(show(results[name]))
     if plot_path:
-        plot(results, plot_path)
+        save(results, plot_path)
 
 
 if __name__ == "__main__":

@@ -65,9 +65,11 @@ class RecurrentLayer(nn.Module):
         for v, column in zip(self.inputs, columns, strict=True):
             raw = column.unflatten(-1, (self.heads, self._numbers(v)))
             if v.name in self.unit and v.dims:
-                raw = F.normalize(raw.float(), dim=-1).to(raw.dtype)  # a delta rule erases along k: |k| <= 1 keeps it stable
+                # A delta rule erases along k: |k| <= 1 keeps it stable, and no other recurrence minds.
+                raw = F.normalize(raw.float(), dim=-1).to(raw.dtype)
             found[v.name] = self._shape(v, raw)
-        return found | {v.name: self._shape(v, self.params[v.name]) for v in self.op.recurrence.inputs if v.role == "param"}
+        params = (v for v in self.op.recurrence.inputs if v.role == "param")
+        return found | {v.name: self._shape(v, self.params[v.name]) for v in params}
 
     def _shape(self, v: Variable, raw: Tensor) -> Tensor:
         """[..., numbers] as [..., *dims], complex where declared, inside the range."""

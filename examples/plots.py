@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 
 import click
 
 
-def has_matplotlib() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def save_curves(
-    path: str,
+    path: str | os.PathLike[str],
     curves: Mapping[str, Sequence[tuple[float, float]]],
     levels: Mapping[str, float],
     x_label: str,
@@ -23,10 +20,11 @@ def save_curves(
 ) -> None:
     """Saves named curves of (x, y) points and horizontal levels; ``x_mark`` draws a vertical line.
 
-    Raises click.UsageError where matplotlib is not installed.
+    Where matplotlib is not installed it says so and saves nothing.
     """
-    if not has_matplotlib():
-        raise click.UsageError("a plot needs matplotlib: pip install 'recur[plot]'")
+    if importlib.util.find_spec("matplotlib") is None:
+        click.echo(f"{os.fspath(path)} is not saved: a plot needs matplotlib (pip install 'recur[plot]')", err=True)
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -44,4 +42,4 @@ def save_curves(
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-    click.echo(f"saved {path}")
+    click.echo(f"saved {os.fspath(path)}")
