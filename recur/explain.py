@@ -82,5 +82,10 @@ def _explain_stage(number: int, selection: Selection) -> list[str]:
     for name, reason in selection.rejected.items():
         lines.append(f"{label}{name}: {reason}")
         label = " " * len(label)
-    lines += [f"  note       {note}" for note in (*normal.notes, *plan.notes)]
-    return lines
+    return lines + [f"  note       {note}" for note in (*normal.notes, *plan.notes)]
+
+
+def describe_backend(selections: Sequence[Selection]) -> str:
+    """Where the selected plans run when nothing else is asked for, as a line of ``explain``."""
+    limits = [reason for s in selections for reason in s.plan.limits]
+    return f"backend      torch: {limits[0]}" if limits else "backend      triton on a GPU, torch elsewhere"

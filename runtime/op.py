@@ -37,6 +37,10 @@ class Op:
         self.__doc__ = recurrence.doc
         self._compiled: dict[tuple[object, ...], Compiled] = {}
 
+    def __reduce__(self) -> tuple[type[Op], tuple[Recurrence]]:
+        """Copies and pickles as its recurrence; what was compiled stays behind."""
+        return Op, (self.recurrence,)
+
     def __repr__(self) -> str:
         inputs = ", ".join(f"{v.name}{arguments.show_axes(arguments.axes_of(v))}" for v in self.recurrence.inputs)
         outputs = ", ".join(o.name for o in self.recurrence.outputs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import warnings
 from typing import Any
 
@@ -318,6 +320,12 @@ def test_names(ema: Any) -> None:
     assert ema.name == ema.__name__ == "ema" and ema.__doc__ == "An average."
     assert repr(ema) == "<recurrence ema(x[B, T, H, K], a[B, T, H]) -> o>"
     assert ema.recurrence.name == "ema"
+
+
+def test_copies_and_pickles(ema: Any) -> None:
+    x = inputs(ema)
+    for other in (copy.deepcopy(ema), pickle.loads(pickle.dumps(ema))):
+        assert other.recurrence == ema.recurrence and torch.equal(other(**x)[0], ema(**x)[0])
 
 
 def test_explain(ema: Any) -> None:

@@ -18,10 +18,11 @@ def explain(file: str, name: str | None, dims: dict[str, int], strategy: str | t
     """Say what structure FILE has, which strategy runs it, and why each other does not."""
     program = compile_file(file, name)
     sizes = bind_sizes(program, dims)
+    from recur.explain import describe_backend
     from recur.explain import explain as explain_program
     from recur.strategies.select import select
 
     with progress("planning"):
         selections = select(program, sizes, strategy)
-    found = explain_program(program, sizes, selections, ("backend      triton on a GPU, torch elsewhere",))
+    found = explain_program(program, sizes, selections, (describe_backend(selections),))
     click.echo(json.dumps(found.data, indent=2, ensure_ascii=False) if as_json else found)
