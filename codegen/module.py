@@ -1,4 +1,4 @@
-"""A recurrence as one readable Python file: its stages' code, their autograd functions, and the function that calls them.
+"""A recurrence as one readable Python file: its stages' code, their autograd functions, and what calls them.
 
 The file imports torch (and triton), not recur. Its text is a function of the program, the plans and the sizes alone.
 """
@@ -47,7 +47,10 @@ def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
         header=header(program, plans, sizes, backend),
         imports=imports.strip(),
         helpers="\n\n\n".join(t.strip() for t in (shell_helpers, helpers(code)) if t.strip()),
-        stages=[shell.stage(i, title(n, p), c) for i, (n, p, c) in enumerate(zip(program.stages, plans, stages, strict=True))],
+        stages=[
+            shell.stage(plan, title(normal, plan), text)
+            for normal, plan, text in zip(program.stages, plans, stages, strict=True)
+        ],
         name=shell.function_name,
         parameters=shell.parameters,
         doc=shell.doc(),
@@ -93,11 +96,11 @@ def environment() -> Environment:
     )  # fmt: skip
 
 
-# --- the header ----------------------------------------------------------------------------------------------------------
+# --- the header -------------------------------------------------------------------------------------------------------
 
 
 def header(program: Program, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> str:
-    """What the file holds: the recurrence, the structure found, the strategy, shapes, versions and how to print it again."""
+    """What the file holds: recurrence, structure, strategy, shapes, versions and the command that prints it again."""
     rec = program.step.recurrence
     lines = [f"{rec.name}, printed for {backend}.", "", "The recurrence, one head at one token:", ""]
     lines += indent(spec_text(rec), "    ").splitlines()
@@ -125,7 +128,7 @@ def about(normal: NormalForm, plan: Plan) -> list[str]:
     """The structure and the strategy's reasons, wrapped."""
     cost = plan.cost
     chunk = f", chunks of {plan.chunk} tokens" if plan.chunk else ""
-    work = f"{cost.flops:.4g} operations and {cost.bytes:.4g} bytes a token and head (modelled), {cost.launches} launches"
+    work = f"{cost.flops:.4g} operations and {cost.bytes:.4g} bytes a token and head, as modelled"
     texts = [normal.structure, *normal.notes, *plan.notes, work + chunk]
     return [line for text in texts for line in wrap(text, 108)]
 
@@ -163,4 +166,5 @@ def command(rec: Recurrence, plans: Sequence[Plan], sizes: Mapping[str, int], ba
     free = [d.name for d in rec.dims if d.size is None and d.alias is None and d.name in sizes]
     dims = f" --dims {','.join(f'{d}={sizes[d]}' for d in free)}" if free else ""
     strategies = ",".join(plan.strategy for plan in plans)
-    return f"recur emit {file} --backend {backend} --strategy {strategies}{dims} -o {rec.name}.py"
+    text = f"recur emit {file} --backend {backend} --strategy {strategies}{dims} -o {rec.name}.py"
+    return " \\\n        ".join(wrap(text, 108, break_long_words=False, break_on_hyphens=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 from dataclasses import dataclass, field
 from functools import cached_property
+from textwrap import wrap
 
 from recur.codegen.torch_printer.function import identifier, identifiers
 from recur.ir.core import leaves
@@ -17,6 +18,17 @@ from recur.ir.tile import Buffer
 def stage_function(stage: str) -> str:
     """The name of a stage's autograd function."""
     return "".join(part[:1].upper() + part[1:] for part in stage.split("_")) + "Function"
+
+
+def tuple_target(names: list[str]) -> str:
+    """What a tuple is unpacked to."""
+    return ", ".join(names) + "," * (len(names) == 1)
+
+
+def signature(inputs: list[str], outputs: list[str]) -> str:
+    """What an autograd function takes and gives, as lines of its docstring."""
+    text = f"({', '.join(inputs)}) -> ({', '.join(outputs)})"
+    return "\n    ".join(wrap(text, 112, break_long_words=False))
 
 
 @dataclass
@@ -46,7 +58,8 @@ class Shell:
 
     @cached_property
     def names(self) -> Names:
-        return Names({"initial_state", "output_final_state", "dict", "float"} | {stage_function(p.stage) for p in self.plans})
+        functions = {stage_function(p.stage) for p in self.plans}
+        return Names({"initial_state", "output_final_state", "results", "states"} | functions)
 
     @cached_property
     def variables(self) -> dict[str, str]:
@@ -87,11 +100,10 @@ class Shell:
         scales = [f"{v.name}.log_scale" for v in self.rec.states if v.name in self.scale_of]
         return declared + [f"prev.{v.name}" for v in self.previous] + scales
 
-    # --- one stage -------------------------------------------------------------------------------------------------------
+    # --- one stage ----------------------------------------------------------------------------------------------------
 
-    def stage(self, number: int, title: str, code: str) -> dict[str, object]:
+    def stage(self, plan: Plan, title: str, code: str) -> dict[str, object]:
         """What the template needs of a stage."""
-        plan = self.plans[number]
         inputs = plan.arguments + plan.initial
         names = identifiers(b.name for b in inputs + plan.results + plan.final)
         ledger = {line.of: "d_" + names[line.of] for line in plan.gradients}
@@ -101,26 +113,26 @@ class Shell:
             "code": code,
             "function": stage_function(plan.stage),
             "is_differentiable": bool(plan.gradients),
-            "inputs": [names[b.name] for b in inputs],
-            "results": [names[b.name] for b in plan.results],
-            "final": [names[b.name] for b in plan.final],
+            "signature": signature(*([names[b.name] for b in g] for g in (inputs, plan.results + plan.final))),
             "ledger": list(ledger.values()),
+            "target": tuple_target(list(ledger.values())),
             "gradients": [ledger.get(b.name, "None") for b in inputs],
         }
 
-    # --- the composing function ------------------------------------------------------------------------------------------
+    # --- the composing function ---------------------------------------------------------------------------------------
 
     def doc(self) -> str:
         """Shapes of what the function takes and gives."""
-        lines = [f"{(self.rec.doc or self.rec.name).splitlines()[0]}", ""]
+        lines = [*wrap((self.rec.doc or self.rec.name).splitlines()[0], 110), ""]
+        lines = [lines[0], *(f"    {line}" if line else "" for line in lines[1:])]
         for v in self.rec.inputs:
             lead = "B, T, H" if v.role == "input" else "H"
             lines.append(f"    {v.name}: [{', '.join((lead, *v.dims))}]{' complex' if v.is_complex else ''}")
         lines += ["    initial_state: " + self.state_doc(), ""]
         outputs = [o.name for o in self.rec.outputs]
         returned = outputs[0] if len(outputs) == 1 else f"({', '.join(outputs)})"
-        lines.append(f"    Returns ({returned}, final); outputs are [B, T, H, ...] in {self.first.name}'s dtype, final is None")
-        lines += ["    unless output_final_state. For one head, H is left out of all tensors.", "    "]
+        lines.append(f"    Returns ({returned}, final); outputs are [B, T, H, ...] in {self.first.name}'s dtype,")
+        lines += ["    final is None unless output_final_state. For one head, all tensors leave H out.", "    "]
         return "\n".join(lines).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
 
     def state_doc(self) -> str:
@@ -135,9 +147,9 @@ class Shell:
         first = self.variables[self.first.name]
         heads, given, batch, count, dtype = (take(n) for n in ("has_heads", "given", "B", "H", "dtype"))
         lines = self.lead_lines(first, heads)
-        declared = "".join(f'"{v.name}", ' for v in self.rec.states).rstrip(" ")
-        lines += [f"{given} = _entries(initial_state, ({declared}), {heads})", f"{batch}, _, {count} = {first}.shape[:3]",
-                  f"{dtype} = _state_dtype({first})"]
+        declared = tuple_target([f'"{v.name}"' for v in self.rec.states])
+        lines.append(f"{given} = _entries(initial_state, ({declared}), {heads})")
+        lines += [f"{batch}, _, {count} = {first}.shape[:3]", f"{dtype} = _state_dtype({first})"]
         lines += self.start_lines(given, batch, count, dtype, first)
         for normal, plan in zip(self.program.stages, self.plans, strict=True):
             lines += self.call_lines(normal, plan)
@@ -187,7 +199,8 @@ class Shell:
 
     def scale_lines(self, scale: str, given: str) -> list[str]:
         """m_0 = the largest log scale of the states that share it, and every such state brought to that scale."""
-        dims = next(f.dims for s in self.program.stages for f in s.forms if f.state == scale)
+        forms = (f for stage in self.program.stages for f in stage.forms if isinstance(f, MaxPlusForm))
+        dims = next(f.dims for f in forms if f.state == scale)
         self.variables[scale + ".initial"] = m = self.names.take(scale)
         states = self.scaled_by(scale)
         lines, scales = [], []
@@ -223,14 +236,14 @@ class Shell:
         for state in states:
             self.variables[state + ".final"] = name = self.names.take(f"{state}_final")
             finals.append(name)
-        targets = ", ".join(results + finals)
+        arguments = ", ".join(inputs)
         if plan.gradients:
-            comma = "," if len(results + finals) == 1 else ""
-            return [f"{targets}{comma} = {stage_function(plan.stage)}.apply({', '.join(inputs)})"]
+            return [f"{tuple_target(results + finals)} = {stage_function(plan.stage)}.apply({arguments})"]
         return [
             "with torch.no_grad():",
-            f"    ({', '.join(results)}{',' * (len(results) == 1)}), ({', '.join(finals)}{',' * (len(finals) == 1)}), _ = "
-            f"{plan.stage}_forward({', '.join(f'{x}.contiguous()' for x in inputs)})",
+            f"    results, states, _ = {plan.stage}_forward(*(x.contiguous() for x in ({arguments})))",
+            f"{tuple_target(results)} = results",
+            f"{tuple_target(finals)} = states",
         ]
 
     def result_name(self, buffer: Buffer) -> str:

@@ -49,4 +49,5 @@ def _scale_of(state: torch.Tensor, given: torch.Tensor | float, over: tuple[int,
 
 def _rescale(given: torch.Tensor | float, common: torch.Tensor) -> torch.Tensor:
     """exp(given - common), the factor that brings a state to the common scale; 1 where that is minus infinity."""
-    return torch.where(common == float("-inf"), 1.0, torch.exp((given - common).clamp(max=0)))
+    factor = torch.exp((given - common).clamp(max=0)).detach()
+    return torch.where(common == float("-inf"), 1.0, factor)

@@ -89,14 +89,15 @@ def test_steps_of_every_chunk(T: int) -> None:
     torch.manual_seed(T)
     x, weight = random(B, T, H, K).detach(), random(H, K, K).detach()
     results, _, (ends,) = load(nonlinear_steps(in_chunks=True))["cell_forward"](x, weight)  # type: ignore[operator]
+    h = zero = torch.zeros(B, H, K, dtype=x.dtype)
     for t in range(T):
-        h = torch.zeros(B, H, K, dtype=x.dtype) if t % 4 == 0 else h
+        h = zero if t % 4 == 0 else h
         h = torch.tanh(torch.einsum("hed,bhd->bhe", weight, h) + x[:, t])
         close(results[0][:, t], h)
     close(ends[:, :, -1], h)  # rows past the end leave the state as it is
 
 
-# --- gates along the contracted dim: exponents are differences, in blocks ------------------------------------------------
+# --- gates along the contracted dim: exponents are differences, in blocks ---------------------------------------------
 
 
 LIBRARY = SimpleNamespace(**run("# _weighed_scores, _weighed_rows"))
@@ -128,7 +129,7 @@ def test_weighed_scores_do_not_look_ahead() -> None:
     assert torch.equal(before[:30].tril(), after[:30].tril())
 
 
-# --- the text ------------------------------------------------------------------------------------------------------------
+# --- the text ---------------------------------------------------------------------------------------------------------
 
 
 def test_loops_hold_the_recurrence_alone() -> None:
@@ -146,7 +147,7 @@ def test_text_is_deterministic_and_fits(plan) -> None:  # type: ignore[no-untype
     assert max(map(len, text.splitlines())) <= 120
 
 
-# --- whole modules -------------------------------------------------------------------------------------------------------
+# --- whole modules ----------------------------------------------------------------------------------------------------
 
 SPEC = """
 recurrence shifted:

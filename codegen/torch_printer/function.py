@@ -17,6 +17,7 @@ from recur.codegen.torch_printer.memory import (
     Place,
     layout_of,
     lead_first,
+    loaded_buffers,
     parts_of,
     tile_to_declared,
     time_part,
@@ -79,6 +80,7 @@ class Function:
     memo: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.loaded = loaded_buffers((*self.plan.forward, *self.plan.backward))
         self.arguments = identifiers(b.name for b in self.parameters)
         arguments = set(self.arguments.values())
         for letter, names in STRUCTURAL.items():
@@ -86,7 +88,7 @@ class Function:
         for dim in self.dims:
             self.spelled["dim " + dim] = f"size_{dim}" if dim in arguments else dim
         self.taken.update((*arguments, *self.spelled.values(), "dtype", "device"))
-        for dim, names in ((CHUNK, ("n", "chunk_index")), (STEP, ("t", "step_index"))):
+        for dim, names in ((CHUNK, ("n", "j", "chunk_index")), (STEP, ("t", "j", "step_index"))):
             self.spelled[dim] = self.unique(next(n for n in names if n not in self.taken))
         for name, form in self.tiled.items():
             self.tiles[name, form] = self.arguments[name]

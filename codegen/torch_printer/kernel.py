@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from recur.codegen.torch_printer.function import Function
 from recur.codegen.torch_printer.loops import defines, inline_tiles, share, split, uses
-from recur.codegen.torch_printer.memory import Place
+from recur.codegen.torch_printer.memory import Place, time_part
 from recur.codegen.torch_printer.operations import operation, whole
 from recur.codegen.torch_printer.tensors import BATCH, CHUNK, HEAD, LEADS, STEP, TOKENS, Tensor, aligned, bare
 from recur.ir.tile import Carry, Kernel, Let, Loop, Statement, Store, Value
@@ -113,6 +113,8 @@ class KernelPrinter:
         if let.op == "valid" and let.args[0].name in self.padded and let.attr("fill") == 0:
             self.env[let.out.name] = self.get(let.args[0])
             return
+        if let.op == "valid" and let.attr("fill") == 0:
+            self.padded.add(let.out.name)
         result = operation(let, tuple(self.get(a) for a in let.args), self)
         is_name = target is None and (result.is_number or result.text.isidentifier())
         if len(let.outs) > 1:
@@ -155,7 +157,13 @@ class KernelPrinter:
     def store(self, store: Store) -> None:
         dims = self.place.dims(store.access)
         value = whole(self.get(store.value), dims, self)
-        text = self.function.assign(store.access.buffer, aligned(value, dims))
+        text = aligned(value, dims)
+        is_rows = time_part(self.place.form(store.access)) in ("rows", "chunk_step")
+        if is_rows and store.access.buffer in self.function.loaded and store.value.name not in self.padded:
+            # What is read back is zero past the last token.
+            at = dims.index(CHUNK)
+            text = f"_filled({bare(text)}, {self.size(TOKENS)}, {at}, {at + 1})"
+        text = self.function.assign(store.access.buffer, text)
         if store.comment:
             self.function.lines[-1] += f"  # {store.comment}" if "#" not in self.function.lines[-1] else ""
         self.function.store(store.access, self.place, text)

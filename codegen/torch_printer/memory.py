@@ -108,6 +108,22 @@ def _accesses(body: Iterable[Statement], place: Place) -> Iterator[tuple[Access,
             yield statement.access, place
 
 
+def loaded_buffers(kernels: Iterable[Kernel]) -> set[str]:
+    """The buffers that some kernel reads."""
+    found: set[str] = set()
+
+    def visit(body: Iterable[Statement]) -> None:
+        for statement in body:
+            if isinstance(statement, Loop):
+                visit(statement.body)
+            elif isinstance(statement, Let) and statement.access is not None:
+                found.add(statement.access.buffer)
+
+    for kernel in kernels:
+        visit(kernel.body)
+    return found
+
+
 def forms_of(kernels: Iterable[Kernel]) -> dict[str, list[Form]]:
     """The distinct forms in which each buffer is loaded or stored."""
     forms: dict[str, list[Form]] = {}

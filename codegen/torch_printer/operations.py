@@ -88,7 +88,7 @@ def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
     row = OPERATORS[let.op]
     out = let.out
     dims = union_dims(out.axes, *args)
-    if all(a.is_number for a in args) and row.torch.startswith("torch."):
+    if all(a.is_number for a in args) and row.torch.startswith("torch.") and let.op != "where":
         args = (tensor_of(args[0], sizes), *args[1:])
     if let.op == "add" and any(is_zero(a) for a in args):
         return next((a for a in args if not is_zero(a)), args[0])
@@ -113,7 +113,8 @@ def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
     texts = [aligned(a, dims) for a in args]
     texts = [bare(t) for t in texts] if row.torch.startswith("torch.") else texts
     if let.op == "add" and texts[1] != bare(texts[1]) and texts[1].startswith("(-"):
-        return Tensor(f"({texts[0]} - {bare(texts[1])[1:]})", dims, out.is_complex, is_number=all(a.is_number for a in args))
+        is_number = all(a.is_number for a in args)
+        return Tensor(f"({texts[0]} - {bare(texts[1])[1:]})", dims, out.is_complex, is_number=is_number)
     exponent = let.attrs[0][1] if let.attrs else None
     text = row.torch.format(*texts, exponent=exponent)
     is_number = all(a.is_number for a in args)
@@ -332,7 +333,7 @@ def after(let: Let, args: Args, sizes: Sizes) -> Tensor:
 
 def valid(let: Let, args: Args, sizes: Sizes) -> Tensor:
     """Rows past the last token are in the last chunk only; a tile of the current chunk alone is masked."""
-    axis, x, fill = str(let.attr("axis")), args[0], number(float(let.attr("fill")))
+    axis, x, fill = str(let.attr("axis")), args[0], number(let.attr("fill"))
     if CHUNK in x.dims and axis in x.dims and not x.is_bool:
         at = f"{x.dims.index(CHUNK)}, {x.dims.index(axis)}"
         text = f"_filled({bare(x.text)}, {sizes.size(TOKENS)}, {at}{'' if fill == '0.0' else f', {fill}'})"
@@ -357,7 +358,7 @@ def eye(let: Let, args: Args, sizes: Sizes) -> Tensor:
 
 
 def const(let: Let, args: Args, sizes: Sizes) -> Tensor:
-    return Tensor(number(float(let.attr("value"))), is_number=True)
+    return Tensor(number(let.attr("value")), is_number=True)
 
 
 def zeros(let: Let, args: Args, sizes: Sizes) -> Tensor:
@@ -365,15 +366,16 @@ def zeros(let: Let, args: Args, sizes: Sizes) -> Tensor:
 
 
 def full(let: Let, args: Args, sizes: Sizes) -> Tensor:
-    return Tensor(number(float(let.attr("value"))), is_number=True)
+    return Tensor(number(let.attr("value")), is_number=True)
 
 
 def size(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(sizes.size(str(let.attr("dim"))), is_number=True)
 
 
-def number(value: float) -> str:
+def number(attr: Attr) -> str:
     """A Python literal, parenthesised where negative."""
+    value = float(attr)  # type: ignore[arg-type]
     text = f'float("{value}")' if value in (float("inf"), float("-inf")) else repr(value)
     return f"({text})" if value < 0 and not text.startswith("float") else text
 

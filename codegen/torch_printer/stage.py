@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from recur.codegen.torch_printer.function import Function
 from recur.codegen.torch_printer.kernel import KernelPrinter
@@ -16,11 +17,12 @@ def print_stage(plan: Plan) -> str:
     """The source of the stage's two functions, deterministic.
 
     <stage>_forward(arguments, initial) gives (results, final, saved), three tuples of tensors;
-    <stage>_backward(arguments, initial, saved, d_results, d_final) gives the gradients in the ledger's order. Tensors
-    are as the plan's layouts say, except that saved ones stay in chunks where the backward pass reads them so. The
-    functions of `library` that the source calls are the module's to define.
+    <stage>_backward(arguments, initial, saved, d_results, d_final) gives the gradients in the ledger's order, and is
+    left out where there are none. Tensors are as the plan's layouts say, except that saved ones stay in chunks where
+    the backward pass reads them so. The functions of `library` that the source calls are the module's to define.
     """
-    return "\n\n\n".join((print_forward(plan), print_backward(plan))) + "\n"
+    functions = [print_forward(plan)] + ([print_backward(plan)] if plan.gradients else [])
+    return "\n\n\n".join(functions) + "\n"
 
 
 def saved_forms(plan: Plan) -> dict[str, Form]:
@@ -37,7 +39,7 @@ def print_forward(plan: Plan) -> str:
     results = [delivered(function, b) for b in plan.results]
     final = [delivered(function, b) for b in plan.final]
     saved = [function.tiles[b.name, tiled[b.name]] if b.name in tiled else function.declared(b) for b in plan.saved]
-    function.line(f"return {tuple_of(results)}, {tuple_of(final)}, {tuple_of(saved)}")
+    print_return(function, [tuple_of(results), tuple_of(final), tuple_of(saved)])
     return assemble(f"{plan.stage}_forward", function, docstring(plan, plan.forward))
 
 
@@ -48,7 +50,7 @@ def print_backward(plan: Plan) -> str:
     function = Function(plan, parameters, saved_forms(plan), forms, dims_of(plan), same)
     print_kernels(function, plan.backward)
     gradients = [gradient(function, line) for line in plan.gradients]
-    function.line(f"return {tuple_of(gradients)}")
+    print_return(function, [tuple_of(gradients)])
     return assemble(f"{plan.stage}_backward", function, docstring(plan, plan.backward))
 
 
@@ -119,9 +121,20 @@ def assemble(name: str, function: Function, doc: list[str]) -> str:
     parameters = ", ".join(function.arguments[b.name] for b in function.parameters)
     head = f"def {name}({parameters}):"
     if len(head) > 120:
-        head = f"def {name}(\n    {parameters}\n):"
+        head = "\n    ".join([f"def {name}(", *wrap(parameters, 116)]) + "\n):"
     body = function.lines[1:] if function.lines and not function.lines[0] else function.lines
     return "\n".join([head, *doc, *function.prologue(), *body])
+
+
+def print_return(function: Function, parts: list[str]) -> None:
+    text = f"return {', '.join(parts)}"
+    if len(text) <= 116:
+        function.line(text)
+        return
+    inner = [part + "," for part in parts] if len(parts) > 1 else [parts[0][1:-1]]
+    function.lines.append("    return (")
+    function.lines += [f"        {line}" for part in inner for line in wrap(part, 112)]
+    function.lines.append("    )")
 
 
 def tuple_of(texts: list[str]) -> str:

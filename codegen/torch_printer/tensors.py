@@ -29,7 +29,8 @@ class Tensor:
 
     def renamed(self, old: str, new: str) -> Tensor:
         dims = tuple(new if d == old else d for d in self.dims)
-        return replace(self, dims=dims, after=None if self.after is None else (*dims, self.after[2]))
+        after = None if self.after is None else (dims[0], dims[1], self.after[2])
+        return replace(self, dims=dims, after=after)
 
 
 def union_dims(axes: tuple[str, ...], *tensors: Tensor) -> tuple[str, ...]:
