@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from recur.ir.plan import Contribution, Cost, Gradient, Plan
+from types import ModuleType
+from typing import Any
+
+from recur.codegen.triton_printer import HEADER, default_config, print_helpers, print_stage
+from recur.ir.plan import Cost, Plan
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel
+from recur.runtime.load import load_module
 
 ROWS = Axis("c", "rows", "T")
 KEYS = Axis("K", "size", "K")
@@ -26,9 +31,10 @@ def at_state(name: str, *dims: str) -> Access:
     return Access(name, ("batch", "head", *dims))
 
 
-def plan(stage: str, arguments: tuple[Buffer, ...], forward: tuple[Kernel, ...], **rest: object) -> Plan:
-    fields: dict[str, object] = dict(initial=(), results=(), final=(), saved=(), workspace=(), backward=(), gradients=())
-    return Plan(stage=stage, strategy="chunkwise", arguments=arguments, forward=forward, cost=COST, **{**fields, **rest})  # type: ignore[arg-type]
+def plan(stage: str, arguments: tuple[Buffer, ...], forward: tuple[Kernel, ...], **rest: Any) -> Plan:
+    empty: dict[str, Any] = dict.fromkeys(
+        ("initial", "results", "final", "saved", "workspace", "backward", "gradients"), ())
+    return Plan(stage=stage, strategy="chunkwise", arguments=arguments, forward=forward, cost=COST, **(empty | rest))
 
 
 def linear_attention() -> Plan:
@@ -50,7 +56,8 @@ def linear_attention() -> Plan:
     body.store(at_rows("o", "V"), body.add(inner, outer, name="o"))
     weight = body.exp2(body.sub(G_end, G), name="weight")
     write = body.contract(body.mul(k, weight, name="k_hat"), v, ("c",), name="write")
-    following = body.add(body.mul(S, body.exp2(G_end), name="kept"), write, name="S", comment="S_end = 2^{G_C} S + K^T V")
+    kept = body.mul(S, body.exp2(G_end), name="kept")
+    following = body.add(kept, write, name="S", comment="S_end = 2^{G_C} S + K^T V")
     b.loop("chunks", body, (Carry(S, start, following),))
     b.store(at_state("S_T", "K", "V"), S)
     kernel = Kernel(
@@ -62,3 +69,22 @@ def linear_attention() -> Plan:
         initial=(state("S_0", "K", "V"),), results=(Buffer("o", ("B", "T", "H", "V"), "operand"),),
         final=(state("S_T", "K", "V"),),
     )
+
+
+def elementwise_kernel(op: str) -> Plan:
+    """y = op(x), rows of tokens, a program for every chunk."""
+    b = Builder()
+    x = b.load("x", at_rows("x", "D"), ("c", "D"))
+    b.store(at_rows("y", "D"), b.map(op, x, name="y"))
+    kernel = Kernel("map", ("batch", "head", "chunk"), (ROWS, Axis("D", "size", "D")), tuple(b.statements))
+    return plan("elementwise", (token("x", "D"),), (kernel,), results=(Buffer("y", ("B", "T", "H", "D"), "operand"),))
+
+
+def print_source(plan: Plan, sizes: dict[str, int], chunk: int | None = None) -> str:
+    code = print_stage(plan, default_config(plan, sizes, chunk))
+    return f"{HEADER}\n\n{print_helpers(code)}\n\n{code}"
+
+
+def load_stage(plan: Plan, sizes: dict[str, int], chunk: int | None = None) -> ModuleType:
+    """The printed stage as a module; for the interpreter under TRITON_INTERPRET=1."""
+    return load_module(plan.stage, print_source(plan, sizes, chunk))

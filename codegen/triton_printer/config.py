@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from recur.ir.plan import Plan
-from recur.ir.tile import Axis, Kernel, Let, Loop, Statement
+from recur.ir.tile import Kernel, Let, Loop, Statement, Value
 
 DEFAULT_CHUNK = 64
-REGISTER_TILE = 4096  # elements of a tile that one program can carry in registers beside its operands
+DOT_TILE = 8192  # elements of the largest tile of a kernel of matrix products: 64 registers a thread in four warps
+SCAN_TILE = 2048  # the same for elementwise kernels, which hold many tiles at once
+WIDEST_BLOCK = 128
+MANY_DOTS = 4  # products with a largest tile that spill from four warps
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,8 @@ def complete_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
 def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = None) -> StageConfig:
     """A launch for every kernel of the plan, by rules of thumb (no search).
 
-    A walk over chunks keeps one tile of the state in registers, so the axis placed on the grid is cut to 64 columns
-    where the other side is wide; wide tiles get more warps. Pipelines are at least two deep: a single stage with
-    narrow tiles has been seen to fault on Hopper.
+    Everything a kernel holds lives in registers, so the axes that may be tiled are cut by the size of the largest tile.
+    Pipelines are at least two deep: a single stage with narrow tiles has been seen to fault on Hopper.
     """
     sizes = complete_sizes(plan, {**dict(plan.fixed_sizes), **sizes})
     rows = chunk or plan.chunk or DEFAULT_CHUNK
@@ -83,24 +86,38 @@ def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = Non
 
 
 def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launch:
-    whole = [
-        next_power_of_two(extent_size(a.extent, sizes)) for a in kernel.axes
-        if a.kind == "size" and a.place == "whole"
-    ]
-    has_rows = any(a.kind == "rows" for a in kernel.axes)
-    blocks = tuple(
-        (axis.name, dict(kernel.widths).get(axis.name) or default_block(axis, sizes, whole, has_rows))
-        for axis in kernel.axes
-        if axis.kind == "size" and axis.place != "whole"
-    )
-    widest = max([*whole, *(block for _, block in blocks), 16])
-    tile = widest * (rows if has_rows else min([*whole, *(block for _, block in blocks)], default=1))
-    return Launch(blocks, num_warps=kernel.warps or (8 if tile > 2 * REGISTER_TILE else 4), num_stages=2)
+    """Tiled axes are cut until the largest tile fits; what is still large, or much, is spread over eight warps.
+
+    A kernel whose strategy knows what fits says so itself.
+    """
+    if kernel.warps is not None:
+        return Launch(kernel.widths, num_warps=kernel.warps, num_stages=2)
+    lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
+    shapes = sorted({tuple(sorted(out.axes)) for let in lets for out in let.outs})
+    dots = sum(is_dot(let) for let in lets)
+    extents = {a.name: rows if a.kind == "rows" else extent_size(a.extent, sizes) for a in kernel.axes}
+    for let in lets:
+        if let.op == "rename":
+            extents.setdefault(str(let.attr("new")), extents[str(let.attr("old"))])
+    blocks = {name: next_power_of_two(extent) for name, extent in extents.items()}
+    loops = {s.axis for s in statements_of(kernel.body) if isinstance(s, Loop)}
+    tiled = [a.name for a in kernel.axes if f"tile:{a.name}" in kernel.grid or a.name in loops]
+    least = 16 if dots else 1
+    limit = DOT_TILE if dots else SCAN_TILE
+    for name in tiled:
+        blocks[name] = max(least, min(blocks[name], WIDEST_BLOCK))
+        others = [math.prod(blocks[a] for a in shape if a != name) for shape in shapes if name in shape]
+        while blocks[name] > least and blocks[name] * max(others, default=1) > limit:
+            blocks[name] //= 2
+    largest = max((math.prod(blocks[a] for a in shape) for shape in shapes), default=1)
+    heavy = largest > limit or (dots >= MANY_DOTS and largest == limit)
+    return Launch(tuple((name, blocks[name]) for name in tiled), num_warps=8 if heavy else 4, num_stages=2)
 
 
-def default_block(axis: Axis, sizes: Mapping[str, int], whole: list[int], has_rows: bool) -> int:
-    """The tile width of a grid or loop axis: what keeps (other side) x (tile) within a program's registers."""
-    full = next_power_of_two(extent_size(axis.extent, sizes))
-    beside = max(whole, default=1)
-    fitting = max(REGISTER_TILE * 2 // max(beside, 64 if has_rows else 1), 16)
-    return max(min(full, fitting, 128), 16 if has_rows else 1)
+def is_dot(let: Let) -> bool:
+    return let.op in ("contract", "weigh") and is_matrix_product(*let.args[:2], tuple(let.attr("over")))  # type: ignore[arg-type]
+
+
+def is_matrix_product(x: Value, y: Value, over: tuple[str, ...]) -> bool:
+    """Whether the sum over ``over`` of x * y is a product of two matrices: they share one axis, and it is summed."""
+    return len(x.axes) == len(y.axes) == 2 and len(over) == 1 and set(x.axes) & set(y.axes) == set(over)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from recur.codegen.triton_printer.config import StageConfig, extent_size, next_power_of_two, statements_of
+from recur.codegen.triton_printer.config import StageConfig, extent_size, is_dot, next_power_of_two, statements_of
 from recur.ir.plan import Plan
-from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Store, Value
+from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Loop, Store, Value
 
 DimKind = Literal["batch", "head", "time", "chunks", "boundaries", "rows", "tiles", "size"]
 LETTERS: dict[str, DimKind] = {"B": "batch", "T": "time", "H": "head", "N": "chunks", "N+1": "boundaries", "C": "rows"}
@@ -152,11 +152,6 @@ class Layout:
         return f"tile_{self.axes[self.axes[axis].root.name].word}"
 
 
-def is_dot(x: Value, y: Value, over: tuple[str, ...]) -> bool:
-    """Whether a contraction is a product of two matrices: the two share one axis, and it is summed."""
-    return len(x.axes) == len(y.axes) == 2 and len(over) == 1 and set(x.axes) & set(y.axes) == set(over)
-
-
 def align(tile: str, axes: tuple[str, ...], to: tuple[str, ...]) -> str:
     """The tile indexed so that it broadcasts against tiles with the axes ``to``, both in layout order."""
     if axes == to or not axes:
@@ -172,7 +167,11 @@ def _words(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
 
 def _roots(kernel: Kernel) -> dict[str, Axis]:
     """Declared axes and renamings, each with its declared axis, in the order of first mention."""
+    loops = {s.axis for s in statements_of(kernel.body) if isinstance(s, Loop)}
     roots = {axis.name: axis for axis in kernel.axes}
+    for axis in kernel.axes:  # an axis that nothing tiles here is whole, wherever other kernels place it
+        if f"tile:{axis.name}" not in kernel.grid and axis.name not in loops:
+            roots[axis.name] = replace(axis, place="whole")
     for statement in statements_of(kernel.body):
         if isinstance(statement, Let) and statement.op == "rename":
             roots.setdefault(str(statement.attr("new")), roots[str(statement.attr("old"))])
@@ -192,9 +191,7 @@ def _dotted(kernel: Kernel, roots: Mapping[str, Axis]) -> set[str]:
         if statement.op == "rename":
             old, new = group[str(statement.attr("old"))], group[str(statement.attr("new"))]
             group = {name: old if g == new else g for name, g in group.items()}
-        elif statement.op == "contract" and is_dot(*statement.args, over=tuple(statement.attr("over"))):  # type: ignore[arg-type]
-            dotted |= {a for arg in statement.args for a in arg.axes}
-        elif statement.op in ("inverse", "weigh", "hadamard"):
+        elif statement.op in ("inverse", "weigh", "hadamard") or is_dot(statement):
             dotted |= {a for arg in statement.args for a in arg.axes}
     groups = {group[a] for a in dotted}
     return {roots[name].name for name in group if group[name] in groups}

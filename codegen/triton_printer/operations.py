@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from recur.codegen.triton_printer import complex_numbers
 from recur.codegen.triton_printer.complex_numbers import Pair
-from recur.codegen.triton_printer.layout import Layout, align, is_dot
+from recur.codegen.triton_printer.config import is_matrix_product
+from recur.codegen.triton_printer.layout import Layout, align
 from recur.codegen.triton_printer.padding import Fill, Fills
 from recur.ir.tile import Let, Loop, Value
 from recur.operators import OPERATORS
@@ -189,7 +190,7 @@ class OperationPrinter:
         x, y = let.args
         over = tuple(let.attr("over"))  # type: ignore[arg-type]
         left, right = self.summable(x, y, over)
-        if is_dot(x, y, over):
+        if is_matrix_product(x, y, over):
             return self._print_dot(let, left, right, over[0])
         axes = self.layout.order(tuple(dict.fromkeys(x.axes + y.axes)))
         product = complex_numbers.multiply(
@@ -218,9 +219,9 @@ class OperationPrinter:
         x, y, gx, gy = let.args
         over = tuple(let.attr("over"))  # type: ignore[arg-type]
         left, right = self.summable(x, y, over)
-        if set(gx.axes + gy.axes) <= set(let.out.axes) and is_dot(x, y, over):
+        if set(gx.axes + gy.axes) <= set(let.out.axes) and is_matrix_product(x, y, over):
             return self._weigh_outside(let, left, right, over[0])
-        if set(gx.axes + gy.axes) <= set(x.axes) and is_dot(x, y, over):
+        if set(gx.axes + gy.axes) <= set(x.axes) and is_matrix_product(x, y, over):
             return self._weigh_inside(let, left, right, over[0])
         return self._weigh_per_pair(let, left, right, over)
 

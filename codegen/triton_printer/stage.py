@@ -133,13 +133,12 @@ class StagePrinter:
         return self.plan.arguments[0].name
 
     def _dtype(self, buffer: str) -> str:
+        """A type named after what is no argument is the type of sums."""
         declared = self.buffers[buffer]
-        source = declared.dtype.removeprefix("input:") if declared.dtype.startswith("input:") else self._operand()
-        if declared.dtype == "accumulate":
-            return "torch.complex64" if declared.is_complex else "torch.float32"
-        like = f"{self.names[source]}.dtype"
-        if declared.is_complex == self.buffers[source].is_complex:
-            return like
+        source = self._operand() if declared.dtype == "operand" else declared.dtype.removeprefix("input:")
+        given = next((b for b in self.plan.arguments if b.name == source), None)
+        if given is not None and declared.is_complex == given.is_complex:
+            return f"{self.names[source]}.dtype"
         return "torch.complex64" if declared.is_complex else "torch.float32"
 
     def _pointer_type(self, buffer: str) -> str:

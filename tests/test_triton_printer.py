@@ -1,0 +1,106 @@
+"""The Triton printer and the ahead-of-time build: no GPU needed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hand_plans import elementwise_scan, linear_attention, nonlinear_steps
+from triton_plans import elementwise_kernel, load_stage, print_source
+from triton_plans import linear_attention as gated_attention
+
+from recur.codegen.triton_printer import print_helpers
+from recur.ir.plan import Plan
+from recur.runtime.build import KernelReport, LINTS, build_module, count_register_dots, kernels_of, shared_limit
+
+HERE = Path(__file__).parent
+COMPILES = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton was imported to interpret")
+
+
+@pytest.mark.slow
+def test_interpreted() -> None:
+    """test_triton_interpreted.py, in a process of its own with the interpreter chosen."""
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", str(HERE / "test_triton_interpreted.py")],
+                         env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=HERE.parent, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:]
+
+
+@COMPILES
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_build(target: str) -> None:
+    report = build_module(load_stage(gated_attention(), {"K": 32, "V": 32}, chunk=32), target)
+    (kernel,) = report.kernels
+    assert report.ok or any("register" in finding for finding in kernel.findings)
+    assert kernel.name == "linear_attention_walk_kernel"
+    assert 0 < kernel.registers <= 255 and kernel.stack == 0 and kernel.cubin_bytes > 0
+    assert 0 < kernel.shared <= shared_limit(target)
+
+
+@COMPILES
+@pytest.mark.parametrize(("plan", "sizes"), [
+    (linear_attention(), {"K": 12, "V": 40}), (elementwise_scan(), {"D": 5}), (nonlinear_steps(), {"D": 5}),
+])
+def test_builds_odd_sizes(plan: Plan, sizes: dict[str, int]) -> None:
+    report = build_module(load_stage(plan, sizes, chunk=16), "sm_90", "fp32")
+    assert all(kernel.stack == 0 for kernel in report.kernels)
+
+
+def test_table_lists_every_kernel() -> None:
+    plan = linear_attention()
+    module = load_stage(plan, {"K": 16, "V": 16})
+    assert len(list(kernels_of(module))) == len(plan.forward + plan.backward)
+
+
+def test_masks_only_what_is_padded() -> None:
+    odd, even = (print_source(gated_attention(), {"K": K, "V": 64}, 64) for K in (48, 64))
+    assert "in_K" in odd and "BK" in odd
+    assert "in_K" not in even and "BK" not in even and "in_c" in even
+
+
+def test_walk_reads_well() -> None:
+    """The state is one variable that the loop reassigns, and nothing is defined that is not read."""
+    source = print_source(gated_attention(), {"K": 64, "V": 64}, 64)
+    assert "        S = kept + write" in source
+    for function in (n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)):
+        names = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
+        stored = {n.id for n in names if isinstance(n.ctx, ast.Store)}
+        assert stored <= {n.id for n in names if isinstance(n.ctx, ast.Load)}
+
+
+def test_helpers_come_with_what_they_call() -> None:
+    assert "def _expm1" in print_helpers("_tanh(x)") and "def _sign" in print_helpers("_tanh(x)")
+    assert print_helpers("tl.exp(x)") == ""
+
+
+def test_output_is_deterministic() -> None:
+    code = ("import sys; sys.path.insert(0, 'tests'); from triton_plans import *; "
+            "print(print_source(linear_attention(), {'K': 48, 'V': 64}, 64))")
+    texts = {
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, cwd=HERE.parent,
+                       capture_output=True, text=True, check=True).stdout
+        for seed in ("0", "1")
+    }
+    assert len(texts) == 1
+
+
+def test_lints() -> None:
+    clean = KernelReport("k", "sm_90", 4, 2, 128, 0, 1024, 0, 1)
+    bad = KernelReport("k", "sm_90", 4, 1, 255, 8, 300 * 1024, 2, 1)
+    assert not any(lint.holds(clean) for lint in LINTS)
+    assert all(lint.holds(bad) and lint.says(bad) for lint in LINTS)
+
+
+def test_register_dots_are_counted() -> None:
+    ttgir = (
+        "%1 = ttng.warp_group_dot %a, %b, %c : tensor<64x64xbf16, #dot> * !ttg.memdesc<64x64xbf16> -> tensor<64x64xf32>\n"
+        "%2 = ttng.warp_group_dot %a, %b, %c : !ttg.memdesc<64x64xbf16> * !ttg.memdesc<64x64xbf16> -> tensor<64x64xf32>\n"
+    )
+    assert count_register_dots(ttgir) == 1
+
+
+def test_functions_print(tmp_path: Path) -> None:
+    assert "_softplus(x)" in print_source(elementwise_kernel("softplus"), {"D": 4}, 16)
