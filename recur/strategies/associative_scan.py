@@ -123,7 +123,7 @@ class Scan:
     @property
     def entries_per_row(self) -> int:
         """The most values of untiled dims that a token has in one tile; a complex one counts twice."""
-        widest = operands.widest_tile(self.roots, self.frame.tiled, self.sizes, tokens_only=True)
+        widest = operands.widest_tile(self.roots, self.frame.tiled, self.sizes, rows=True)
         return widest * (2 if any(n.is_complex for n in topological(self.roots)) else 1)
 
     def kernel(self, name: str, b: Builder, equations: tuple[str, ...]) -> Kernel:
@@ -139,10 +139,15 @@ class Scan:
                 names |= {str(s.attrs[1]), f"{s.attrs[1]}.start", f"d_final_{s.attrs[1]}"}
         return frozenset(names)
 
+    @cached_property
+    def large_params(self) -> list[Node]:
+        return operands.large_params(self.arguments, self.frame.tiled, self.sizes)
+
     def load_params(self, b: Builder, values: dict[Node, Value], roots: Sequence[Node]) -> None:
-        """Params, and what depends on them alone, before the loop."""
-        self.frame.load_leaves(b, [n for n in self.arguments if n.attrs[0] == "param"], values)
-        emit_nodes(b, operands.per_head_nodes(roots), values, "w")
+        """Params, and what depends on them alone, before the loop; large ones are read again for every chunk."""
+        params = [n for n in self.arguments if n.attrs[0] == "param" and n not in self.large_params]
+        self.frame.load_leaves(b, params, values)
+        emit_nodes(b, operands.per_head_nodes(roots, self.large_params), values, "w")
 
     # forward
 
@@ -181,7 +186,8 @@ class Scan:
 
         ``with_previous``: for each state whether its value before every token is wanted too.
         """
-        self.frame.load_leaves(b, [n for n in self.arguments if n.attrs[0] != "param"], values)
+        tokens = [n for n in self.arguments if n.attrs[0] != "param"]
+        self.frame.load_leaves(b, self.large_params + tokens, values)
         ends = []
         for i, (s, h) in enumerate(zip(self.states, carried, strict=True)):
             axes = self.frame.token_axes(s.dims)

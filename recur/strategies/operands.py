@@ -206,12 +206,22 @@ def carry_all(phis: Sequence[Value], inits: Sequence[Value], nexts: Sequence[Val
 # --- params -----------------------------------------------------------------------------------------------------------
 
 
-def per_head_nodes(roots: Sequence[Node]) -> list[Node]:
-    """The largest expressions of params alone: one value a head, so they are evaluated outside the loop over tokens."""
+def large_params(arguments: Sequence[Node], tiled: Dims, sizes: Mapping[str, int]) -> list[Node]:
+    """Params that do not stay in registers beside the states and the sums of their gradients."""
+    params = [n for n in arguments if n.attrs[0] == "param"]
+    return [n for n in params if entries(tuple(d for d in n.dims if d not in tiled), sizes) > 4 * WARP_ENTRIES]
+
+
+def per_head_nodes(roots: Sequence[Node], without: Sequence[Node] = ()) -> list[Node]:
+    """The largest expressions of params alone: one value a head, so they are evaluated outside the loop over tokens.
+
+    ``without``: params that are not at hand there.
+    """
     order = topological(roots)
     varying = _varying(order)
     users = {a for n in order if n in varying for a in n.args} | set(roots)
-    return [n for n in order if n not in varying and n in users and leaves([n])]
+    fixed = [n for n in order if n not in varying and n in users]
+    return [n for n in fixed if leaves([n]) and not set(leaves([n])) & set(without)]
 
 
 def _varying(order: Sequence[Node]) -> set[Node]:
@@ -298,11 +308,14 @@ def fit_tiles(
     return tuple(reversed(widths)), warps
 
 
-def widest_tile(roots: Sequence[Node], tiled: Dims, sizes: Mapping[str, int], tokens_only: bool = False) -> int:
-    """The most values that one operation holds of untiled dims; ``tokens_only``: of those that differ by token."""
+def widest_tile(roots: Sequence[Node], tiled: Dims, sizes: Mapping[str, int], rows: bool = False) -> int:
+    """The most values that one operation holds of untiled dims; ``rows``: that it holds for each row of tokens.
+
+    A contraction holds what it sums as well, but for products with rows, which are left to the matrix units.
+    """
     order = topological(roots)
-    nodes = [n for n in order if n in _varying(order)] if tokens_only else order
-    return max((entries(tuple(d for d in work_dims(n) if d not in tiled), sizes) for n in nodes), default=1)
+    shapes = [n.dims for n in order if n in _varying(order)] if rows else [work_dims(n) for n in order]
+    return max((entries(tuple(d for d in dims if d not in tiled), sizes) for dims in shapes), default=1)
 
 
 def work_dims(node: Node) -> Dims:

@@ -223,8 +223,7 @@ class StepKernels:
     @property
     def large_params(self) -> list[Node]:
         """Params that the backward pass reads for every token: registers hold the sums of their gradients instead."""
-        params = [n for n in self.step.arguments if n.attrs[0] == "param"]
-        return [n for n in params if operands.entries(n.dims, self.sizes) > operands.WARP_ENTRIES * 4]
+        return operands.large_params(self.step.arguments, self.frame.tiled, self.sizes)
 
     def load_params(
         self, b: Builder, values: dict[Node, Value], roots: list[Node], without: Sequence[Node] = ()
@@ -232,8 +231,7 @@ class StepKernels:
         """Params, and what depends on them alone, before the loop."""
         params = [n for n in self.step.arguments if n.attrs[0] == "param" and n not in without]
         self.frame.load_leaves(b, params, values)
-        fixed = [n for n in operands.per_head_nodes(roots) if not set(leaves([n])) & set(without)]
-        emit_nodes(b, fixed, values, "w")
+        emit_nodes(b, operands.per_head_nodes(roots, without), values, "w")
 
     def kernel(self, name: str, b: Builder, *equations: str) -> Kernel:
         widest = operands.widest_tile(self.step.roots, self.frame.tiled, self.sizes)
