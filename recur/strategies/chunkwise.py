@@ -134,7 +134,7 @@ class Ledger:
             summed = ("B", "N") if x.attrs[0] == "param" else ()
             return Gradient(tensor_name(x), tuple(Contribution(n, summed) for n in self.entries.get(x, [])))
 
-        return tuple(line(x) for x in arguments)
+        return tuple(line(x) for x in arguments if x in self.entries)
 
 
 def modelled_cost(shape: Shape) -> Cost:

@@ -13,29 +13,34 @@ operand that was computed anyway: the other operand is the user's tensor as it l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from recur.ir.normal import Readout
 from recur.ir.tile import Builder, Value
 from recur.strategies.chunk.gates import Gates, between, from_start, to_end, whole_chunk
-from recur.strategies.chunk.tiles import FormTiles, Rows, Vector, signed
+from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, signed
 
 Blocks = dict[tuple[int, int], Value]
 
 
 @dataclass
 class Chunk:
-    """The equations of one form in one body. Masks and decay matrices that recur are emitted once."""
+    """The equations of one form in one body. Masks, decays and scores that recur are emitted once."""
 
-    b: Builder
+    tiles: Tiles
     form: FormTiles
-    key: tuple[str, ...]
-    value: tuple[str, ...]
-    shared: dict[tuple[str, ...], Value] = field(default_factory=dict)
 
-    def inside(self, b: Builder, form: FormTiles) -> Chunk:
-        """For a nested body: what is shared so far stays visible."""
-        return Chunk(b, form, self.key, self.value, dict(self.shared))
+    @property
+    def b(self) -> Builder:
+        return self.tiles.b
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.form.form.key
+
+    @property
+    def value(self) -> tuple[str, ...]:
+        return self.form.form.value
 
     def times(self, tile: Value, *factors: Value | None, name: str | None = None) -> Value:
         for factor in factors:
@@ -53,9 +58,10 @@ class Chunk:
         return result
 
     def _once(self, key: tuple[str, ...], emit: Callable[[], Value]) -> Value:
-        if key not in self.shared:
-            self.shared[key] = emit()
-        return self.shared[key]
+        shared = self.tiles.shared
+        if key not in shared:
+            shared[key] = emit()
+        return shared[key]
 
     def _column(self, value: Value | None) -> Value | None:
         """A factor of rows as a factor of columns."""
@@ -83,6 +89,13 @@ class Chunk:
 
     def scores(self, x: Vector, y: Vector, name: str = "P", crossing: int = 0) -> Value:
         """P[c, s] = sum over the key dims of x~[c] y^[s], for the pairs in which y has happened."""
+        scales = [r.scale.name if r.scale is not None else "" for r in (x, y)]
+        logs = [g.at[p].log.name for g in (self.form.key_gates,) if g is not None for p in (x.position, y.position)]
+        offset = str(int(y.position > x.position))
+        key = ("P", x.tile.name, y.tile.name, *scales, *logs, offset, str(crossing))
+        return self._once(key, lambda: self._scores(x, y, name, crossing))
+
+    def _scores(self, x: Vector, y: Vector, name: str, crossing: int) -> Value:
         gates = self.form.key_gates
         pairs = self._products(gates, x.tile, x.position, y.tile, y.position, self.key, name)
         decay = self.decay(x.position, y.position, crossing)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from recur.ir.core import Node, apply, const, div, leaf, leaves, mul, where
+from recur.ir.core import Node, apply, const, div, is_const, leaf, leaves, mul, where
 from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Access, Axis, Builder, Carry, Kernel, Value
 from recur.passes.autodiff import pull_back
@@ -77,7 +77,7 @@ def emit_reverse_walk(shape: Shape) -> Kernel:
     previous = []
     for form, adjoint in zip(shape.forms, adjoints, strict=True):
         inner.store(chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), adjoint)
-        chunk = Chunk(inner, load_values(tiles, load_keys(tiles, form)), form.key, form.value)
+        chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
         cotangents = load_cotangents(inner, shape, form)
         sides = readout_keys(chunk, cotangents)
         values = readout_values(chunk, cotangents)
@@ -137,9 +137,7 @@ class Cotangents:
             tiles.values[symbol] = tiles.b.expand(tile, ("c", *symbol.dims), tile.name)
         for symbol, (node, tile) in zip(symbols, self.pairs, strict=True):
             tiles.values[symbol] = tiles.b.expand(tile, ("c", *node.dims), tile.name)
-        for x in argument_leaves(nodes):
-            tiles.leaf(x)
-        return {s: tiles.node(n, f"d_{s.attrs[1]}") for s, n in zip(wanted, nodes, strict=True)}
+        return {s: tiles.node(n, f"d_{s.attrs[1]}") for s, n in zip(wanted, nodes, strict=True) if not is_zero(n)}
 
 
 def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:
@@ -150,7 +148,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     """
     b = Builder()
     tiles = Tiles(b)
-    parts = [FormGradients(shape, b, load_keys(tiles, form)) for form in shape.forms]
+    parts = [FormGradients(shape, tiles, load_keys(tiles, form)) for form in shape.forms]
     for part in parts:
         part.prepare(load_cotangents(b, shape, part.form) if part.value_axis else {})
     by_value, by_key = Cotangents(), Cotangents()
@@ -189,6 +187,11 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     return Kernel("gradients", ("batch", "head", "chunk"), axes, tuple(b.statements), GRADIENT_EQUATIONS, "gradients")
 
 
+def is_zero(node: Node) -> bool:
+    """Whether no gradient flows: the source is only read through `stop`."""
+    return is_const(node.args[0] if node.op == "expand" else node, 0.0)
+
+
 def store_gradient(b: Builder, source: Node, tile: Value, buffer: str) -> None:
     if source.attrs[0] == "param":
         rows = b.sum(tile, ("c",), name=tile.name)
@@ -202,13 +205,14 @@ class FormGradients:
     """One form's cotangents: `prepare` before the tiles of the value dims, `enter` inside one, `finish` after them."""
 
     shape: Shape
-    b: Builder
+    tiles: Tiles
     part: FormTiles
     carries: list[Carry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.b = self.tiles.b
         self.form = self.part.form
-        self.outer = Chunk(self.b, self.part, self.form.key, self.form.value)
+        self.outer = Chunk(self.tiles, self.part)
         self.value_axis = any(r.axis == "value" for r in self.form.readouts)
 
     def prepare(self, cotangents: dict[str, Value]) -> None:
@@ -223,7 +227,7 @@ class FormGradients:
         """One tile of the value dims: dY here; E, Vx S^T, U R^T and <S, R> accumulated."""
         shape, form = self.shape, self.form
         part = load_values(tiles, self.part)
-        chunk = self.outer.inside(b, part)
+        chunk = Chunk(tiles, part)
         state = b.load(form.state, chunk_access(f"chunk_{form.state}", shape.state_axes(form)), shape.state_axes(form))
         adjoint = b.load("R", chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), shape.state_axes(form))
         u = known_values(b, part)

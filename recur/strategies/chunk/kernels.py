@@ -32,7 +32,7 @@ def emit_prepare(shape: Shape) -> Kernel:
         part = load_keys(tiles, form)
         if not part.solved:
             continue
-        chunk = Chunk(b, part, form.key, form.value)
+        chunk = Chunk(tiles, part)
         inverse = invert_system(b, chunk.system(), part.solved)
         for (i, j), block in inverse.items():
             b.store(pair_access(inverse_name(form.state, i, j)), block)
@@ -59,7 +59,7 @@ def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
     following: list[Value] = []
     for form, state in zip(shape.forms, states, strict=True):
         part = load_values(tiles, load_keys(tiles, form))
-        chunk = Chunk(inner, part, form.key, form.value)
+        chunk = Chunk(tiles, part)
         u = chunk.pseudo_values(state, load_inverse(inner, form.state, part.solved))
         for j in part.solved:
             if keep_values:
@@ -108,7 +108,7 @@ def emit_states(shape: Shape) -> Kernel:
     for form, state in zip(shape.forms, states, strict=True):
         inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
         part = load_values(tiles, load_keys(tiles, form))
-        chunk = Chunk(inner, part, form.key, form.value)
+        chunk = Chunk(tiles, part)
         following.append(chunk.next_state(state, known_values(inner, part)))
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)

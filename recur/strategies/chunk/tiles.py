@@ -14,14 +14,20 @@ from recur.strategies.pointwise import emit_nodes
 
 @dataclass
 class Tiles:
-    """Evaluates per-token expressions in one body, loading each leaf once."""
+    """Evaluates per-token expressions in one body: each leaf is loaded, and each form's part computed, once.
+
+    ``shared`` holds what the equations of several forms, or several equations of one, have in common (see `Chunk`);
+    ``gates`` the gates of forms with the same decays at the same positions.
+    """
 
     b: Builder
     values: dict[Node, Value] = field(default_factory=dict)
+    shared: dict[tuple[str, ...], Value] = field(default_factory=dict)
+    gates: dict[tuple[object, ...], Gates | None] = field(default_factory=dict)
 
     def inside(self, b: Builder) -> Tiles:
         """For a nested body: sees what is loaded here, keeps its own to itself."""
-        return Tiles(b, dict(self.values))
+        return Tiles(b, dict(self.values), dict(self.shared), dict(self.gates))
 
     def leaf(self, node: Node) -> Value:
         if node not in self.values:
@@ -201,6 +207,14 @@ def signed(b: Builder, gates: Gates | None, position: int, rows: Rows) -> Rows:
 
 
 def _load_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
+    decays = tuple((i, d.log, d.sign, d.factor.dims) for i, d in class_decays(form, which))
+    key = (len(form.events), which, *decays)
+    if key not in tiles.gates:
+        tiles.gates[key] = _emit_form_gates(tiles, form, which)
+    return tiles.gates[key]
+
+
+def _emit_form_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
     logs = {}
     signs = {}
     for i, decay in class_decays(form, which):
