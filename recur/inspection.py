@@ -52,4 +52,5 @@ def print_source(program: Program, plans: Sequence[Plan], sizes: dict[str, int],
     except ValueError as error:
         rec = program.step.recurrence
         fix = "use the torch backend" if backend == "triton" else "use another strategy"
-        raise RecurError.of(rec, Diagnostic("R803", f"the {backend} backend cannot hold the step: {error}", rec.span, help=fix)) from error
+        message = f"the {backend} backend cannot hold the step: {error}"
+        raise RecurError.of(rec, Diagnostic("R803", message, rec.span, help=fix)) from error

@@ -61,7 +61,7 @@ def compare_specs(seeds: Iterable[int], verbose: bool = False) -> Report:
     for seed in seeds:
         try:
             features, strategies = compare_spec(seed)
-        except BaseException as error:  # noqa: BLE001 (a crash of any kind is what is looked for)
+        except BaseException as error:  # a crash of any kind is what is looked for
             if isinstance(error, KeyboardInterrupt):
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]

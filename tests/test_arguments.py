@@ -83,32 +83,61 @@ def test_float64_gives_float64_states() -> None:
     assert bind_arguments(REC, (), double(tensors())).state_dtype == torch.float64
 
 
-# fmt: off
-WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    ("missing", {"w": None}, TypeError, "`w` must be a tensor [H, K]; found NoneType"),
-    ("number", {"g": -0.5}, TypeError, "`g` must be a tensor [B, T, H]; found float"),
-    ("array", {"g": [0.0]}, TypeError, "found list"),
-    ("rank", {"q": torch.randn(K)}, ValueError, "`q` must be [B, T, H, K] (or [B, T, K] for one head); found 1 axes: [4]"),
-    ("no head", {"g": torch.zeros(B, T)}, ValueError, "g.unsqueeze(2)"),
-    ("size", {"k": torch.randn(B, T, H, 2, 7)}, ValueError,
-     "`k` has K = 7, but K = 4 by `q`; expected [B, T, H, n, K], found [2, 5, 3, 2, 7]"),
-    ("fixed size", {"k": torch.randn(B, T, H, 3, K)}, ValueError, "`k` has n = 3, but n = 2 by `dim n = 2`"),
-    ("batch", {"v": torch.randn(1, T, H, V)}, ValueError, "`v` has B = 1, but B = 2 by `q`"),
-    ("tokens", {"v": torch.randn(B, 4, H, V)}, ValueError, "`v` has T = 4, but T = 5 by `q`"),
-    ("heads", {"v": torch.randn(B, T, 2, V)}, ValueError, "`v` has H = 2, but H = 3 by `q`"),
-    ("grouped", {"k": torch.randn(B, T, 1, 2, K)}, ValueError, "not supported yet; use op.reference, or k.repeat_interleave(3, dim=2)"),
-    ("grouped param", {"w": torch.randn(1, K)}, ValueError, "w.repeat_interleave(3, dim=0)"),
-    ("integers", {"q": torch.ones(B, T, H, K, dtype=torch.int64)}, TypeError, "`q` has dtype torch.int64; use .to(torch.float32)"),
-    ("complex", {"q": torch.randn(B, T, H, K, dtype=torch.complex64)}, TypeError, "`q` is declared real; found torch.complex64"),
-    ("real", {"z": torch.randn(B, T, H)}, TypeError, "`z` is declared complex; found torch.float32; use .to(torch.complex64)"),
-    ("double", {"w": torch.randn(H, K).double()}, TypeError, "`w` in float64"),
-    ("device", {"w": torch.randn(H, K, device="meta")}, ValueError, "`w` is on meta, but the first input is on cpu"),
-    ("unknown", {"bta": torch.zeros(B, T, H)}, TypeError, "`bta` is no argument of this recurrence; did you mean `beta`?"),
-]
-# fmt: on
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "none": ({"w": None}, TypeError, "`w` must be a tensor [H, K]; found NoneType"),
+    "number": ({"g": -0.5}, TypeError, "`g` must be a tensor [B, T, H]; found float"),
+    "list": ({"g": [0.0]}, TypeError, "found list"),
+    "rank": (
+        {"q": torch.randn(K)},
+        ValueError,
+        "`q` must be [B, T, H, K] (or [B, T, K] for one head); found 1 axes: [4]",
+    ),
+    "no head": ({"g": torch.zeros(B, T)}, ValueError, "g.unsqueeze(2)"),
+    "size": (
+        {"k": torch.randn(B, T, H, 2, 7)},
+        ValueError,
+        "`k` has K = 7, but K = 4 by `q`; expected [B, T, H, n, K], found [2, 5, 3, 2, 7]",
+    ),
+    "fixed size": ({"k": torch.randn(B, T, H, 3, K)}, ValueError, "`k` has n = 3, but n = 2 by `dim n = 2`"),
+    "batch": ({"v": torch.randn(1, T, H, V)}, ValueError, "`v` has B = 1, but B = 2 by `q`"),
+    "tokens": ({"v": torch.randn(B, 4, H, V)}, ValueError, "`v` has T = 4, but T = 5 by `q`"),
+    "heads": ({"v": torch.randn(B, T, 2, V)}, ValueError, "`v` has H = 2, but H = 3 by `q`"),
+    "grouped": (
+        {"k": torch.randn(B, T, 1, 2, K)},
+        ValueError,
+        "not supported yet; use op.reference, or k.repeat_interleave(3, dim=2)",
+    ),
+    "grouped param": ({"w": torch.randn(1, K)}, ValueError, "w.repeat_interleave(3, dim=0)"),
+    "integers": (
+        {"q": torch.ones(B, T, H, K, dtype=torch.int64)},
+        TypeError,
+        "`q` has dtype torch.int64; use .to(torch.float32)",
+    ),
+    "complex": (
+        {"q": torch.randn(B, T, H, K, dtype=torch.complex64)},
+        TypeError,
+        "`q` is declared real; found torch.complex64",
+    ),
+    "real": (
+        {"z": torch.randn(B, T, H)},
+        TypeError,
+        "`z` is declared complex; found torch.float32; use .to(torch.complex64)",
+    ),
+    "double": ({"w": torch.randn(H, K).double()}, TypeError, "`w` in float64"),
+    "device": (
+        {"w": torch.randn(H, K, device="meta")},
+        ValueError,
+        "`w` is on meta, but the first input is on cpu",
+    ),
+    "unknown": (
+        {"bta": torch.zeros(B, T, H)},
+        TypeError,
+        "`bta` is no argument of this recurrence; did you mean `beta`?",
+    ),
+}
 
 
-@pytest.mark.parametrize(("changes", "kind", "message"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+@pytest.mark.parametrize(("changes", "kind", "message"), WRONG.values(), ids=WRONG.keys())
 def test_mistakes_are_named(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind) as caught:
         bind_arguments(REC, (), tensors(**changes))

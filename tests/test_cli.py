@@ -15,8 +15,23 @@ from recur import zoo
 from recur.cli.main import cli
 from recur.inspection import STAGES
 
-SPEC = 'recurrence ema:\n    "An average."\n    dim K\n    input x[K], a in (0, 1)\n    state s[K]\n    s = a * s + x\n    output o = s\n'
-BAD = "recurrence bad:\n    dim K\n    input x[K]\n    state s[K]\n    s = s + y\n    output o = zz\n"
+SPEC = """\
+recurrence ema:
+    "An average."
+    dim K
+    input x[K], a in (0, 1)
+    state s[K]
+    s = a * s + x
+    output o = s
+"""
+BAD = """\
+recurrence bad:
+    dim K
+    input x[K]
+    state s[K]
+    s = s + y
+    output o = zz
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +43,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "two.rec").write_text(SPEC + SPEC.replace("ema", "second"))
     (tmp_path / "binary.rec").write_bytes(bytes(range(256)) * 4)
     (tmp_path / "empty.rec").write_text("")
-    (tmp_path / "deep.rec").write_text("recurrence d:\n    state s\n    s = " + "(" * 10_000 + "s" + ")" * 10_000 + "\n")
+    deep = "(" * 10_000 + "s" + ")" * 10_000
+    (tmp_path / "deep.rec").write_text(f"recurrence d:\n    state s\n    s = {deep}\n")
     (tmp_path / "folder.rec").mkdir()
     return tmp_path
 
@@ -100,24 +116,32 @@ def test_explain_as_json() -> None:
 
 
 def test_explain_takes_a_strategy() -> None:
-    assert json.loads(run("explain", "gla", "--strategy", "sequential", "--json").stdout)["stages"][0]["strategy"] == "sequential"
+    found = json.loads(run("explain", "gla", "--strategy", "sequential", "--json").stdout)
+    assert found["stages"][0]["strategy"] == "sequential"
     result = run("explain", "gla", "--strategy", "newton")
     assert result.exit_code == 1 and "error[R801]: strategy `newton` does not apply to `S`" in result.stderr
     assert "did you mean `chunkwise`?" in run("explain", "gla", "--strategy", "chunkwice").stderr
     assert run("explain", "gla", "--strategy", "chunkwise,sequential").exit_code == 1
 
 
-@pytest.mark.parametrize("dims", ["K", "K=", "=4", "K=x", "K=0", "K=-1", "K=1.5", "K=4,K=5", "Q=4", "", ",", "K=٤", "K=99999999999"])
+BAD_DIMS = ["K", "K=", "=4", "K=x", "K=0", "K=-1", "K=1.5", "K=4,K=5", "Q=4", "", ",", "K=٤", "K=99999999999"]
+
+
+@pytest.mark.parametrize("dims", BAD_DIMS)
 def test_bad_dims_are_a_misuse(dims: str) -> None:
     result = run("explain", "gla", "--dims", dims)
     assert result.exit_code == 2 and "--dims" in result.stderr
 
 
-@pytest.mark.parametrize("args", [(), ("bogus",), ("explain",), ("check",), ("inspect", "gla"), ("inspect", "gla", "--stage", "x"),
-                                  ("emit", "gla"), ("build", "gla", "--target", "x"), ("zoo", "gal"), ("tune", "gla"),
-                                  ("bench", "gla", "--shape", "B"), ("explain", "gla", "--nope")])  # fmt: skip
-def test_misuse_ends_with_2(args: tuple[str, ...]) -> None:
-    assert run(*args).exit_code == 2
+MISUSES = [
+    "", "bogus", "explain", "check", "inspect gla", "inspect gla --stage x", "emit gla", "build gla --target x",
+    "zoo gal", "tune gla", "bench gla --shape B", "explain gla --nope",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", MISUSES)
+def test_misuse_ends_with_2(line: str) -> None:
+    assert run(*line.split()).exit_code == 2
 
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if s != "ptx"])
@@ -172,8 +196,10 @@ def test_the_installed_command_is_plain_without_a_terminal() -> None:
 
 
 def test_checking_loads_neither_torch_nor_sympy() -> None:
-    code = "import sys; from recur.cli.main import cli; cli(['check', 'ema.rec'], standalone_mode=False); " \
-           "print([m for m in ('torch', 'triton', 'sympy') if m in sys.modules])"  # fmt: skip
+    code = (
+        "import sys; from recur.cli.main import cli; cli(['check', 'ema.rec'], standalone_mode=False); "
+        "print([m for m in ('torch', 'triton', 'sympy') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert result.stdout.strip() == "[]"
 

@@ -1,6 +1,7 @@
 """The zoo's generated Triton kernels, forward and backward, under Triton's interpreter against the oracle.
 
-The interpreter must be asked for before Triton is imported: without ``TRITON_INTERPRET=1`` this file runs itself with it.
+The interpreter must be asked for before Triton is imported: without ``TRITON_INTERPRET=1`` this file runs itself
+with it.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def test_one_output_is_a_tensor_and_several_a_tuple(ema: Any, shift: Any) -> Non
     assert o.shape == (2, 9, 3, 5) and final is None
     (o, m), final = shift(*inputs(shift).values(), output_final_state=True)
     assert o.shape == (2, 9, 3, 7) and m.shape == (2, 9, 3, 7, 5)
-    assert {name: tuple(x.shape) for name, x in final.items()} == {"S": (2, 3, 5, 7), "n": (2, 3, 5), "prev.k": (2, 3, 5)}
+    shapes = {name: tuple(x.shape) for name, x in final.items()}
+    assert shapes == {"S": (2, 3, 5, 7), "n": (2, 3, 5), "prev.k": (2, 3, 5)}
 
 
 def test_a_state_of_one_entry_is_a_tensor(ema: Any) -> None:
@@ -117,7 +118,8 @@ def test_two_calls_with_the_state_handed_over_are_one(shift: Any) -> None:
     x = inputs(shift, T=13)
     whole, final = shift(**x, output_final_state=True)
     first, state = shift(**{n: t if n == "w" else t[:, :5] for n, t in x.items()}, output_final_state=True)
-    second, end = shift(**{n: t if n == "w" else t[:, 5:] for n, t in x.items()}, initial_state=state, output_final_state=True)
+    rest = {n: t if n == "w" else t[:, 5:] for n, t in x.items()}
+    second, end = shift(**rest, initial_state=state, output_final_state=True)
     for a, b, c in zip(whole, first, second, strict=True):
         torch.testing.assert_close(torch.cat([b, c], 1), a)
     for name in final:
@@ -219,9 +221,9 @@ def test_missing_entries_are_zero(shift: Any) -> None:
 
 def test_wrong_states_are_named(ema: Any, shift: Any) -> None:
     x, y = inputs(ema), inputs(shift)
-    with pytest.raises(TypeError, match="has no entry `t`; .*`s`"):
+    with pytest.raises(TypeError, match=r"has no entry `t`; .*`s`"):
         ema(**x, initial_state={"t": torch.zeros(2, 3, 5)})
-    with pytest.raises(TypeError, match="`initial_state` must be a dict.*`prev.k`"):
+    with pytest.raises(TypeError, match=r"`initial_state` must be a dict.*`prev\.k`"):
         shift(**y, initial_state=torch.zeros(2, 3, 5))
     with pytest.raises(ValueError, match=r"`s` must be \[B, H, K\] = \[2, 3, 5\]; found \[2, 3, 4\]"):
         ema(**x, initial_state=torch.zeros(2, 3, 4))
@@ -351,7 +353,7 @@ def test_source_refuses_unknown_stages(ema: Any) -> None:
 
 def test_tracebacks_point_into_the_generated_file(ema: Any) -> None:
     x = inputs(ema)
-    o, _ = ema(**x)
+    ema(**x)
     function = next(iter(ema._compiled.values())).function
     assert function.__module__.startswith(PREFIX)
     with open(function.__code__.co_filename) as file:

@@ -1,8 +1,8 @@
-"""Every recurrence of the zoo under every strategy that applies to it, against the oracle; and which strategies must."""
+"""Every recurrence of the zoo under every strategy that applies, against the oracle; and which strategies must."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from recur.strategies.select import select
 TABLE = Path(__file__).with_name("strategy_table.txt")
 
 
-@lru_cache(maxsize=None)
+@cache
 def zoo_op(name: str) -> Op:
     return load(zoo.path(name))
 

@@ -37,7 +37,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(f"recur.cli.{COMMANDS[name]}"), name)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(f"recur.cli.{COMMANDS[name]}"), name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
