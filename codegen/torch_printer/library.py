@@ -78,27 +78,31 @@ def _previous(x: torch.Tensor, first: torch.Tensor, dim: int, reverse: bool = Fa
     return torch.cat((x.narrow(dim, 1, count - 1), first) if reverse else (first, x.narrow(dim, 0, count - 1)), dim)
 
 
+def _row_pairs(count: int, reverse: bool) -> list[tuple[int, int]]:
+    """Each row with the one before it, from the first; ``reverse``: with the one after it, from the last."""
+    return [(r, r + 1) for r in range(count - 2, -1, -1)] if reverse else [(r, r - 1) for r in range(1, count)]
+
+
 def _scan(a: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Running products of a, and h_r = a_r h_{r-1} + x_r from zero, along dim: log2(C) steps that double the reach."""
-    a, x = a.movedim(dim, 0).clone(), x.movedim(dim, 0).clone()
-    reach = 1
-    while reach < x.shape[0]:
-        here, there = (slice(-reach), slice(reach, None)) if reverse else (slice(reach, None), slice(-reach))
-        x[here] += a[here] * x[there]
-        a[here] = a[here] * a[there]
-        reach *= 2
+    """Running products of a, and h_r = a_r h_{r-1} + x_r from zero, along dim.
+
+    Row by row, for all chunks at once: a chunk has few rows, and doubling steps would move log2(C) times the memory.
+    """
+    factor = a.movedim(dim, 0)
+    a, x = factor.clone(), x.movedim(dim, 0).clone()
+    for row, before in _row_pairs(x.shape[0], reverse):
+        x[row].addcmul_(factor[row], x[before])
+        a[row].mul_(a[before])
     return a.movedim(0, dim), x.movedim(0, dim)
 
 
 def _maxscan(g: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Running sums of g, and m_r = max(m_{r-1} + g_r, x_r) from minus infinity, along dim."""
-    g, x = g.movedim(dim, 0).clone(), x.movedim(dim, 0).clone()
-    reach = 1
-    while reach < x.shape[0]:
-        here, there = (slice(-reach), slice(reach, None)) if reverse else (slice(reach, None), slice(-reach))
-        x[here] = torch.maximum(x[here], x[there] + g[here])
-        g[here] = g[here] + g[there]
-        reach *= 2
+    gain = g.movedim(dim, 0)
+    g, x = gain.clone(), x.movedim(dim, 0).clone()
+    for row, before in _row_pairs(x.shape[0], reverse):
+        torch.maximum(x[row], x[before] + gain[row], out=x[row])
+        g[row].add_(g[before])
     return g.movedim(0, dim), x.movedim(0, dim)
 
 
