@@ -123,3 +123,26 @@ def test_first_step_is_finite() -> None:
     program = compile_program(CASES["max_1"])
     (normal,) = (n for n in program.stages if n.family == "maxplus")
     assert [name for name, _ in normal.epilogue] == ["C.log_scale.now", "C.log_scale.step"]
+
+
+RECURRENT = spec(
+    """
+    recurrent[D] = R @ h
+    gate = i + recurrent
+    c = sigmoid(f) * c + exp(gate) * tanh(z)
+    n = sigmoid(f) * n + exp(gate)
+    h = c / n
+    output y = h""",
+    dims="D\n    dim J = D",
+    inputs="i[D], f[D], z[D]\n    param R[J, D]",
+    states="c[D], n[D], h[D]",
+)
+
+
+@pytest.mark.parametrize("offset", [0.0, 200.0, -2000.0])
+def test_gates_that_depend_on_states(offset: float) -> None:
+    """m is then a state of the same stage, beside the states that it scales."""
+    program = check_program(RECURRENT, inputs=far_inputs(RECURRENT, offset))
+    (stage,) = program.stages
+    assert stage.family == "general" and isinstance(stage.forms[0], MaxPlusForm)
+    assert scales(program) == {"c": "c.log_scale", "n": "c.log_scale"}

@@ -23,7 +23,7 @@ Structural operations (elementwise ones are rows of `recur.operators`):
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from recur.ir.spec import Recurrence, Span
@@ -236,8 +236,11 @@ def rebuild(node: Node, args: tuple[Node, ...]) -> Node:
 # --- traversals: iterative, since a user's DAG may be deep ---------------------------------------------------------------
 
 
-def topological(roots: Iterable[Node]) -> list[Node]:
-    """Every node reachable from the roots, arguments before uses, each once, in a deterministic order."""
+def topological(roots: Iterable[Node], until: Container[Node] = ()) -> list[Node]:
+    """Every node reachable from the roots, arguments before uses, each once, in a deterministic order.
+
+    Nodes in ``until`` are listed, but what lies beneath them is not.
+    """
     order: list[Node] = []
     seen: set[bytes] = set()
     for root in roots:
@@ -251,7 +254,8 @@ def topological(roots: Iterable[Node]) -> list[Node]:
                 continue
             seen.add(node.key)
             stack.append((node, True))
-            stack.extend((arg, False) for arg in reversed(node.args) if arg.key not in seen)
+            if node not in until:
+                stack.extend((arg, False) for arg in reversed(node.args) if arg.key not in seen)
     return order
 
 

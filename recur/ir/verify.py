@@ -13,7 +13,6 @@ from recur.ir.normal import (
     Decay,
     ElementwiseForm,
     Form,
-    GeneralForm,
     LinearForm,
     MatrixForm,
     MaxPlusForm,
@@ -150,7 +149,7 @@ def verify_normal(normal: NormalForm) -> None:
     """One stage: coefficients are free of states, dims fit, and the epilogue uses what its family allows."""
     verify_nodes(_all_nodes(normal))
     for form in normal.forms:
-        kinds = (*TENSORS, "state") if isinstance(form, GeneralForm) else TENSORS
+        kinds = (*TENSORS, "state") if normal.family == "general" else TENSORS
         _verify_kinds(_form_nodes(form), kinds, f"the form of {form.state} is")
         if isinstance(form, MatrixForm):
             _verify_matrix(form)

@@ -81,11 +81,11 @@ def matrix_stage(
 
 def _elementwise_stage(stage: Stage, updates: Sequence[Update], recurrence: Recurrence) -> NormalForm:
     ranges = Ranges(recurrence)
-    forms = tuple(_elementwise_form(u, ranges) for u in updates)
+    forms = tuple(elementwise_form(u, ranges) for u in updates)
     return _finish(NormalForm(stage, "elementwise", forms, _state_exports(stage, updates), ""))
 
 
-def _elementwise_form(update: Update, ranges: Ranges) -> ElementwiseForm:
+def elementwise_form(update: Update, ranges: Ranges) -> ElementwiseForm:
     linear, plain = _terms(update)
     for p in linear:
         if p.contracted:

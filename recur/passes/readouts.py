@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from recur.ir.core import Node, rebuild
+from recur.ir.core import Node, rebuild, topological
 from recur.passes.affine import Expander, NotAffine, Term, add_up, multiply
 from recur.passes.matrix import MatrixBuilder
 from recur.passes.updates import Linear, NotThisForm, Update, take_apart
@@ -27,7 +27,7 @@ class Readings:
 def find_readings(updates: Sequence[Update], roots: Sequence[Node]) -> Readings:
     """Which nodes under the roots contract the states; raises NotThisForm where one is used in another way."""
     owner = {base: u.state for u in updates for base in u.bases}
-    order = _above_bases(roots, owner)
+    order = topological(roots, owner)
     joint = Expander(owner)
     single = {u.state: Expander(u.bases) for u in updates}
     whole: set[str] = set()
@@ -47,22 +47,6 @@ def find_readings(updates: Sequence[Update], roots: Sequence[Node]) -> Readings:
         if not left:
             return Readings(terms, tuple(u.state for u in updates if u.state in whole), tuple(order))
         whole |= left
-
-
-def _above_bases(roots: Sequence[Node], bases: Mapping[Node, str]) -> list[Node]:
-    order: list[Node] = []
-    seen: set[Node] = set()
-    stack = [(r, False) for r in reversed(roots)]
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            if node not in bases:
-                stack.extend((a, False) for a in reversed(node.args))
-    return order
 
 
 def _read(
@@ -88,7 +72,7 @@ def convert(roots: Sequence[Node], readings: Readings, builders: Mapping[str, Ma
 
     def factor(node: Node) -> Node:
         """A coefficient beside a readout may itself depend on readouts of other states."""
-        for n in _above_bases([node], owner):
+        for n in topological([node], owner):
             if n not in done:
                 done[n] = once(n)
         return done[node]
@@ -114,7 +98,7 @@ def _convert_term(
         return multiply(factor(f) for f in term.factors)
     linear = take_apart(term)
     for f in linear.vector:
-        if any(n in bases for n in _above_bases([f], owner)):
+        if any(n in bases for n in topological([f], owner)):
             raise NotThisForm("is read out by a value that depends on the stage's own states", term.node)
     rest = tuple(factor(f) for f in linear.rest)
     return builders[owner[term.base]].readout(

@@ -27,7 +27,7 @@ def restate(normal: NormalForm) -> Stage:
             node, readouts = _restate_matrix(form)
             replacements |= readouts
         else:
-            node = _restate_form(form)
+            node = restate_form(form)
         node = version(node, form.state, 1)
         updates.append((form.state, node))
         replacements[leaf("next", form.state, node.dims, node.is_complex)] = node
@@ -37,7 +37,7 @@ def restate(normal: NormalForm) -> Stage:
     return Stage(normal.stage.name, states, tuple(updates), tuple(zip(names, exports, strict=True)))
 
 
-def _restate_form(form: Form) -> Node:
+def restate_form(form: Form) -> Node:
     if isinstance(form, ElementwiseForm):
         return add(mul(form.decay, leaf("state", form.state, form.dims, form.is_complex)), form.drive)
     if isinstance(form, MaxPlusForm):

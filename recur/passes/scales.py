@@ -180,7 +180,7 @@ _REDUCE = ("sum", "amax", "hadamard")
 def scale_nodes(roots: list[Node], known: Mapping[Node, Scaled], ranges: Ranges) -> list[Scaled]:
     """The roots where leaves are scaled as ``known`` says; raises NotScalable."""
     done: dict[Node, Scaled] = {}
-    for node in topological(roots):
+    for node in topological(roots, known):
         if node in known:
             done[node] = known[node]
         else:

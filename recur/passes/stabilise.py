@@ -10,19 +10,17 @@ can overflow. m is a constant to differentiation, which is exact: no output depe
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-from recur.ir.core import Node, add, apply, const, leaf, leaves, neg, reduce, stop, sub, where
+from recur.ir.core import Node, add, apply, const, leaf, leaves, neg, sub
 from recur.ir.normal import (
     Decay,
     ElementwiseForm,
     Event,
     Form,
     MatrixForm,
-    MaxPlusForm,
     NormalForm,
     Program,
     Read,
@@ -30,18 +28,33 @@ from recur.ir.normal import (
     Stage,
     Write,
 )
-from recur.passes.affine import add_up, flatten, multiply, summands
-from recur.passes.decay import Ranges, decompose
+from recur.passes.affine import add_up, flatten, multiply
+from recur.passes.decay import Ranges
+from recur.passes.log_scale import (
+    LogScale,
+    decay_logs,
+    is_gated,
+    log_scale_nodes,
+    log_scale_of,
+    products_of,
+    scale_dims,
+    scale_elementwise,
+    write_logs,
+)
 from recur.passes.restate import restate
 from recur.passes.scales import NONE, NotScalable, Scale, Scaled, scale_nodes, settle, single, split_gates, varies
+from recur.passes.stabilise_general import stabilise_general
 from recur.passes.structure import describe
-
-LOWEST = -1e30  # stands for a log of zero where differences of logs are taken
 
 
 def stabilise(program: Program) -> Program:
     """The program with log scales where its exponential gates need them."""
     ranges = Ranges(program.step.recurrence)
+    stages = tuple(
+        stabilise_general(n, program.step.recurrence, ranges) if n.family == "general" else n
+        for n in program.stages
+    )
+    program = replace(program, stages=stages)
     gated = [state for normal in program.stages for state in _gated_states(normal, ranges)]
     for group in _groups(program, gated):
         program = _stabilise_group(program, group, ranges)
@@ -52,43 +65,7 @@ def stabilise(program: Program) -> Program:
 
 
 def _gated_states(normal: NormalForm, ranges: Ranges) -> list[str]:
-    return [f.state for f in normal.forms if isinstance(f, (MatrixForm, ElementwiseForm)) and _is_gated(f, ranges)]
-
-
-def _is_gated(form: Form, ranges: Ranges) -> bool:
-    """Whether a write holds an exponential without bounds, or the decay's log has no upper bound."""
-    if any(log is not None for log in _write_logs(form, ranges)):
-        return True
-    return any(ranges.of(log)[1] == math.inf and varies(log) for log in _decay_logs(form))
-
-
-def _decay_logs(form: Form) -> list[Node]:
-    """The exact logs of the decays; what has none is a bounded gate or a sum."""
-    if isinstance(form, ElementwiseForm):
-        return [form.log] if form.log is not None else []
-    assert isinstance(form, MatrixForm)
-    return [d.log for d in form.decays if d.log is not None and _has_exponential(d.factor)]
-
-
-def _has_exponential(factor: Node) -> bool:
-    return any(n.op in ("exp", "polar", "div") for n in flatten(factor))
-
-
-def _write_logs(form: Form, ranges: Ranges) -> list[Node | None]:
-    """For each product that the form adds to its state, the log of its unbounded exponentials (None: it has none)."""
-    if isinstance(form, ElementwiseForm):
-        products = _products(form.drive)
-    else:
-        assert isinstance(form, MatrixForm)
-        values = [(w.key, w.value) for w in form.writes if w.value is not None]
-        products = [(*flatten(key), *part) for key, value in values for part in _products(value)]
-    logs = [split_gates(factors, ranges)[0] for factors in products]
-    return [add_up(found) if found else None for found in logs]
-
-
-def _products(node: Node) -> list[tuple[Node, ...]]:
-    """The summands of a sum, the node alone where it is none."""
-    return summands(node) if node.op in ("add", "sub", "neg") else [flatten(node)]
+    return [f.state for f in normal.forms if isinstance(f, (MatrixForm, ElementwiseForm)) and is_gated(f, ranges)]
 
 
 def _groups(program: Program, gated: Sequence[str]) -> list[tuple[str, ...]]:
@@ -123,36 +100,12 @@ def _used_together(program: Program) -> list[set[str]]:
 # --- one group --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _LogScale:
-    """The group's m. ``now`` and ``before``: its value after and before the token; ``step``: before - now, 0 where the
-    states are still empty (m = -inf), so that sums of log decays stay finite."""
-
-    state: str
-    dims: tuple[str, ...]
-    states: tuple[str, ...]
-    log_decay: Node
-    drive: Node
-
-    @property
-    def now(self) -> Node:
-        return stop(leaf("value", f"{self.state}.now", self.dims))
-
-    @property
-    def before(self) -> Node:
-        return stop(leaf("value", f"{self.state}.before", self.dims))
-
-    @property
-    def step(self) -> Node:
-        return stop(leaf("value", f"{self.state}.step", self.dims))
-
-
 def _stabilise_group(program: Program, group: tuple[str, ...], ranges: Ranges) -> Program:
     forms = [form for normal in program.stages for form in normal.forms if form.state in group]
     reason: Node | None = None
-    for dims in _scale_dims(forms, ranges):
+    for dims in scale_dims(forms, ranges):
         try:
-            return _scaled_program(program, _log_scale(forms, dims, ranges), ranges)
+            return _scaled_program(program, log_scale_of(forms, dims, ranges), ranges)
         except NotScalable as failure:
             reason = reason or failure.node
     return _with_note(program, group, forms, ranges)
@@ -160,7 +113,7 @@ def _stabilise_group(program: Program, group: tuple[str, ...], ranges: Ranges) -
 
 def _with_note(program: Program, group: tuple[str, ...], forms: Sequence[Form], ranges: Ranges) -> Program:
     """A note where the group can overflow: outputs keep the common factor of their states."""
-    logs = [n for f in forms for n in (*_write_logs(f, ranges), *_decay_logs(f)) if n is not None]
+    logs = [n for f in forms for n in (*write_logs(f, ranges), *decay_logs(f)) if n is not None]
     high = next((n for n in dict.fromkeys(logs) if ranges.of(n)[1] == math.inf and varies(n)), None)
     if high is None:
         return program
@@ -174,54 +127,10 @@ def _with_note(program: Program, group: tuple[str, ...], forms: Sequence[Form], 
     return replace(program, stages=stages)
 
 
-def _scale_dims(forms: Sequence[Form], ranges: Ranges) -> list[tuple[str, ...]]:
-    """Dims that m may have, most first: those of the gates that every state of the group has."""
-    shared = [d for d in _form_dims(forms[0]) if all(d in _form_dims(f) for f in forms)]
-    gates = [n for f in forms for n in (*_write_logs(f, ranges), *_decay_logs(f)) if n is not None]
-    dims = [d for d in shared if any(d in n.dims for n in gates)]
-    sizes = range(len(dims), -1, -1)
-    return [chosen for size in sizes for chosen in itertools.combinations(dims, size)]
-
-
-def _form_dims(form: Form) -> tuple[str, ...]:
-    if isinstance(form, MatrixForm):
-        return form.batch + form.key + form.value
-    assert isinstance(form, ElementwiseForm)
-    return form.dims
-
-
-def _log_scale(forms: Sequence[Form], dims: tuple[str, ...], ranges: Ranges) -> _LogScale:
-    decays = [add_up(_reduced(log, dims) for log in _all_decay_logs(f, ranges)) for f in forms]
-    writes = [_reduced(log or const(0), dims) for f in forms for log in _write_logs(f, ranges)]
-    name = f"{forms[0].state}.log_scale"
-    return _LogScale(name, dims, tuple(f.state for f in forms), _largest(decays), _largest(writes))
-
-
-def _all_decay_logs(form: Form, ranges: Ranges) -> list[Node]:
-    """Logs of all of the form's decays: what has no exact log gives log(abs(.))."""
-    if isinstance(form, MatrixForm):
-        return [d.log for d in form.decays if d.log is not None]
-    assert isinstance(form, ElementwiseForm)
-    log = form.log if form.log is not None else decompose(flatten(form.decay), ranges).log
-    return [] if log is None else [log]
-
-
-def _reduced(log: Node, dims: tuple[str, ...]) -> Node:
-    return reduce("amax", log, tuple(d for d in log.dims if d not in dims))
-
-
-def _largest(nodes: Iterable[Node]) -> Node:
-    distinct = list(dict.fromkeys(nodes))
-    result = distinct[0] if distinct else const(0)
-    for node in distinct[1:]:
-        result = apply("max", result, node)
-    return result
-
-
 # --- rewriting --------------------------------------------------------------------------------------------------------
 
 
-def _scaled_program(program: Program, log_scale: _LogScale, ranges: Ranges) -> Program:
+def _scaled_program(program: Program, log_scale: LogScale, ranges: Ranges) -> Program:
     first = next(i for i, n in enumerate(program.stages) if any(f.state in log_scale.states for f in n.forms))
     exported = {name for normal in program.stages[:first] for name, _ in normal.epilogue}
     for n in leaves([log_scale.log_decay, log_scale.drive], "value"):
@@ -242,24 +151,17 @@ def _all_nodes(normal: NormalForm) -> list[Node]:
     return [node for _, node in (*normal.stage.updates, *normal.stage.exports)]
 
 
-def _max_plus_stage(log_scale: _LogScale, used: set[str]) -> NormalForm:
+def _max_plus_stage(log_scale: LogScale, used: set[str]) -> NormalForm:
     name, dims = log_scale.state, log_scale.dims
-    form = MaxPlusForm(name, dims, log_scale.log_decay, log_scale.drive)
-    before = leaf("state", name, dims)
-    now = apply("max", leaf("next", name, dims), const(LOWEST))
-    is_empty = apply("lt", before, const(LOWEST))
-    exports = (
-        (f"{name}.now", now),
-        (f"{name}.before", before),
-        (f"{name}.step", where(is_empty, const(0), sub(before, now))),
-    )
+    now, before, step = log_scale_nodes(name, dims, leaf("next", name, dims))
+    exports = ((f"{name}.now", now), (f"{name}.before", before), (f"{name}.step", step))
     epilogue = tuple((export, node) for export, node in exports if export in used)
-    normal = NormalForm(Stage(name, (name,), (), ()), "maxplus", (form,), epilogue, "")
+    normal = NormalForm(Stage(name, (name,), (), ()), "maxplus", (log_scale.form,), epilogue, "")
     return replace(normal, stage=restate(normal), structure=describe(normal))
 
 
 def _scale_stage(
-    normal: NormalForm, log_scale: _LogScale, known: dict[Node, Scaled], outputs: set[str], ranges: Ranges
+    normal: NormalForm, log_scale: LogScale, known: dict[Node, Scaled], outputs: set[str], ranges: Ranges
 ) -> tuple[NormalForm, dict[Node, Scaled]]:
     """The stage with its scaled states and its epilogue over them; its exports that keep a scale, for later stages."""
     now, before = single(log_scale.now), single(log_scale.before)
@@ -268,7 +170,7 @@ def _scale_stage(
     for form in normal.forms:
         is_scaled = form.state in log_scale.states
         if is_scaled and isinstance(form, ElementwiseForm):
-            form = _scale_elementwise(form, log_scale, ranges)
+            form = scale_elementwise(form, log_scale, ranges)
             for kind, scale in (("state", before), ("next", now)):
                 value = leaf(kind, form.state, form.dims, form.is_complex)
                 states[value] = Scaled(value, scale)
@@ -315,23 +217,7 @@ def _event_nodes(event: Event) -> list[Node]:
     return [event.vector]
 
 
-def _scale_elementwise(form: ElementwiseForm, log_scale: _LogScale, ranges: Ranges) -> ElementwiseForm:
-    step = log_scale.step
-    log = None if form.log is None else add(form.log, step)
-    decay = apply("exp", log if log is not None else step)
-    if log is None:
-        decay, log = multiply([form.decay, decay]), step if form.decay == const(1) else None
-    products = [_at_scale(factors, log_scale, ranges) for factors in _products(form.drive)]
-    return replace(form, decay=decay, drive=add_up(multiply(p) for p in products), log=log)
-
-
-def _at_scale(factors: tuple[Node, ...], log_scale: _LogScale, ranges: Ranges) -> list[Node]:
-    """A product's factors with exp(log gate - m) in place of its exponential gates."""
-    logs, rest = split_gates(factors, ranges)
-    return [*rest, apply("exp", sub(add_up(logs), log_scale.now) if logs else neg(log_scale.now))]
-
-
-def _scale_matrix(form: MatrixForm, log_scale: _LogScale, ranges: Ranges) -> MatrixForm:
+def _scale_matrix(form: MatrixForm, log_scale: LogScale, ranges: Ranges) -> MatrixForm:
     """The events on S' = exp(-m) S: the first decay also takes the scale from the last token's to this one's.
 
     Where there is no decay, one is inserted behind the readouts of the state before the update; reads before it get the
@@ -368,12 +254,12 @@ def _stepped(decay: Decay, step: Node) -> Decay:
     return replace(decay, factor=factor, log=log)
 
 
-def _scale_write(write: Write, form: MatrixForm, log_scale: _LogScale, ranges: Ranges) -> Write:
+def _scale_write(write: Write, form: MatrixForm, log_scale: LogScale, ranges: Ranges) -> Write:
     """The gate's exponent on the side whose dims it has; the key's own gates move to where m is subtracted."""
     if write.value is None:
         return write
     key_logs, key_rest = split_gates(flatten(write.key), ranges)
-    products = [split_gates(factors, ranges) for factors in _products(write.value)]
+    products = [split_gates(factors, ranges) for factors in products_of(write.value)]
     on_key = set(form.key) & {d for n in (*key_logs, log_scale.now) for d in n.dims}
     on_value = set(form.value) & {d for logs, _ in products for n in (*logs, log_scale.now) for d in n.dims}
     if on_key and (on_value or write.read is not None or any(logs for logs, _ in products)):
