@@ -69,9 +69,9 @@ class ComposedScan:
 
     def with_inner(self, frame: Frame) -> Frame:
         """Room for a third name of each row dim: the one that a product of two matrices sums over."""
-        columns = [d for f in self.forms for d in f.column]
-        inner = [d for f in self.forms for d in inner_names(f)]
-        return Frame(None, frame.tiled, tuple(dict.fromkeys((*frame.dims, *columns, *inner))), frame.chunked)
+        inner = [(*f.column, *inner_names(f)) for f in self.forms]
+        dims = operands.all_dims([n for f in self.forms for n in (f.matrix, f.drive)], frame.dims, *inner)
+        return Frame(None, frame.tiled, dims, frame.chunked)
 
     def plan(self) -> Plan:
         stage, step, frame = operands.stage_name(self.normal), self.step, self.per_chunk

@@ -6,18 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from recur.ir.core import Node, add, apply, const, contract, expand, leaf, leaves, mul, rename, stop, sub, substitute
-from recur.ir.normal import (
-    Decay,
-    ElementwiseForm,
-    Form,
-    GeneralForm,
-    MatrixForm,
-    MaxPlusForm,
-    NormalForm,
-    Read,
-    Readout,
-)
+from recur.ir.core import Node, apply, const, expand, leaf, leaves, stop
+from recur.ir.normal import MaxPlusForm, NormalForm
 from recur.ir.tile import Buffer, Builder, Kernel, Value
 from recur.passes.autodiff import pull_back
 from recur.strategies import operands
@@ -66,74 +56,21 @@ class StepAdjoint:
     gradients: tuple[tuple[Node, Node], ...]
 
 
-# --- the step of a normal form ----------------------------------------------------------------------------------------
-
-
 def step_of(normal: NormalForm) -> Step:
-    """Built from the forms and the epilogue, which a stabiliser has rewritten, and not from the user's updates."""
-    given = dict(normal.stage.updates)
-    complex_states = {n.attrs[1] for n in leaves(roots_of(normal)) if n.attrs[0] in ("state", "next") and n.is_complex}
-    complex_states |= {f.state for f in normal.forms if _is_complex(f)}
+    """The stage's definition; a log scale's update is a constant to differentiation."""
+    stage = normal.stage
+    log_scales = {form.state for form in normal.forms if isinstance(form, MaxPlusForm)}
+    found = leaves(node for group in (stage.updates, stage.exports, normal.epilogue) for _, node in group)
+    complex_states = {n.attrs[1] for n in found if n.attrs[0] in ("state", "next") and n.is_complex}
     states, updates = [], []
-    values: dict[tuple[str, str], Node] = {}
-    for form in normal.forms:
-        state = leaf("state", form.state, given[form.state].dims, form.state in complex_states)
-        update = _update(form, state, values)
-        if state.is_complex and not update.is_complex:
-            update = apply("complex", update, const(0))
-        states.append(state)
-        updates.append(expand(update, state.dims))
-        values["next", form.state] = updates[-1]
-    epilogue = [node for _, node in normal.epilogue]
-    table = {n: expand(values[n.attrs], n.dims) for n in leaves(epilogue) if n.attrs in values}
-    exports = zip(normal.epilogue, substitute(epilogue, table), strict=True)
-    return Step(tuple(states), tuple(updates), tuple((name, expand(node, old.dims)) for (name, old), node in exports))
-
-
-def roots_of(normal: NormalForm) -> list[Node]:
-    return [node for group in (normal.stage.updates, normal.stage.exports, normal.epilogue) for _, node in group]
-
-
-def _is_complex(form: Form) -> bool:
-    if isinstance(form, GeneralForm):
-        return form.update.is_complex
-    return not isinstance(form, MaxPlusForm) and form.is_complex
-
-
-def _update(form: Form, state: Node, readouts: dict[tuple[str, str], Node]) -> Node:
-    if isinstance(form, MatrixForm):
-        return _apply_events(form, state, readouts)
-    if isinstance(form, ElementwiseForm):
-        return add(mul(form.decay, state), form.drive)
-    if isinstance(form, MaxPlusForm):
-        return stop(apply("max", add(state, form.log_decay), form.drive))
-    if isinstance(form, GeneralForm):
-        return form.update
-    before = state
-    for row, column in zip(form.row, form.column, strict=True):
-        before = rename(before, row, column)
-    return add(contract(form.matrix, before, form.column), form.drive)
-
-
-def _apply_events(form: MatrixForm, state: Node, readouts: dict[tuple[str, str], Node]) -> Node:
-    """S through the token's events in order; ``readouts`` gets every readout's value."""
-    reads: dict[str, Node] = {}
-    for event in form.events:
-        if isinstance(event, Decay):
-            state = mul(event.factor, state)
-        elif isinstance(event, Read):
-            reads[event.name] = contract(event.vector, state, form.key)
-        elif isinstance(event, Readout):
-            over = form.key if event.axis == "key" else form.value
-            readouts["readout", event.name] = contract(event.vector, state, over)
-        else:
-            value = event.value
-            if event.read is not None:
-                read = reads[event.read]
-                value = apply("neg", read) if value is None else sub(value, read)
-            if value is not None:
-                state = add(state, mul(event.key, value))
-    return state
+    for name, node in stage.updates:
+        is_complex = node.is_complex or name in complex_states
+        if is_complex and not node.is_complex:
+            node = apply("complex", node, const(0))
+        states.append(leaf("state", name, node.dims, is_complex))
+        updates.append(stop(node) if name in log_scales else node)
+    pairs = zip(stage.exports, normal.epilogue, strict=True)
+    return Step(tuple(states), tuple(updates), tuple((name, expand(node, to.dims)) for (name, node), (_, to) in pairs))
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
