@@ -65,12 +65,23 @@ class Lint:
 
 LINTS = (
     Lint("spill", lambda k: k.stack > 0, lambda k: f"spills {k.stack} bytes a thread to memory"),
-    Lint("shared", lambda k: k.shared > shared_limit(k.target),
-         lambda k: f"needs {k.shared / 1024:.0f} KiB of shared memory, {k.target} has {shared_limit(k.target) // 1024}"),
-    Lint("one stage", lambda k: k.num_stages == 1 and k.num_warps >= 4 and capability(k.target) == 90,
-         lambda k: "one pipeline stage with 4 warps has faulted on Hopper: use two"),
-    Lint("register dots", lambda k: k.register_dots > 0,
-         lambda k: f"{k.register_dots} matrix products read their left operand from registers: verify before use on Hopper"),
+    Lint(
+        "shared",
+        lambda k: k.shared > shared_limit(k.target),
+        lambda k: f"needs {k.shared / 1024:.0f} KiB of shared memory, {k.target} has {shared_limit(k.target) // 1024}",
+    ),
+    Lint(
+        "one stage",
+        lambda k: k.num_stages == 1 and k.num_warps >= 4 and capability(k.target) == 90,
+        lambda k: "one pipeline stage with 4 warps has faulted on Hopper: use two",
+    ),
+    Lint(
+        "register dots",
+        lambda k: k.register_dots > 0,
+        lambda k: (
+            f"{k.register_dots} matrix products read their left operand from registers: verify before use on Hopper"
+        ),
+    ),
 )
 
 
@@ -80,7 +91,9 @@ def build_module(module: ModuleType, target: str = "sm_90", dtype: str = "bf16")
     ``dtype``: the inputs' type as Triton spells it, "bf16", "fp16" or "fp32". Raises ValueError for a module without
     kernels or one that was loaded for the interpreter, and what the compiler raises for a kernel that does not compile.
     """
-    kernels = tuple(build_kernel(kernel, types, constants, target, dtype) for kernel, types, constants in kernels_of(module))
+    kernels = tuple(
+        build_kernel(kernel, types, constants, target, dtype) for kernel, types, constants in kernels_of(module)
+    )
     if not kernels:
         raise ValueError(f"module {module.__name__} lists no kernels")
     return BuildReport(target, dtype, kernels)
@@ -93,18 +106,30 @@ def kernels_of(module: ModuleType) -> Iterator[tuple[Any, tuple[str, ...], Mappi
             yield from table
 
 
-def build_kernel(kernel: Any, types: tuple[str, ...], constants: Mapping[str, int], target: str, dtype: str) -> KernelReport:
+def build_kernel(
+    kernel: Any, types: tuple[str, ...], constants: Mapping[str, int], target: str, dtype: str
+) -> KernelReport:
     """Compiles one kernel and reads its resources."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile as compile_source
 
     options = {name: constants[name] for name in OPTIONS}
-    compiled = compile_source(kernel_source(kernel, types, constants, dtype),
-                              target=GPUTarget("cuda", capability(target), 32), options=options)
+    compiled = compile_source(
+        kernel_source(kernel, types, constants, dtype),
+        target=GPUTarget("cuda", capability(target), 32),
+        options=options,
+    )
     registers, stack = resource_usage(compiled.asm["cubin"])
     report = KernelReport(
-        kernel.__name__, target, options["num_warps"], options["num_stages"], registers, stack,
-        compiled.metadata.shared, count_register_dots(compiled.asm["ttgir"]), len(compiled.asm["cubin"]),
+        kernel.__name__,
+        target,
+        options["num_warps"],
+        options["num_stages"],
+        registers,
+        stack,
+        compiled.metadata.shared,
+        count_register_dots(compiled.asm["ttgir"]),
+        len(compiled.asm["cubin"]),
     )
     findings = tuple(lint.says(report) for lint in LINTS if lint.holds(report))
     return KernelReport(**{**vars(report), "findings": findings})
@@ -119,7 +144,10 @@ def kernel_source(kernel: Any, types: tuple[str, ...], constants: Mapping[str, i
         raise ValueError("the module was loaded for the interpreter: load it without TRITON_INTERPRET")
     names = kernel.arg_names
     dot_type = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
-    values = {**{k: v for k, v in constants.items() if k not in OPTIONS}, **({"DOT": dot_type} if "DOT" in names else {})}
+    values = {
+        **{k: v for k, v in constants.items() if k not in OPTIONS},
+        **({"DOT": dot_type} if "DOT" in names else {}),
+    }
     given = [t.replace("input", dtype) for t in types]
     signature = dict(zip(names, given, strict=False)) | {name: "constexpr" for name in values}
     attrs = {(i,): ALIGNED for i, type_name in enumerate(given) if type_name.startswith("*")}
@@ -147,7 +175,9 @@ def resource_usage(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     usage = dict(re.findall(r"(REG|STACK):(\d+)", text))
     return int(usage["REG"]), int(usage["STACK"])
 

@@ -1,4 +1,4 @@
-"""Printed kernels under Triton's interpreter. It is chosen when Triton is imported, so these run with TRITON_INTERPRET=1.
+"""Printed kernels under Triton's interpreter, which is chosen when Triton is imported: with TRITON_INTERPRET=1.
 
 test_triton_printer.py runs this file so; buffers start as NaN, so what a kernel leaves unwritten shows.
 """
@@ -72,7 +72,9 @@ def test_forward_and_backward(T: int) -> None:
 @pytest.mark.parametrize("op", UNARY)
 def test_functions(op: str) -> None:
     """Every function against torch in float64, small, large and beyond where exponentials overflow."""
-    x = torch.cat([torch.linspace(-4, 4, 41), torch.tensor([1e-6, -1e-6, 1e-3, 0.3, -0.3, 0.36, 90.0, -90.0, 700.0, -700.0])])
+    x = torch.cat(
+        [torch.linspace(-4, 4, 41), torch.tensor([1e-6, -1e-6, 1e-3, 0.3, -0.3, 0.36, 90.0, -90.0, 700.0, -700.0])]
+    )
     if op in ("log", "sqrt", "rsqrt"):
         x = x.abs() + 1e-3
     if op == "log1p":
@@ -87,7 +89,8 @@ def test_functions(op: str) -> None:
 
 RECURRENCES = {
     "delta rule, solved in chunks": (
-        "chunkwise", {"K": 12, "V": 20},
+        "chunkwise",
+        {"K": 12, "V": 20},
         """
 recurrence gated_delta:
     dim    K, V
@@ -97,9 +100,11 @@ recurrence gated_delta:
     S = exp(g) * S
     S = S + beta * outer(k, v - l2norm(k) @ S)
     output o = q @ S
-"""),
+""",
+    ),
     "a decay over the key dimension": (
-        "chunkwise", {"K": 12, "V": 20},
+        "chunkwise",
+        {"K": 12, "V": 20},
         """
 recurrence diagonal:
     dim    K, V
@@ -107,9 +112,11 @@ recurrence diagonal:
     state  S[K, V]
     S = exp(g) * S + outer(k, v)
     output o = q @ S
-"""),
+""",
+    ),
     "a real scan": (
-        "associative_scan", {"D": 5},
+        "associative_scan",
+        {"D": 5},
         """
 recurrence real_scan:
     dim    D
@@ -117,9 +124,11 @@ recurrence real_scan:
     state  h[D]
     h = sigmoid(f) * h + (1 - sigmoid(f)) * x
     output o = tanh(h)
-"""),
+""",
+    ),
     "a complex scan": (
-        "associative_scan", {"N": 3, "D": 5},
+        "associative_scan",
+        {"N": 3, "D": 5},
         """
 recurrence complex_scan:
     dim    D, N
@@ -128,9 +137,11 @@ recurrence complex_scan:
     state  h[D, N] complex
     h = polar(exp(-dt * dt), angle) * h + x * Bp
     output y = real(h @ C)
-"""),
+""",
+    ),
     "a cell, step by step": (
-        "sequential", {"D": 5},
+        "sequential",
+        {"D": 5},
         """
 recurrence cell:
     dim    D
@@ -140,7 +151,8 @@ recurrence cell:
     state  h[D]
     h = rename(tanh(R @ h), E, D) + x
     output o = h
-"""),
+""",
+    ),
 }
 
 

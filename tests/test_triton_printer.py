@@ -15,7 +15,7 @@ from triton_plans import linear_attention as gated_attention
 
 from recur.codegen.triton_printer import print_helpers
 from recur.ir.plan import Plan
-from recur.runtime.build import KernelReport, LINTS, build_module, count_register_dots, kernels_of, shared_limit
+from recur.runtime.build import LINTS, KernelReport, build_module, count_register_dots, kernels_of, shared_limit
 
 HERE = Path(__file__).parent
 COMPILES = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton was imported to interpret")
@@ -24,8 +24,13 @@ COMPILES = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason=
 @pytest.mark.slow
 def test_interpreted() -> None:
     """test_triton_interpreted.py, in a process of its own with the interpreter chosen."""
-    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", str(HERE / "test_triton_interpreted.py")],
-                         env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=HERE.parent, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", str(HERE / "test_triton_interpreted.py")],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout[-4000:]
 
 
@@ -41,9 +46,14 @@ def test_build(target: str) -> None:
 
 
 @COMPILES
-@pytest.mark.parametrize(("plan", "sizes"), [
-    (linear_attention(), {"K": 12, "V": 40}), (elementwise_scan(), {"D": 5}), (nonlinear_steps(), {"D": 5}),
-])
+@pytest.mark.parametrize(
+    ("plan", "sizes"),
+    [
+        (linear_attention(), {"K": 12, "V": 40}),
+        (elementwise_scan(), {"D": 5}),
+        (nonlinear_steps(), {"D": 5}),
+    ],
+)
 def test_builds_odd_sizes(plan: Plan, sizes: dict[str, int]) -> None:
     report = build_module(load_stage(plan, sizes, chunk=16), "sm_90", "fp32")
     assert all(kernel.stack == 0 for kernel in report.kernels)
@@ -77,11 +87,19 @@ def test_helpers_come_with_what_they_call() -> None:
 
 
 def test_output_is_deterministic() -> None:
-    code = ("import sys; sys.path.insert(0, 'tests'); from triton_plans import *; "
-            "print(print_source(linear_attention(), {'K': 48, 'V': 64}, 64))")
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from triton_plans import *; "
+        "print(print_source(linear_attention(), {'K': 48, 'V': 64}, 64))"
+    )
     texts = {
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, cwd=HERE.parent,
-                       capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=HERE.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for seed in ("0", "1")
     }
     assert len(texts) == 1
@@ -96,8 +114,8 @@ def test_lints() -> None:
 
 def test_register_dots_are_counted() -> None:
     ttgir = (
-        "%1 = ttng.warp_group_dot %a, %b, %c : tensor<64x64xbf16, #dot> * !ttg.memdesc<64x64xbf16> -> tensor<64x64xf32>\n"
-        "%2 = ttng.warp_group_dot %a, %b, %c : !ttg.memdesc<64x64xbf16> * !ttg.memdesc<64x64xbf16> -> tensor<64x64xf32>\n"
+        "%1 = ttng.warp_group_dot %a, %b, %c : tensor<64x64xbf16> * !ttg.memdesc<64x64xbf16> -> tensor<64x64xf32>\n"
+        "%2 = ttng.warp_group_dot %a, %b, %c : !ttg.memdesc<64x64xbf16> * !ttg.memdesc<64x64xbf16> -> tensor<64x64xf32>"
     )
     assert count_register_dots(ttgir) == 1
 

@@ -33,7 +33,8 @@ def at_state(name: str, *dims: str) -> Access:
 
 def plan(stage: str, arguments: tuple[Buffer, ...], forward: tuple[Kernel, ...], **rest: Any) -> Plan:
     empty: dict[str, Any] = dict.fromkeys(
-        ("initial", "results", "final", "saved", "workspace", "backward", "gradients"), ())
+        ("initial", "results", "final", "saved", "workspace", "backward", "gradients"), ()
+    )
     return Plan(stage=stage, strategy="chunkwise", arguments=arguments, forward=forward, cost=COST, **(empty | rest))
 
 
@@ -61,12 +62,19 @@ def linear_attention() -> Plan:
     b.loop("chunks", body, (Carry(S, start, following),))
     b.store(at_state("S_T", "K", "V"), S)
     kernel = Kernel(
-        "walk", ("batch", "head", "tile:V"), (ROWS, KEYS, Axis("V", "size", "V", "grid")), tuple(b.statements),
-        ("S <- 2^{G_C} S + (2^{G_C - G} K)^T V", "O = (2^G Q) S + tril(Q K^T 2^{G_r - G_s}) V"), "forward walk",
+        "walk",
+        ("batch", "head", "tile:V"),
+        (ROWS, KEYS, Axis("V", "size", "V", "grid")),
+        tuple(b.statements),
+        ("S <- 2^{G_C} S + (2^{G_C - G} K)^T V", "O = (2^G Q) S + tril(Q K^T 2^{G_r - G_s}) V"),
+        "forward walk",
     )
     return plan(
-        "linear_attention", (token("q", "K"), token("k", "K"), token("v", "V"), token("g")), (kernel,),
-        initial=(state("S_0", "K", "V"),), results=(Buffer("o", ("B", "T", "H", "V"), "operand"),),
+        "linear_attention",
+        (token("q", "K"), token("k", "K"), token("v", "V"), token("g")),
+        (kernel,),
+        initial=(state("S_0", "K", "V"),),
+        results=(Buffer("o", ("B", "T", "H", "V"), "operand"),),
         final=(state("S_T", "K", "V"),),
     )
 

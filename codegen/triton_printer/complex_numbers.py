@@ -95,7 +95,9 @@ def apply(op: str, args: Sequence[Pair], attrs: Sequence[Attr]) -> Pair | None:
             return Pair(f"tl.sqrt({squared_modulus(x)})")
         case "where":
             _, yes, no = args
-            return Pair(f"tl.where({x.re}, {yes.re}, {no.re})", f"tl.where({x.re}, {yes.im or '0.0'}, {no.im or '0.0'})")
+            return Pair(
+                f"tl.where({x.re}, {yes.re}, {no.re})", f"tl.where({x.re}, {yes.im or '0.0'}, {no.im or '0.0'})"
+            )
     raise ValueError(f"{op} of a complex number is not printed")
 
 

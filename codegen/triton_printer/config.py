@@ -60,7 +60,8 @@ def complete_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
     extents = {a.name: a.extent for k in plan.forward + plan.backward for a in k.axes if a.kind == "size"}
     renamed = [
         (extents[str(s.attr("old"))], extents.get(str(s.attr("new")), str(s.attr("new"))))
-        for k in plan.forward + plan.backward for s in statements_of(k.body)
+        for k in plan.forward + plan.backward
+        for s in statements_of(k.body)
         if isinstance(s, Let) and s.op == "rename" and str(s.attr("old")) in extents
     ]
     for _ in range(2):  # once more for names that are only known through later renamings

@@ -44,11 +44,11 @@ def _logsigmoid(x):
     """-log(1 + exp(-x)), with the exponential of -|x| only."""
     return tl.minimum(x, 0.0) - _log1p(tl.exp(-tl.abs(x)))
 ''',
-    "_sign": '''
+    "_sign": """
 @triton.jit
 def _sign(x):
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
-''',
+""",
     "_tanh": '''
 @triton.jit
 def _tanh(x):

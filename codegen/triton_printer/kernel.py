@@ -1,4 +1,4 @@
-"""One kernel of a plan as a @triton.jit function: its frame, memory accesses and loops; operations.py prints the rest."""
+"""One kernel of a plan as a @triton.jit function: frame, memory accesses and loops; operations.py prints the rest."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from recur.codegen.triton_printer.templates import render
 from recur.ir.tile import Access, Kernel, Let, Loop, Statement, Store
 
 INDENT = "    "
+WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,13 @@ class PrintedKernel:
     grid: tuple[tuple[str, str], ...]
 
 
-def print_kernel(name: str, kernel: Kernel, dims: dict[str, tuple[BufferDim, ...]], config: StageConfig,
-                 complex_buffers: frozenset[str]) -> PrintedKernel:
+def print_kernel(
+    name: str,
+    kernel: Kernel,
+    dims: dict[str, tuple[BufferDim, ...]],
+    config: StageConfig,
+    complex_buffers: frozenset[str],
+) -> PrintedKernel:
     """``dims``: the resolved dimensions of every buffer of the stage."""
     return KernelPrinter(kernel, dims, config, complex_buffers).print(name)
 
@@ -50,8 +56,13 @@ def print_kernel(name: str, kernel: Kernel, dims: dict[str, tuple[BufferDim, ...
 class KernelPrinter:
     """Prints one kernel; all state is the growing list of lines."""
 
-    def __init__(self, kernel: Kernel, dims: dict[str, tuple[BufferDim, ...]], config: StageConfig,
-                 complex_buffers: frozenset[str]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        dims: dict[str, tuple[BufferDim, ...]],
+        config: StageConfig,
+        complex_buffers: frozenset[str],
+    ) -> None:
         self.kernel, self.dims, self.config, self.complex_buffers = kernel, dims, config, complex_buffers
         self.layout = Layout(kernel, config)
         self.words = self.layout.words
@@ -77,9 +88,14 @@ class KernelPrinter:
         constants = self._constants(words)
         counts = tuple((letter, word) for letter, word in counts if word in words)
         text = render(
-            "kernel.jinja", name=name, equations=self.kernel.equations, role=self.kernel.role,
-            pointers=[pointer_name(b) for b in self.buffers], counts=[word for _, word in counts],
-            constants=[constant for constant, _ in constants], dot_type="DOT" in words, body=lines,
+            "kernel.jinja",
+            name=name,
+            equations=self.kernel.equations,
+            role=self.kernel.role,
+            pointers=[pointer_name(b) for b in self.buffers],
+            counts=[word for _, word in counts],
+            constants=[constant for constant, _ in constants] + (["DOT"] if "DOT" in words else []),
+            body=lines,
         )
         return PrintedKernel(name, text, tuple(self.buffers), counts, constants, "DOT" in words, self._grid())
 
@@ -105,8 +121,8 @@ class KernelPrinter:
         for entry in reversed(self.kernel.grid):
             size = sizes[entry] if entry in sizes else "" if entry == "batch" else str(self._tiles(entry))
             if size == "1":
-                value = "0"
-            elif entry == self.kernel.grid[0]:
+                continue
+            if entry == self.kernel.grid[0]:
                 value = rest
             else:
                 value, rest = f"{rest} % {size}", f"{rest} // {size}"
@@ -120,7 +136,7 @@ class KernelPrinter:
     def _define_axis(self, name: str) -> None:
         axis = self.layout.axes[name]
         lanes = f"tl.arange(0, {axis.block_name})"
-        if axis.root.place != "whole":
+        if axis.root.place != "whole" and axis.tiles > 1:
             lanes = f"{self.layout.tile_index(name)} * {axis.block_name} + {lanes}"
         self._define(axis.index, lanes)
         if axis.extent is not None and axis.padded:
@@ -238,7 +254,8 @@ class KernelPrinter:
         if entry in ("batch", "head"):
             return entry, None
         if entry.startswith("tile:"):
-            return self._tile_index(entry), None
+            single = self._tiles(entry) == 1
+            return ("" if single else self._tile_index(entry)), None
         return "", entry
 
     def _count(self, dim: BufferDim) -> str:
@@ -246,15 +263,25 @@ class KernelPrinter:
             return str(self.layout.axes[dim.name].tiles)
         if dim.kind == "size":
             return str(self.layout.sizes.get(dim.name, dim.name)) if dim.name.isdigit() else dim.name
-        words = {"batch": "B", "head": self.words["H"], "time": self.words["T"], "chunks": self.words["N"],
-                 "boundaries": f"({self.words['N']} + 1)", "rows": self.words["C"]}
+        words = {
+            "batch": "B",
+            "head": self.words["H"],
+            "time": self.words["T"],
+            "chunks": self.words["N"],
+            "boundaries": f"({self.words['N']} + 1)",
+            "rows": self.words["C"],
+        }
         return words[dim.kind]
 
     def _mask(self, access: Access, axes: tuple[str, ...]) -> str:
         masks = [align(self.layout.axes[a].mask, (a,), axes) for a in axes if self.layout.axes[a].padded]
         if access.shift:
             token = f"chunk * {self.words['C']} + {self.layout.axes[access.rows].index}" if access.rows else "token"
-            beyond = f"({token} >= {-access.shift})" if access.shift < 0 else f"({token} < {self.words['T']} - {access.shift})"
+            beyond = (
+                f"({token} >= {-access.shift})"
+                if access.shift < 0
+                else f"({token} < {self.words['T']} - {access.shift})"
+            )
             masks.append(align(beyond, (access.rows,), axes) if access.rows else beyond)
         return " & ".join(masks)
 
@@ -280,4 +307,41 @@ def pruned(lines: list[Line]) -> list[str]:
             continue
         read |= set(re.findall(r"\w+", line.text.split("#")[0].split(" = ", 1)[-1]))
         kept.append(line.text)
-    return kept[::-1]
+    return [part for text in reversed(kept) for part in wrapped(text)]
+
+
+def wrapped(line: str) -> list[str]:
+    """The line, or where it is too long its first call with several arguments spread over lines."""
+    if len(line) <= WIDTH or line.lstrip().startswith("#"):
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    for match in re.finditer(r"[\w.]+\(", line):
+        end = closing(line, match.end() - 1)
+        arguments = split_arguments(line[match.end() : end])
+        if len(arguments) > 1:
+            inner = f"{indent}{INDENT}{', '.join(arguments)},"
+            lines = [inner] if len(inner) <= WIDTH else [f"{indent}{INDENT}{argument}," for argument in arguments]
+            return [line[: match.end()], *lines, f"{indent}{line[end:]}"]
+    return [line]
+
+
+def closing(text: str, opening: int) -> int:
+    """Where the bracket that opens at ``opening`` closes."""
+    depth = 0
+    for position in range(opening, len(text)):
+        depth += (text[position] in "([") - (text[position] in ")]")
+        if depth == 0:
+            return position
+    raise ValueError(f"unbalanced brackets: {text}")
+
+
+def split_arguments(text: str) -> list[str]:
+    depth = 0
+    parts = [""]
+    for ch in text:
+        depth += (ch in "([") - (ch in ")]")
+        if ch == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += ch
+    return [part.strip() for part in parts]

@@ -1,4 +1,4 @@
-"""Where the axes of tiles lie: their order in memory-like layouts, their block sizes, and the names that stand for them."""
+"""Where the axes of tiles lie: their order, their block sizes, and the names that stand for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from recur.codegen.triton_printer.config import StageConfig, extent_size, is_dot, next_power_of_two, statements_of
 from recur.ir.plan import Plan
-from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Loop, Store, Value
+from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Loop, Store
 
 DimKind = Literal["batch", "head", "time", "chunks", "boundaries", "rows", "tiles", "size"]
 LETTERS: dict[str, DimKind] = {"B": "batch", "T": "time", "H": "head", "N": "chunks", "N+1": "boundaries", "C": "rows"}
@@ -135,7 +135,13 @@ class Layout:
         else:
             block = dict(self.config.launch(self.kernel.name).blocks)[root.name]
         fixed = root.extent.isdigit()
-        block_name = str(block) if fixed else root.extent if block == extent else f"B{self.axes[root.name].word if root.name in self.axes else word}"
+        block_name = (
+            str(block)
+            if fixed
+            else root.extent
+            if block == extent
+            else f"B{self.axes[root.name].word if root.name in self.axes else word}"
+        )
         return TileAxis(name, word, root, block, block_name, extent, root.extent)
 
     def order(self, axes: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Which variable holds which value: single-assignment values become readable names, loop-carried ones are reassigned."""
+"""Which variable holds which value: single-assignment values get readable names, loop-carried ones are reassigned."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ def name_values(kernel: Kernel, layout: Layout) -> dict[str, str]:
     ``S = tl.zeros(...)``, ``S = decay * S + ...``.
     """
     shared = dict(_shared(kernel))
-    taken = _reserved(kernel, layout)
-    names: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    shortest: dict[str, str] = {}
     for value in values_of(kernel.body):
         owner = value.name
         while owner in shared:
             owner = shared[owner]
+        owners[value.name] = owner
+        shortest[owner] = min(shortest.get(owner, value.name), value.name, key=len)
+    taken = _reserved(kernel, layout)
+    names: dict[str, str] = {}
+    for value in values_of(kernel.body):
+        owner = owners[value.name]
         if owner not in names:
-            names[owner] = safe_name(owner, taken)
+            names[owner] = safe_name(shortest[owner], taken)
             taken |= {f"{names[owner]}_re", f"{names[owner]}_im"} if value.is_complex else set()
-        names[value.name] = names[owner]
-    return names
+    return {name: names[owner] for name, owner in owners.items()}
 
 
 def values_of(body: tuple[Statement, ...]) -> Iterator[Value]:

@@ -101,8 +101,12 @@ class OperationPrinter:
         lines: list[str] = []
         for carry in loop.carries:
             start = self.expanded(carry.init, self.layout.order(carry.phi.axes))
-            lines += self._rebind(carry.phi, start if carry.phi.axes or not self.tile(carry.init).is_number
-                                  else start.map(lambda part: f"tl.full((), {part}, tl.float32)"))
+            lines += self._rebind(
+                carry.phi,
+                start
+                if carry.phi.axes or not self.tile(carry.init).is_number
+                else start.map(lambda part: f"tl.full((), {part}, tl.float32)"),
+            )
         return lines
 
     def end_carries(self, loop: Loop) -> list[str]:
@@ -139,17 +143,26 @@ class OperationPrinter:
         attrs = tuple(value for _, value in let.attrs)
         parts = complex_numbers.apply(let.op, args, attrs)
         if parts is None:
-            text = print_power(args[0].re, float(attrs[0])) if let.op == "pow" else OPERATORS[let.op].triton.format(  # type: ignore[arg-type]
-                *(self._as_tensor(let.op, arg, p.re) for arg, p in zip(let.args, args, strict=True)))
+            text = (
+                print_power(args[0].re, float(attrs[0]))
+                if let.op == "pow"
+                else OPERATORS[let.op].triton.format(  # type: ignore[arg-type]
+                    *(self._as_tensor(let.op, arg, p.re) for arg, p in zip(let.args, args, strict=True))
+                )
+            )
             parts = Pair(text)
         if let.op in ("real", "imag"):
             return self.alias(let.out, parts, is_number(parts.re))
         out_axes = self.layout.order(let.out.axes)
         if let.out.is_complex:
             shape = self.layout.shape(out_axes)
-            parts = Pair(*(f"tl.full({shape}, {p}, tl.float32)" if is_number(p) else p for p in (parts.re, parts.im or "0.0")))
+            parts = Pair(
+                *(f"tl.full({shape}, {p}, tl.float32)" if is_number(p) else p for p in (parts.re, parts.im or "0.0"))
+            )
         if axes != out_axes:
-            parts = parts.map(lambda part: f"tl.broadcast_to({align(part, axes, out_axes)}, {self.layout.shape(out_axes)})")
+            parts = parts.map(
+                lambda part: f"tl.broadcast_to({align(part, axes, out_axes)}, {self.layout.shape(out_axes)})"
+            )
         return self.bind(let.out, parts)
 
     def _as_tensor(self, op: str, arg: Value, text: str) -> str:
@@ -165,8 +178,10 @@ class OperationPrinter:
         if let.op == "pow":
             return self.alias(let.out, Pair(f"({texts[0]} ** {let.attrs[0][1]})"), is_number=True)
         args = [f"tl.full((), {text}, tl.float32)" for text in texts]
-        return self.bind(let.out, complex_numbers.apply(let.op, [Pair(a) for a in args], ())
-                         or Pair(OPERATORS[let.op].triton.format(*args)))
+        return self.bind(
+            let.out,
+            complex_numbers.apply(let.op, [Pair(a) for a in args], ()) or Pair(OPERATORS[let.op].triton.format(*args)),
+        )
 
     def _print_const(self, let: Let) -> list[str]:
         return self.alias(let.out, Pair(number(float(let.attr("value")))), is_number=True)  # type: ignore[arg-type]
@@ -289,7 +304,9 @@ class OperationPrinter:
         over = tuple(let.attr("over"))  # type: ignore[arg-type]
         x = let.args[0]
         padded = tuple(a for a in over if self.layout.axes[a].padded)
-        return self.bind(let.out, Pair(self._sum(self.masked(x, padded, 'float("-inf")').re, self.tile(x).axes, over, "tl.max")))
+        return self.bind(
+            let.out, Pair(self._sum(self.masked(x, padded, 'float("-inf")').re, self.tile(x).axes, over, "tl.max"))
+        )
 
     def _print_cumsum(self, let: Let) -> list[str]:
         x, axis = let.args[0], str(let.attr("axis"))
@@ -305,7 +322,7 @@ class OperationPrinter:
         return self._print_composed(let, "_compose_max")
 
     def _print_composed(self, let: Let, combine: str) -> list[str]:
-        """From the first row to the last; towards the first row, on rows turned round (Triton's own `reverse` is not sound)."""
+        """From the first row to the last; the other way on rows turned round (Triton's own `reverse` is not sound)."""
         axes = self.layout.order(let.out.axes)
         axis = str(let.attr("axis"))
         inputs: list[str] = []
@@ -317,13 +334,19 @@ class OperationPrinter:
         if is_reverse(let):
             block = self.layout.axes[axis].block_name
             inputs = [self._row(part, axis, axes, f"{block} - 1 - {self.layout.axes[axis].index}") for part in inputs]
-            turn = [f"{out} = {self._row(out, axis, axes, f'{block} - 1 - {self.layout.axes[axis].index}')}" for out in outs]
+            turn = [
+                f"{out} = {self._row(out, axis, axes, f'{block} - 1 - {self.layout.axes[axis].index}')}" for out in outs
+            ]
         scanned = f"tl.associative_scan(({', '.join(inputs)}), {axes.index(axis)}, {combine})"
         return [f"{', '.join(outs)} = {scanned}", *turn]
 
     def _row(self, text: str, axis: str, axes: tuple[str, ...], source: str) -> str:
         """The tile whose row r is row ``source`` of the given one."""
-        index = source if len(axes) == 1 else f"tl.broadcast_to({align(f'({source})', (axis,), axes)}, {self.layout.shape(axes)})"
+        index = (
+            source
+            if len(axes) == 1
+            else f"tl.broadcast_to({align(f'({source})', (axis,), axes)}, {self.layout.shape(axes)})"
+        )
         return f"tl.gather({text}, {index}, {axes.index(axis)})"
 
     def _print_previous(self, let: Let) -> list[str]:
@@ -359,8 +382,9 @@ class OperationPrinter:
         """One entry along an axis: the sum over it with all others masked (tiles in registers cannot be sliced)."""
         tile = self.tile(let.args[0])
         chosen = f"{align(self.layout.axes[axis].index, (axis,), tile.axes)} == {entry}"
-        return self.bind(let.out, tile.parts.map(
-            lambda part: self._sum(f"tl.where({chosen}, {part}, 0.0)", tile.axes, (axis,))))
+        return self.bind(
+            let.out, tile.parts.map(lambda part: self._sum(f"tl.where({chosen}, {part}, 0.0)", tile.axes, (axis,)))
+        )
 
     def _print_place(self, let: Let) -> list[str]:
         axis = str(let.attr("axis"))
@@ -389,7 +413,9 @@ class OperationPrinter:
         axes = self.layout.order(let.out.axes)
         r, c = (align(self.layout.axes[a].index, (a,), axes) for a in (row, column))
         offset = int(let.attr("offset"))  # type: ignore[arg-type]
-        return self.bind(let.out, Pair(f"{r} >= {c}{f' + {offset}' if offset else ''}" if offset != 1 else f"{r} > {c}"))
+        return self.bind(
+            let.out, Pair(f"{r} >= {c}{f' + {offset}' if offset else ''}" if offset != 1 else f"{r} > {c}")
+        )
 
     def _print_valid(self, let: Let) -> list[str]:
         axis = str(let.attr("axis"))
@@ -408,8 +434,10 @@ class OperationPrinter:
         precision = "ieee" if axis.block <= IEEE_SIDE else "tf32x3"
         flipped = self.tile(lower).axes != (row, column)
         text = transposed(self.masked(lower, wild).re, flipped)
-        return self.bind(let.out, Pair(transposed(
-            f'_unit_lower_inverse({text}, {axis.block_name}, {levels}, "{precision}")', flipped)))
+        return self.bind(
+            let.out,
+            Pair(transposed(f'_unit_lower_inverse({text}, {axis.block_name}, {levels}, "{precision}")', flipped)),
+        )
 
     def _print_eye(self, let: Let) -> list[str]:
         row, column = self.layout.order(let.out.axes)
@@ -425,8 +453,9 @@ class OperationPrinter:
         position = tile.axes.index(axis)
         if len(tile.axes) == 2:
             order = ("{x}, {h}", "{h}, {x}")[position == 0]
-            return self.bind(let.out, clean.map(
-                lambda part: f'tl.dot({order.format(x=part, h=matrix)}, input_precision="tf32x3")'))
+            return self.bind(
+                let.out, clean.map(lambda part: f'tl.dot({order.format(x=part, h=matrix)}, input_precision="tf32x3")')
+            )
         lanes = ", ".join(":" if i in (position, position + 1) else "None" for i in range(len(tile.axes) + 1))
         moved = ", ".join([":"] * (position + 1) + ["None"] + [":"] * (len(tile.axes) - position - 1))
         return self.bind(let.out, clean.map(lambda part: f"tl.sum({part}[{moved}] * {matrix}[{lanes}], {position})"))

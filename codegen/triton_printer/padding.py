@@ -1,7 +1,8 @@
-"""What every tile holds on the padding of its axes: blocks are powers of two, so tiles reach past their tensors.
+"""What every tile holds on the padding of its axes: blocks are powers of two, so tiles overhang their tensors.
 
-Loads read zero there. ZERO survives operations that keep zeros, and makes a sum over the axis right as it stands; FINITE
-is harmless beside a ZERO factor; WILD may be infinite or NaN (a quotient, a logarithm) and is masked before it is summed.
+Loads read zero there. ZERO survives operations that keep zeros, and makes a sum over the axis right as it stands;
+FINITE is harmless beside a ZERO factor; WILD may be infinite or NaN (a quotient, a logarithm) and is masked before it
+is summed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from recur.ir.tile import Kernel, Let, Loop, Statement, Value
 from recur.operators import OPERATORS
 
 WILD_FROM_ZERO = frozenset({"div", "log", "log2", "rsqrt", "pow"})
+EVERYWHERE = "everywhere"  # the entry of a tile that is zero along any axis, its own or not
 
 
 class Fill(IntEnum):
@@ -38,6 +40,8 @@ def _infer_block(body: Iterable[Statement], known: dict[str, Fills]) -> None:
         if isinstance(statement, Let):
             for out in statement.outs:
                 known[out.name] = {axis: _fill_of(statement, axis, known) for axis in out.axes}
+            if statement.op == "zeros" or (statement.op == "const" and statement.attr("value") == 0):
+                known[statement.out.name] = {**known[statement.out.name], EVERYWHERE: Fill.ZERO}
         elif isinstance(statement, Loop):
             _infer_loop(statement, known)
 
@@ -56,8 +60,9 @@ def _infer_loop(loop: Loop, known: dict[str, Fills]) -> None:
 
 
 def _of(value: Value, axis: str, known: Mapping[str, Fills]) -> Fill:
-    """A tile without the axis repeats one ordinary number along it."""
-    return known[value.name].get(axis, Fill.FINITE)
+    """A tile without the axis repeats one ordinary number along it, which may be known to be zero."""
+    fills = known[value.name]
+    return fills.get(axis, fills.get(EVERYWHERE, Fill.FINITE))
 
 
 def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
@@ -66,7 +71,9 @@ def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
         case "load" | "zeros" | "place":
             return Fill.ZERO
         case "const" | "size" | "full" | "eye" | "after" | "expand":
-            return Fill.FINITE if not let.args else min(fills[0], Fill.ZERO if axis in let.args[0].axes else Fill.FINITE)
+            return (
+                Fill.FINITE if not let.args else min(fills[0], Fill.ZERO if axis in let.args[0].axes else Fill.FINITE)
+            )
         case "rename":
             back = {str(let.attr("new")): str(let.attr("old"))}
             return known[let.args[0].name].get(back.get(axis, axis), Fill.FINITE)

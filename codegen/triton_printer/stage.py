@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.kernel import PrintedKernel, print_kernel
-from recur.codegen.triton_printer.layout import BufferDim, all_buffers, resolve_dims, safe_name
+from recur.codegen.triton_printer.layout import BufferDim, Layout, all_buffers, resolve_dims, safe_name
 from recur.codegen.triton_printer.templates import render
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel
 
-COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "chunks": "N", "boundaries": "N + 1"}
+COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "chunks": "N"}
 
 
 def print_stage(plan: Plan, config: StageConfig) -> str:
@@ -47,13 +47,18 @@ class StagePrinter:
             stage=self.plan.stage,
             kernels=[self.printed[k.name] for k in self.plan.forward + self.plan.backward],
             launches={self.printed[name].name: launch for name, launch in self.config.launches},
-            pointer_types={p.name: [self._pointer_type(b) for b in p.buffers] for p in self.printed.values()},
-            forward=self._host(self.plan.forward, self._given_forward(), self.plan.results + self.plan.final + self.plan.saved),
+            argument_types={
+                p.name: [self._pointer_type(b) for b in p.buffers] + ["i32"] * len(p.counts)
+                for p in self.printed.values()
+            },
+            forward=self._host(
+                self.plan.forward, self._given_forward(), self.plan.results + self.plan.final + self.plan.saved
+            ),
             backward=self._host(self.plan.backward, self._given_backward(), ()),
-            results=self._tuple(self.plan.results),
-            final=self._tuple(self.plan.final),
-            saved=self._tuple(self.plan.saved),
-            gradients=[self._gradient(line) for line in self.plan.gradients],
+            results=print_tuple([self.names[b.name] for b in self.plan.results]),
+            final=print_tuple([self.names[b.name] for b in self.plan.final]),
+            saved=print_tuple([self.names[b.name] for b in self.plan.saved]),
+            gradients=print_tuple([self._gradient(line) for line in self.plan.gradients]),
         )
 
     def _given_forward(self) -> tuple[str, ...]:
@@ -63,7 +68,9 @@ class StagePrinter:
         cotangents = tuple(f"d_{b.name}" for b in self.plan.results + self.plan.final)
         return self._given_forward() + tuple(b.name for b in self.plan.saved) + cotangents
 
-    def _host(self, kernels: tuple[Kernel, ...], given: tuple[str, ...], always: tuple[Buffer, ...]) -> dict[str, object]:
+    def _host(
+        self, kernels: tuple[Kernel, ...], given: tuple[str, ...], always: tuple[Buffer, ...]
+    ) -> dict[str, object]:
         """One host function: its parameters, counts, allocations and launches."""
         used = dict.fromkeys(b for k in kernels for b in self.printed[k.name].buffers)
         allocated = [name for name in dict.fromkeys([*(b.name for b in always), *used]) if name not in given]
@@ -94,7 +101,7 @@ class StagePrinter:
         return lines
 
     def _launch(self, kernel: PrintedKernel) -> dict[str, object]:
-        grid = " * ".join(self.counts.get(size, size) for size in dict(kernel.grid).values()) or "1"
+        grid = " * ".join(self.counts.get(size, size) for _, size in kernel.grid if size != "1") or "1"
         arguments = [self._pointer(name) for name in kernel.buffers]
         arguments += [self.counts[letter] for letter, _ in kernel.counts]
         dot_type = f"DOT=_dot_type({self.names[self._operand()]})" if kernel.has_dot_type else ""
@@ -106,12 +113,13 @@ class StagePrinter:
 
     def _shape(self, buffer: str) -> str:
         entries = [self._entry(dim, buffer) for dim in self.dims[buffer]]
-        return f"({', '.join(entries)}{',' if len(entries) == 1 else ''})"
+        return print_tuple(entries)
 
     def _entry(self, dim: BufferDim, buffer: str) -> str:
+        if dim.kind == "boundaries":
+            return f"{self.counts['N']} + 1"
         if dim.kind in COUNT_KINDS:
-            return COUNT_KINDS[dim.kind].replace(dim.kind, "").replace("N", self.counts["N"]) if dim.kind in (
-                "chunks", "boundaries") else self.counts[COUNT_KINDS[dim.kind]]
+            return self.counts[COUNT_KINDS[dim.kind]]
         if dim.kind == "rows":
             return str(self.config.chunk)
         if dim.kind == "tiles":
@@ -120,12 +128,12 @@ class StagePrinter:
 
     def _tiles(self, axis: str, buffer: str) -> int:
         """How many tiles of the axis the kernel that writes the buffer runs over."""
-        from recur.codegen.triton_printer.layout import Layout
-
         kernels = [k for k in self.plan.forward + self.plan.backward if buffer in self.printed[k.name].buffers]
         counts = {Layout(k, self.config).axes[axis].tiles for k in kernels if any(a.name == axis for a in k.axes)}
         if len(counts) != 1:
-            raise ValueError(f"kernels that share the buffer {buffer} cut axis {axis} differently: {sorted(counts)} tiles")
+            raise ValueError(
+                f"kernels that share the buffer {buffer} cut axis {axis} differently: {sorted(counts)} tiles"
+            )
         return counts.pop()
 
     def _operand(self) -> str:
@@ -142,25 +150,27 @@ class StagePrinter:
         return "torch.complex64" if declared.is_complex else "torch.float32"
 
     def _pointer_type(self, buffer: str) -> str:
-        """"*input" stands for the operand type, which the caller chooses."""
+        """ "*input" stands for the operand type, which the caller chooses."""
         dtype = self._dtype(buffer)
         return "*input" if dtype.endswith(".dtype") and not self.buffers[buffer].is_complex else "*fp32"
 
-    def _gradient(self, line: Gradient) -> tuple[str, str]:
-        """(name, expression): the sum of the line's contributions in their order, in the argument's own type."""
+    def _gradient(self, line: Gradient) -> str:
+        """The sum of the line's contributions in their order, in the argument's own type."""
         terms = []
         for part in line.contributions:
             letters = self.buffers[part.buffer].layout
             positions = ", ".join(str(letters.index(letter)) for letter in part.sum_over)
             terms.append(self.names[part.buffer] + (f".sum(dim=({positions},))" if positions else ""))
-        total = " + ".join(terms) if terms else f"torch.zeros_like({self.names[line.of]})"
-        if len(terms) == 1 and self._dtype(line.contributions[0].buffer) == f"{self.names[line.of]}.dtype":
-            return self.names[line.of], total
-        total = f"({total})" if len(terms) > 1 else total
-        return self.names[line.of], f"{total}.to({self.names[line.of]}.dtype)" if terms else total
+        of = self.names[line.of]
+        if not terms:
+            return f"torch.zeros_like({of})"
+        if len(terms) == 1 and self._dtype(line.contributions[0].buffer) == f"{of}.dtype":
+            return terms[0]
+        return f"{terms[0] if len(terms) == 1 else '(' + ' + '.join(terms) + ')'}.to({of}.dtype)"
 
-    def _tuple(self, buffers: tuple[Buffer, ...]) -> str:
-        return "(" + "".join(f"{self.names[b.name]}, " for b in buffers).rstrip(" ") + ")"
+
+def print_tuple(items: Sequence[str]) -> str:
+    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
 
 
 def function_name(stage: str, kernel: Kernel) -> str:

@@ -9,7 +9,7 @@ import jinja2
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("recur.codegen.triton_printer", "."),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -17,6 +17,8 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
+    environment.filters["quoted"] = '"{}"'.format
+    return environment
 
 
 def render(template: str, **values: object) -> str:
