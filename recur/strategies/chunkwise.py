@@ -36,8 +36,8 @@ from recur.strategies.prune import prune_kernel
 
 NAME = "chunkwise"
 
-CHUNK = 64  # tokens a chunk
-CHUNK_OVER_DIMS = 16  # where a decay runs over dims: its pairs are evaluated one by one
+CHUNK = 32  # tokens a chunk: twice as many spill the registers of a program that holds every gradient
+SHORT_CHUNK = 16  # where a decay runs over dims, whose pairs are evaluated one by one, and where a token reads twice
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Plan | Reject:
@@ -69,7 +69,8 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
 
 def chunk_length(shape: Shape) -> int:
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
-    return CHUNK_OVER_DIMS if over_dims else CHUNK
+    many_reads = any(len(f.reads) > 1 for f in shape.forms)
+    return SHORT_CHUNK if over_dims or many_reads else CHUNK
 
 
 def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
