@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -48,10 +48,7 @@ def bind_arguments(
     """
     tensors = match_tensors(rec, args, kwargs, one_token)
     has_heads = _infer_heads(rec, tensors, one_token)
-    if one_token:
-        tensors |= {v.name: tensors[v.name].unsqueeze(1) for v in rec.inputs if v.role == "input"}
-    if not has_heads:
-        tensors |= {v.name: tensors[v.name].unsqueeze(2 if v.role == "input" else 0) for v in rec.inputs}
+    tensors = _with_axes(rec, tensors, one_token, has_heads)
     shapes = _Shapes(rec, one_token, has_heads)
     for v in rec.inputs:
         shapes.bind(v, tensors[v.name])
@@ -61,6 +58,43 @@ def bind_arguments(
     sizes = {d.name: shapes.found[rec.root_dim(d.name), "dim"][0] for d in rec.dims}
     batch, tokens, heads = (shapes.found[axis, "lead"][0] for axis in ("B", "T", "H"))
     return Call(tensors, sizes, batch, tokens, heads, has_heads, first.dtype, first.device)
+
+
+class Binder:
+    """`bind_arguments` for one recurrence, which checks the same shapes, dtypes and devices once."""
+
+    KEPT = 256
+
+    def __init__(self, rec: Recurrence) -> None:
+        self.rec = rec
+        self.names = tuple(v.name for v in rec.inputs)
+        self.known: dict[tuple[object, ...], Call] = {}
+
+    def bind(self, args: Sequence[object], kwargs: Mapping[str, object], one_token: bool = False) -> Call:
+        rest = self.names[len(args) :]
+        if len(args) > len(self.names) or kwargs.keys() != set(rest):
+            return bind_arguments(self.rec, args, kwargs, one_token)  # raises
+        tensors = dict(zip(self.names, (*args, *(kwargs[name] for name in rest)), strict=True))
+        found = [x for x in tensors.values() if isinstance(x, Tensor)]
+        key = (one_token, *((x.shape, x.dtype, x.device) for x in found))
+        call = self.known.get(key) if len(found) == len(tensors) else None
+        if call is None:
+            call = bind_arguments(self.rec, args, kwargs, one_token)
+            if len(self.known) >= self.KEPT:
+                self.known.clear()
+            self.known[key] = replace(call, tensors={})
+            return call
+        named = dict(zip(self.names, found, strict=True))
+        return replace(call, tensors=_with_axes(self.rec, named, one_token, call.has_heads))
+
+
+def _with_axes(rec: Recurrence, tensors: dict[str, Tensor], one_token: bool, has_heads: bool) -> dict[str, Tensor]:
+    """The tensors with the axes of time and heads that the caller left out."""
+    if one_token:
+        tensors = {v.name: tensors[v.name].unsqueeze(1) if v.role == "input" else tensors[v.name] for v in rec.inputs}
+    if not has_heads:
+        tensors = {v.name: tensors[v.name].unsqueeze(2 if v.role == "input" else 0) for v in rec.inputs}
+    return tensors
 
 
 def match_tensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Union
 
@@ -35,6 +36,7 @@ class Op:
         self.name = recurrence.name
         self.__name__ = recurrence.name
         self.__doc__ = recurrence.doc
+        self._binder = arguments.Binder(recurrence)
         self._compiled: dict[tuple[object, ...], Compiled] = {}
 
     def __reduce__(self) -> tuple[type[Op], tuple[Recurrence]]:
@@ -79,7 +81,7 @@ class Op:
         run this recurrence.
         """
         _refuse_packed(cu_seqlens, reset)
-        call = arguments.bind_arguments(self.recurrence, args, kwargs)
+        call = self._binder.bind(args, kwargs)
         outputs, final = self._run(call, initial_state, "initial_state", output_final_state, strategy, backend, debug)
         return _unwrap(outputs), None if final is None else states.unwrap_state(final)
 
@@ -97,7 +99,7 @@ class Op:
 
         ``state``: what the last step or a call's final state gave; None starts a sequence. Errors as for a call.
         """
-        call = arguments.bind_arguments(self.recurrence, args, kwargs, one_token=True)
+        call = self._binder.bind(args, kwargs, one_token=True)
         outputs, final = self._run(call, state, "state", True, strategy, backend, debug)
         assert final is not None
         return _unwrap([x.squeeze(1) for x in outputs]), states.unwrap_state(final)
@@ -178,9 +180,10 @@ class Op:
         if debug:
             arguments.check_ranges(self.recurrence, call.tensors)
         compiled = self._compile(call.sizes, strategy, self._backend(call, backend))
-        outputs, final = compiled.function(
-            *call.tensors.values(), initial_state=initial, output_final_state=output_final_state
-        )
+        with _current(call.device):
+            outputs, final = compiled.function(
+                *call.tensors.values(), initial_state=initial, output_final_state=output_final_state
+            )
         found = list(outputs) if isinstance(outputs, tuple) else [outputs]
         if final is not None:
             final = final if isinstance(final, dict) else dict(zip(self.states, [final], strict=True))
@@ -219,6 +222,11 @@ class Op:
             call = arguments.bind_arguments(self.recurrence, args, kwargs)
             return call, call.sizes
         return None, default_sizes(self.program, kwargs)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Kernels are launched on the current GPU, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _refuse_packed(cu_seqlens: Tensor | None, reset: Tensor | None) -> None:

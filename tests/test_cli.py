@@ -200,7 +200,7 @@ def test_checking_loads_neither_torch_nor_sympy() -> None:
         "import sys; from recur.cli.main import cli; cli(['check', 'ema.rec'], standalone_mode=False); "
         "print([m for m in ('torch', 'triton', 'sympy') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
