@@ -1,4 +1,4 @@
-"""Plans as Triton source: `print_stage` prints a stage, `print_helpers` what its text calls, `HEADER` what it imports."""
+"""Plans as Triton source: `print_stage` prints a stage, `print_helpers` what it calls, `HEADER` what it imports."""
 
 from __future__ import annotations
 

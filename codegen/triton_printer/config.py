@@ -116,7 +116,10 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
 
 
 def is_dot(let: Let) -> bool:
-    return let.op in ("contract", "weigh") and is_matrix_product(*let.args[:2], tuple(let.attr("over")))  # type: ignore[arg-type]
+    """Whether an operation is a product of two matrices, maybe weighted."""
+    if let.op not in ("contract", "weigh"):
+        return False
+    return is_matrix_product(let.args[0], let.args[1], tuple(let.attr("over")))  # type: ignore[arg-type]
 
 
 def is_matrix_product(x: Value, y: Value, over: tuple[str, ...]) -> bool:

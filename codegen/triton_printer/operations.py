@@ -142,15 +142,11 @@ class OperationPrinter:
         args = [self.aligned(arg, axes) for arg in let.args]
         attrs = tuple(value for _, value in let.attrs)
         parts = complex_numbers.apply(let.op, args, attrs)
-        if parts is None:
-            text = (
-                print_power(args[0].re, float(attrs[0]))
-                if let.op == "pow"
-                else OPERATORS[let.op].triton.format(  # type: ignore[arg-type]
-                    *(self._as_tensor(let.op, arg, p.re) for arg, p in zip(let.args, args, strict=True))
-                )
-            )
-            parts = Pair(text)
+        if parts is None and let.op == "pow":
+            parts = Pair(print_power(args[0].re, float(attrs[0])))  # type: ignore[arg-type]
+        elif parts is None:
+            tensors = (self._as_tensor(let.op, arg, p.re) for arg, p in zip(let.args, args, strict=True))
+            parts = Pair(OPERATORS[let.op].triton.format(*tensors))
         if let.op in ("real", "imag"):
             return self.alias(let.out, parts, is_number(parts.re))
         out_axes = self.layout.order(let.out.axes)
@@ -224,7 +220,7 @@ class OperationPrinter:
         cast = "" if in_full else ".to(DOT)"
         sides = [self.layout.axes[a].block for a in (*let.out.axes, over)]
         precision = "ieee" if max(sides) <= IEEE_SIDE else "tf32x3"
-        # The cast comes first: a loaded tile's conversions to float32 and back then fold, and it stays in shared memory.
+        # The cast comes first: a loaded tile's conversions to float32 and back then fold; it stays in shared memory.
         left = left.map(lambda part: transposed(part + cast, self.tile(x).axes[1] != over))
         right = right.map(lambda part: transposed(part + cast, self.tile(y).axes[0] != over))
         dot = lambda a, b: f'tl.dot({a}, {b}, input_precision="{precision}")'  # noqa: E731
@@ -277,12 +273,9 @@ class OperationPrinter:
                 x, y, left, right = y, x, right, left
         weigh = lambda a, b: f"{call}({a}, {b}, {gates}, {extents}{extra})"  # noqa: E731
         parts = complex_numbers.multiply_with(weigh, left, right)
-        if self.layout.order(let.out.axes) != self._weighed_axes(over, row, column, size):
+        if self.layout.order(let.out.axes) != tuple(a for a in (row, column, size) if a not in over):
             parts = parts.map(lambda part: f"tl.trans({part})")
         return self.bind(let.out, parts)
-
-    def _weighed_axes(self, over: tuple[str, ...], row: str, column: str, size: str) -> tuple[str, ...]:
-        return {(size,): (row, column), (column,): (row, size)}.get(over, (column, size))
 
     # reductions and scans
 
