@@ -20,6 +20,7 @@ from recur.ir.normal import (
 )
 from recur.ir.printing import format_node
 from recur.ir.spec import Recurrence
+from recur.ir.verify import verify_program
 
 TABLE = Path(__file__).parent / "goldens" / "zoo_forms.txt"
 
@@ -241,3 +242,18 @@ def test_structure_names_no_model() -> None:
     assert text == ["matrix: no decay, 1 plain write, 1 readout along K; S <- S + k v^T"]
 
 
+
+
+LONG = {
+    "a sum of writes": ["a = outer(k, v)", *["a = a + outer(k, v)"] * 1000, "S = S + a"],
+    "assignments": ["S = S + outer(k, v)"] * 500,
+    "square roots": ["a = beta", *["a = sqrt(a)"] * 1000, "S = a * S + outer(k, v)"],
+    "powers": ["a = exp(g)", *["a = a ** 2"] * 1000, "S = S + a * outer(k, v)"],
+    "reciprocals": ["a = exp(beta)", *["a = 1 / a"] * 1000, "S = S + a * outer(k, v)"],
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_programs(name: str) -> None:
+    """Nothing recurses as deep as the user's expressions, and nothing grows with the square of their number."""
+    verify_program(compile_program(spec("\n".join(LONG[name]))))

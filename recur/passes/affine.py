@@ -223,21 +223,50 @@ def contract_factors(factors: Iterable[Node], over: Iterable[str]) -> tuple[Node
 
 def summands(node: Node) -> list[tuple[Node, ...]]:
     """A sum written out: the factors of each summand of the node, products distributed over sums."""
+    done: dict[Node, list[tuple[Node, ...]]] = {}
+    stack = [node]
+    while stack:
+        top = stack[-1]
+        inner = _inner_sums(top)
+        missing = [n for n in inner if n not in done]
+        if missing:
+            stack.extend(missing)
+            continue
+        stack.pop()
+        done[top] = _summands(top, inner, done)
+        if len(done[top]) > MAX_TERMS:
+            raise NotAffine(top, "has too many terms when written out")
+    return done[node]
+
+
+def _inner_sums(node: Node) -> tuple[Node, ...]:
+    """The nodes whose summands make up the node's."""
     if node.op in ("add", "sub"):
-        left, right = summands(node.args[0]), summands(node.args[1])
-        sides = [_broaden_factors(part, side, node) for side, parts in zip(node.args, (left, right), strict=True)
-                 for part in parts]
-        sign = len(left)
-        return [((const(-1), *s) if node.op == "sub" and i >= sign else s) for i, s in enumerate(sides)]
+        return node.args
+    if node.op == "rename" and node.args[0].op in ("add", "sub"):
+        return node.args
     factors = flatten(node)
-    if factors == (node,):
-        if node.op == "rename" and node.args[0].op in ("add", "sub"):
-            old, new = str(node.attrs[0]), str(node.attrs[1])
-            return [tuple(rename_factor(f, old, new) for f in part) for part in summands(node.args[0])]
-        return [factors]
+    return () if factors == (node,) else factors
+
+
+def _summands(
+    node: Node, inner: tuple[Node, ...], done: dict[Node, list[tuple[Node, ...]]]
+) -> list[tuple[Node, ...]]:
+    if not inner:
+        return [flatten(node)]
+    if node.op in ("add", "sub"):
+        signs = ((), (const(-1),) if node.op == "sub" else ())
+        return [
+            (*sign, *part, *(ones(d) for d in node.dims if d not in side.dims))
+            for sign, side in zip(signs, inner, strict=True)
+            for part in done[side]
+        ]
+    if node.op == "rename" and inner == node.args:
+        old, new = str(node.attrs[0]), str(node.attrs[1])
+        return [tuple(rename_factor(f, old, new) for f in part) for part in done[inner[0]]]
     products: list[tuple[Node, ...]] = [()]
-    for factor in factors:
-        products = [(*p, *part) for p in products for part in summands(factor)]
+    for factor in inner:
+        products = [(*p, *part) for p in products for part in done[factor]]
         if len(products) > MAX_TERMS:
             raise NotAffine(node, "has too many terms when written out")
     return products
@@ -246,10 +275,6 @@ def summands(node: Node) -> list[tuple[Node, ...]]:
 def unroll(factors: tuple[Node, ...], name: str, size: int) -> list[tuple[Node, ...]]:
     """The products of a sum over a dim of fixed size."""
     return [tuple(index_factor(f, name, i) for f in factors) for i in range(size)]
-
-
-def _broaden_factors(factors: tuple[Node, ...], side: Node, node: Node) -> tuple[Node, ...]:
-    return factors + tuple(ones(d) for d in node.dims if d not in side.dims)
 
 
 # --- terms --------------------------------------------------------------------------------------------------------
@@ -267,8 +292,9 @@ class Expander:
     def depends(self, node: Node) -> bool:
         """Whether the node's value depends on a base."""
         if node not in self._depends:
-            for n in topological([node]):
-                self._depends.setdefault(n, n in self.bases or any(self._depends[a] for a in n.args))
+            for n in topological([node], self._depends):
+                if n not in self._depends:
+                    self._depends[n] = n in self.bases or any(self._depends[a] for a in n.args)
         return self._depends[node]
 
     def expand(self, root: Node) -> tuple[Term, ...]:

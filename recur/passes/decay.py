@@ -19,6 +19,8 @@ from recur.ir.spec import Recurrence
 from recur.operators import OPERATORS
 from recur.passes.affine import add_up, flatten, multiply
 
+MAX_DEPTH = 100
+
 
 class Ranges:
     """The intervals of nodes, from the ranges that a recurrence declares. ``fixed``: the dims of fixed size."""
@@ -32,7 +34,7 @@ class Ranges:
     def of(self, node: Node) -> Interval:
         """The closed interval that holds the node's values, everything where nothing is known."""
         if node not in self._known:
-            for n in topological([node]):
+            for n in topological([node], self._known):
                 if n not in self._known:
                     self._known[n] = EVERYTHING if n.is_complex else self._infer(n)
         return self._known[node]
@@ -99,8 +101,23 @@ class Polar:
 
 
 def decompose(factors: tuple[Node, ...], ranges: Ranges) -> Polar:
-    """The log, sign and angle of a product."""
-    parts = [_decompose_factor(f, ranges) for f in factors]
+    """The log, sign and angle of a product. Factors nested too deeply are not looked into."""
+    is_deep = {f: _depth(f) > MAX_DEPTH for f in factors}
+    return _join([_fallback(f, ranges) if is_deep[f] else _decompose_factor(f, ranges) for f in factors])
+
+
+def _depth(node: Node) -> int:
+    depths: dict[Node, int] = {}
+    for n in topological([node]):
+        depths[n] = 1 + max((depths[a] for a in n.args), default=0)
+    return depths[node]
+
+
+def _inside(factors: tuple[Node, ...], ranges: Ranges) -> Polar:
+    return _join([_decompose_factor(f, ranges) for f in factors])
+
+
+def _join(parts: list[Polar]) -> Polar:
     logs = sorted((p.log for p in parts if p.log is not None), key=lambda n: (len(n.dims), repr(n)))
     signs = [p.sign for p in parts if p.sign is not None]
     angles = [p.angle for p in parts if p.angle is not None]
@@ -117,7 +134,7 @@ def _decompose_factor(factor: Node, ranges: Ranges) -> Polar:
     if factor.op in ("mul", "neg", "contract") or (factor.op == "div" and not is_const(factor.args[0], 1.0)):
         parts = flatten(factor)
         if parts != (factor,):
-            return decompose(parts, ranges)
+            return _inside(parts, ranges)
     rule = _RULES.get(factor.op)
     found = rule(factor, ranges) if rule is not None else None
     return found if found is not None else _fallback(factor, ranges)
@@ -174,25 +191,25 @@ def _times(inner: Polar, exponent: float) -> Polar:
 
 
 def _div(factor: Node, ranges: Ranges) -> Polar | None:
-    inner = decompose(flatten(factor.args[1]), ranges)
+    inner = _inside(flatten(factor.args[1]), ranges)
     log = None if inner.log is None else neg(inner.log)
     angle = None if inner.angle is None else neg(inner.angle)
     return Polar(log, inner.sign, angle, inner.exact)
 
 
 def _polar(factor: Node, ranges: Ranges) -> Polar:
-    radius = decompose(flatten(factor.args[0]), ranges)
+    radius = _inside(flatten(factor.args[0]), ranges)
     return Polar(radius.log, radius.sign, factor.args[1], radius.exact)
 
 
 def _conj(factor: Node, ranges: Ranges) -> Polar:
-    inner = decompose(flatten(factor.args[0]), ranges)
+    inner = _inside(flatten(factor.args[0]), ranges)
     return Polar(inner.log, inner.sign, None if inner.angle is None else neg(inner.angle), inner.exact)
 
 
 def _where(factor: Node, ranges: Ranges) -> Polar | None:
     condition = factor.args[0]
-    sides = [decompose(flatten(a), ranges) for a in factor.args[1:]]
+    sides = [_inside(flatten(a), ranges) for a in factor.args[1:]]
     if any(s.angle is not None or not s.exact for s in sides):
         return None
     logs = [s.log or const(0) for s in sides]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from recur.ir.core import Node, add, apply, const, leaf, neg, reduce, stop, sub, where
 from recur.ir.normal import ElementwiseForm, Form, MatrixForm, MaxPlusForm
-from recur.passes.affine import add_up, flatten, multiply, summands
+from recur.passes.affine import NotAffine, add_up, flatten, multiply, summands
 from recur.passes.decay import Ranges, decompose
 from recur.passes.scales import split_gates, varies
 
@@ -52,7 +52,12 @@ def write_logs(form: Form, ranges: Ranges) -> list[Node | None]:
 
 def products_of(node: Node) -> list[tuple[Node, ...]]:
     """The summands of a sum, the node alone where it is none."""
-    return summands(node) if node.op in ("add", "sub", "neg") else [flatten(node)]
+    if node.op not in ("add", "sub", "neg"):
+        return [flatten(node)]
+    try:
+        return summands(node)
+    except NotAffine:
+        return [(node,)]
 
 
 @dataclass(frozen=True)

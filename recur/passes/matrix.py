@@ -227,13 +227,13 @@ class MatrixBuilder:
             if isinstance(item, list):
                 events += self._writes(item, names)
             elif _is_slot(item):
-                for vector in reads.get(item, []):  # type: ignore[arg-type]
-                    names[item, vector] = f"{self.update.state}_read{len(names)}"  # type: ignore[index]
-                    events.append(Read(names[item, vector], vector, vector.span))  # type: ignore[index]
-                readouts = self._readouts.get(item, [])  # type: ignore[arg-type]
+                for vector in reads.get(item, []):
+                    names[item, vector] = f"{self.update.state}_read{len(names)}"
+                    events.append(Read(names[item, vector], vector, vector.span))
+                readouts = self._readouts.get(item, [])
                 events += [Readout(r.name, r.vector, r.axis, r.vector.span) for r in readouts]
             else:
-                events += self._decays(item)  # type: ignore[arg-type]
+                events += self._decays(item)
         return MatrixForm(self.update.state, self.batch, self.key, self.value, tuple(events), self.update.is_complex)
 
     def _raw_writes(self, assignment: _Assignment) -> list[_RawWrite]:
@@ -335,10 +335,10 @@ def _is_slot(item: object) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], int)
 
 
-def _merge(items: list, occupied: object) -> list:  # type: ignore[type-arg]
+def _merge(items: list, occupied: object) -> list:
     """Neighbouring decays joined into one, and neighbouring writes; slots that nothing occupies fall away."""
     assert callable(occupied)
-    result: list = []  # type: ignore[type-arg]
+    result: list = []
     for item in items:
         if isinstance(item, list):
             if result and isinstance(result[-1], list):

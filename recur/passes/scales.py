@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from recur.ir.core import Node, apply, const, index, is_const, leaves, mul, neg, rebuild, rename, stop, topological
 from recur.ir.printing import format_node
@@ -71,7 +72,7 @@ class Scale:
                 members, available = entry
                 if set(atom) <= members and coefficient > 0:  # type: ignore[operator]
                     used = min(coefficient, -available)  # type: ignore[operator]
-                    entry[1] = available + used  # type: ignore[operator]
+                    entry[1] = available + used
                     coefficient -= used
             if coefficient > 0:
                 return False
@@ -138,20 +139,26 @@ def varies(node: Node) -> bool:
 
 
 def _gate_log(factor: Node, ranges: Ranges) -> Node | None:
-    if factor.is_complex:
+    """The log of an exponential without bounds, under powers, reciprocals, renames and indices; None for the rest."""
+    outside: list[Callable[[Node], Node]] = []
+    while factor.op != "exp":
+        if factor.op == "div" and is_const(factor.args[0], 1.0):
+            outside.append(neg)
+            factor = factor.args[1]
+        elif factor.op == "pow":
+            outside.append(partial(mul, const(float(factor.attrs[0]))))  # type: ignore[arg-type]
+            factor = factor.args[0]
+        elif factor.op in ("rename", "index"):
+            outside.append(_through(factor))
+            factor = factor.args[0]
+        else:
+            return None
+    if factor.is_complex or ranges.bounded(factor.args[0]) or not varies(factor):
         return None
-    if factor.op == "exp":
-        return factor.args[0] if varies(factor) and not ranges.bounded(factor.args[0]) else None
-    if factor.op == "div" and is_const(factor.args[0], 1.0):
-        inner = _gate_log(factor.args[1], ranges)
-        return None if inner is None else neg(inner)
-    if factor.op == "pow":
-        inner = _gate_log(factor.args[0], ranges)
-        return None if inner is None else mul(const(float(factor.attrs[0])), inner)  # type: ignore[arg-type]
-    if factor.op in ("rename", "index"):
-        inner = _gate_log(factor.args[0], ranges)
-        return None if inner is None else _through(factor)(inner)
-    return None
+    log = factor.args[0]
+    for function in reversed(outside):
+        log = function(log)
+    return log
 
 
 def _through(node: Node) -> Callable[[Node], Node]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from recur.ir.core import Node, add, apply, leaf, stop
-from recur.ir.normal import ElementwiseForm, NormalForm
+from recur.ir.normal import ElementwiseForm, GeneralForm, NormalForm
 from recur.ir.spec import Recurrence
 from recur.passes.affine import NotAffine
 from recur.passes.classify import elementwise_form
@@ -65,7 +65,7 @@ def _scale_general(
     nodes = [s.value if u.state in log_scale.states else settle(s, final[u.state])
              for u, s in zip(updates, new_states, strict=True)]
     nodes = unwrap(nodes, set(normal.stage.states))
-    whys = {f.state: f for f in normal.forms}
+    whys = {f.state: f for f in normal.forms if isinstance(f, GeneralForm)}
     general = [replace(whys[u.state], update=node) for u, node in zip(updates, nodes, strict=True)]
     return _with_general_epilogue(replace(normal, forms=(log_scale.form, *general)), log_scale, forms, ranges)
 

@@ -187,9 +187,9 @@ def cut_stages(step: Step, groups: Sequence[tuple[str, ...]], dependencies: Depe
         replaced: dict[Node, Node] = {}
         for node in crossing:
             home = max(number[s] for s in dependencies[node])
-            name = next((n for n, e in exports[home] if e == node), None)
-            if name is None:
-                name = names.new(groups[home])
+            found = [n for n, e in exports[home] if e == node]
+            name = found[0] if found else names.new(groups[home])
+            if not found:
                 exports[home].append((name, node))
             replaced[node] = leaf("value", name, node.dims, node.is_complex, node.span)
         new = _replace(roots, replaced)
