@@ -240,6 +240,7 @@ class ElementwiseScan(Scan):
                        *(operands.initial_line(s) for s in self.states)),
             cost=scan_cost(self),
             chunk=self.chunk,
+            limits=operands.find_limits(self.roots, self.frame, self.sizes, self.chunk),
         )
 
     def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value]:

@@ -100,6 +100,7 @@ class ComposedScan:
                        *(operands.initial_line(s) for s in states)),
             cost=self.cost(),
             chunk=CHUNK,
+            limits=operands.find_limits(step.roots, frame, self.sizes),
             fixed_sizes=operands.alias_sizes(self.normal, self.sizes),
         )
 

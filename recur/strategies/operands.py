@@ -16,6 +16,7 @@ Dims = tuple[str, ...]
 
 TENSOR_KINDS = ("input", "param", "prev", "value")
 
+PROGRAM_ENTRIES = 128 * 128  # float32 values of one tile, of the largest that registers hold
 WARP_ENTRIES = 256  # float32 values of one tile that a warp holds beside several others: 8 a thread
 
 # A tensor's leading dimensions, by what it has one value for: (layout, access).
@@ -316,6 +317,27 @@ def widest_tile(roots: Sequence[Node], tiled: Dims, sizes: Mapping[str, int], ro
     order = topological(roots)
     shapes = [n.dims for n in order if n in _varying(order)] if rows else [work_dims(n) for n in order]
     return max((entries(tuple(d for d in dims if d not in tiled), sizes) for dims in shapes), default=1)
+
+
+def find_limits(roots: Sequence[Node], frame: Frame, sizes: Mapping[str, int], chunk: int = 1) -> tuple[str, ...]:
+    """What one program would hold beyond its registers: a tile, or the sums of the params' gradients."""
+    order = topological(roots)
+    varying = _varying(order)
+    held = [(n.dims if frame.rows else work_dims(n)) for n in order if n in varying or not frame.rows]
+    untiled = [tuple(d for d in dims if d not in frame.tiled) for dims in held]
+    widest = max(untiled, key=lambda dims: entries(dims, sizes), default=())
+    limits = []
+    if chunk * entries(widest, sizes) > 2 * PROGRAM_ENTRIES or entries(widest, sizes) > PROGRAM_ENTRIES:
+        shape = " x ".join(str(entries((d,), sizes)) for d in widest)
+        limits.append(f"a program would hold a tile of {shape} values ({', '.join(widest)})"
+                      + (f" for each of {chunk} tokens" if chunk > 1 else ""))
+    params = large_params(argument_leaves(roots), frame.tiled, sizes)
+    own = [(n, tuple(d for d in n.dims if d not in frame.tiled)) for n in params]
+    total = sum(entries(dims, sizes) * (2 if n.is_complex else 1) for n, dims in own)
+    if total > 2 * PROGRAM_ENTRIES:
+        names = ", ".join(tensor_name(n) for n in params)
+        limits.append(f"a program would sum the gradients of {names}, {total} values, in its registers")
+    return tuple(limits)
 
 
 def work_dims(node: Node) -> Dims:

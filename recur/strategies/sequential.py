@@ -8,8 +8,6 @@ The forward pass saves the state before every token; the backward pass walks bac
 
 from __future__ import annotations
 
-import math
-
 from recur.ir.core import topological
 from recur.ir.normal import NormalForm
 from recur.ir.plan import Choice, Cost, Plan
@@ -18,8 +16,6 @@ from recur.strategies.operands import Frame
 from recur.strategies.stepwise import Step, StepKernels, step_of
 
 NAME = "sequential"
-
-REGISTER_ENTRIES = 128 * 128  # float32 values that a program of 8 warps can hold
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Choice:
@@ -45,7 +41,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         gradients=(*(operands.gradient_line(n, frame) for n in reached),
                    *(operands.initial_line(s) for s in step.states if differentiable)),
         cost=_cost(step, sizes),
-        limits=_limits(step, frame, sizes),
+        limits=operands.find_limits(step.roots, frame, sizes),
         fixed_sizes=operands.alias_sizes(normal, sizes),
     )
 
@@ -65,15 +61,3 @@ def _cost(step: Step, sizes: dict[str, int]) -> Cost:
     moved += sum(operands.entries(n.dims, sizes) for _, n in step.exports)
     moved += sum(operands.entries(s.dims, sizes) for s in step.states)
     return Cost(3.0 * flops, 12.0 * moved, 2, "T")
-
-
-def _limits(step: Step, frame: Frame, sizes: dict[str, int]) -> tuple[str, ...]:
-    """What one program would hold at once, where that is more than its registers."""
-    for node in topological(step.roots):
-        dims = [d for d in operands.work_dims(node) if d not in frame.tiled]
-        count = math.prod(sizes.get(d.partition("'")[0], 1) for d in dims)
-        if count > REGISTER_ENTRIES:
-            shape = " x ".join(str(sizes.get(d.partition("'")[0], 1)) for d in dims)
-            return (f"a program would hold a tile of {shape} values ({', '.join(dims)}), "
-                    f"and {REGISTER_ENTRIES} fit in its registers",)
-    return ()
