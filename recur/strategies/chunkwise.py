@@ -55,7 +55,9 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         strategy="chunkwise",
         arguments=tuple(argument_buffer(x) for x in arguments),
         initial=tuple(state_buffer(shape, f, f.state) for f in shape.forms),
-        results=tuple(Buffer(name, ("B", "T", "H", *node.dims), "operand") for name, node in shape.epilogue),
+        results=tuple(
+            Buffer(name, ("B", "T", "H", *node.dims), "operand", node.is_complex) for name, node in shape.epilogue
+        ),
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
         saved=saved_buffers(shape),
         workspace=workspace_buffers(shape) + ledger.buffers(arguments),
@@ -74,7 +76,7 @@ def chunk_length(shape: Shape) -> int:
 
 
 def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
-    return Buffer(name, ("B", "H", *shape.state_axes(form)))
+    return Buffer(name, ("B", "H", *shape.state_axes(form)), is_complex=form.is_complex)
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
@@ -85,7 +87,9 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
             buffers += [Buffer(inverse_name(form.state, i, j), ("B", "T", "H", "C"), "operand") for j in solved]
         buffers += [Buffer(values_name(form.state, j), ("B", "T", "H", *form.value), "operand") for j in solved]
     if not shape.trivial_epilogue:
-        buffers += [Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims)) for x in readout_leaves(shape)]
+        buffers += [
+            Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims), is_complex=x.is_complex) for x in readout_leaves(shape)
+        ]
     return tuple(buffers)
 
 
@@ -93,14 +97,16 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = []
     for form in shape.forms:
         layout = ("B", "N", "H", *shape.state_axes(form))
-        buffers.append(Buffer(f"chunk_{form.state}", layout, "operand", doc="S at every chunk's start"))
-        buffers.append(Buffer(f"chunk_R_{form.state}", layout, "operand", doc="its adjoint at every chunk's end"))
+        buffers.append(Buffer(f"chunk_{form.state}", layout, "operand", form.is_complex, doc="S at every chunk's start"))
+        buffers.append(Buffer(f"chunk_R_{form.state}", layout, "operand", form.is_complex, doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
         for j, write in enumerate(form.writes):
             if write.read is not None:
                 buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
     if not shape.trivial_epilogue:
-        buffers += [Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims)) for x in readout_leaves(shape)]
+        buffers += [
+            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), is_complex=x.is_complex) for x in readout_leaves(shape)
+        ]
     return tuple(buffers)
 
 

@@ -7,6 +7,9 @@ known, is (a, -Z). With P = tril(Kx~ B^T) and E = tril(Vx U^T), summed over the 
     dU   = P^T Vx + (2^{G_C - G} B) dS_C          Z = Tm^T dU over the solved writes       dY = Z there, dU elsewhere
     dS_0 = 2^{G_C} dS_C + Kx~^T Vx                dKx = Vx S_0^T + E B^                    dB = E^T Kx~ + 2^{G_C} U dS_C^T
     dVx  = Kx~ S_0 + P U
+
+Of complex numbers, whatever is not the cotangent itself enters conjugated (PyTorch's convention); (kx, vx) of a
+value-axis readout is then (conj dO, conj x).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 
 from recur.ir.tile import Value
 from recur.strategies.chunk.equations import Blocks, Chunk
-from recur.strategies.chunk.tiles import Rows, Vector, signed
+from recur.strategies.chunk.tiles import Rows, Vector, conj, conj_rows, signed
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ def readout_keys(chunk: Chunk, cotangents: dict[str, Value]) -> list[KeySide]:
             vector = chunk.form.queries[readout.name]
         else:
             position = chunk.form.form.events.index(readout)
-            rows = signed(chunk.b, chunk.form.key_gates, position, Rows(cotangents[readout.name]))
+            rows = Rows(conj(chunk.b, cotangents[readout.name]))
+            rows = signed(chunk.b, chunk.form.key_gates, position, rows)
             vector = Vector(rows.tile, rows.scale, readout.vector, position)
         sides.append(KeySide(readout.name, vector))
     return sides
@@ -43,7 +47,7 @@ def readout_keys(chunk: Chunk, cotangents: dict[str, Value]) -> list[KeySide]:
 def readout_values(chunk: Chunk, cotangents: dict[str, Value]) -> dict[str, Rows]:
     """The value sides of the readouts: the cotangent, or, for a value-axis readout, its vector."""
     return {
-        r.name: Rows(cotangents[r.name]) if r.axis == "key" else chunk.form.queries[r.name]
+        r.name: Rows(cotangents[r.name]) if r.axis == "key" else conj_rows(chunk.b, chunk.form.queries[r.name])
         for r in chunk.form.form.readouts
     }
 
@@ -58,7 +62,7 @@ def solved_adjoint(chunk: Chunk, inverse: Blocks, d_u: dict[int, Value]) -> dict
     b, z = chunk.b, {}
     for i in chunk.form.solved:
         terms = [
-            b.rename(b.contract(inverse[j, i], d_u[j], ("c",), name="Z"), "s", "c", name="Z")
+            b.rename(b.contract(conj(b, inverse[j, i]), d_u[j], ("c",), name="Z"), "s", "c", name="Z")
             for j in chunk.form.solved
         ]
         z[i] = chunk.sum_of(terms, "Z")
@@ -75,7 +79,7 @@ def adjoint_values(
 ) -> tuple[Value, Value]:
     """dU of write j: (all of it, the part that comes from after the chunk)."""
     key = chunk.form.keys[j]
-    from_after = chunk.against_state(key, key.position, "end", adjoint_state, "key", "b_R")
+    from_after = chunk.against_state(key, key.position, "end", adjoint_state, "key", "b_R", adjoint=True)
     terms = [from_after]
     for side in sides:
         pairs = scores[side.name, j] if scores is not None else chunk.scores(side.vector, key)
@@ -85,8 +89,8 @@ def adjoint_values(
 
 def previous_adjoint(chunk: Chunk, sides: list[KeySide], values: dict[str, Rows], adjoint_state: Value) -> Value:
     """dS_0 = 2^{G_C} dS_C + Kx~^T Vx."""
-    state = chunk.decayed(adjoint_state, name="R")
+    state = chunk.decayed(adjoint_state, name="R", adjoint=True)
     for side in sides:
-        read = chunk.into_state(side.vector, values[side.name], side.vector.position, "start", "read")
+        read = chunk.into_state(conj_rows(chunk.b, side.vector), values[side.name], side.vector.position, "start", "read")
         state = chunk.b.add(state, read, name="R_previous")
     return state

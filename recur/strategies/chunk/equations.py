@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from recur.ir.normal import Readout
 from recur.ir.tile import Builder, Value
 from recur.strategies.chunk.gates import Gates, between, from_start, to_end, whole_chunk
-from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, signed
+from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, conj, conj_rows, signed
 
 Blocks = dict[tuple[int, int], Value]
 
@@ -126,13 +126,13 @@ class Chunk:
         return self._spread(self.form.key_gates, pairs, y, later, earlier, name)
 
     def gather_keys(self, pairs: Value, x: Rows, later: int, earlier: int, name: str = "intra") -> Value:
-        """sum over c of pairs[c, s] x[c], x on key dims, as rows c again: the transpose of spread_keys."""
+        """sum over c of pairs[c, s] conj(x[c]), x on key dims, as rows c again: the adjoint of scores in y."""
         pairs = self.times(pairs, self.decay(later, earlier))
-        return self._gather(self.form.key_gates, pairs, x, later, earlier, name)
+        return self._gather(self.form.key_gates, pairs, conj_rows(self.b, x), later, earlier, name)
 
     def gather_values(self, pairs: Value, x: Rows, later: int, earlier: int, name: str = "intra") -> Value:
-        """sum over c of pairs[c, s] x[c], x on value dims, as rows c again: the transpose of spread_values."""
-        return self._gather(self.form.value_gates, pairs, x, later, earlier, name)
+        """sum over c of conj(pairs[c, s]) x[c], x on value dims, as rows c again: the adjoint of spread_values."""
+        return self._gather(self.form.value_gates, conj(self.b, pairs), x, later, earlier, name)
 
     def _spread(self, gates: Gates | None, pairs: Value, y: Rows, later: int, earlier: int, name: str) -> Value:
         b = self.b
@@ -157,7 +157,7 @@ class Chunk:
     def factors(
         self, gates: Gates | None, position: int, which: str, crossing: int = 0
     ) -> tuple[Value | None, Value | None]:
-        """2^G ("start") or 2^{G_C - G} with the sign to the chunk's end ("end"): (a factor of rows, a factor of entries)."""
+        """2^G ("start") or 2^{G_C - G} with the unit of the chunk's end ("end"): (a factor of rows, a factor of entries)."""
         if gates is None:
             return None, None
         gate, end, b = gates.at[position], gates.end, self.b
@@ -172,17 +172,21 @@ class Chunk:
         return (None, factor) if gates.axes else (factor, None)
 
     def against_state(
-        self, rows: Rows, position: int, which: str, state: Value, side: str, name: str, crossing: int = 0
+        self, rows: Rows, position: int, which: str, state: Value, side: str, name: str, adjoint: bool = False
     ) -> Value:
         """Rows on the ``side`` ("key" or "value") dims contracted with a state at the chunk's "start" or "end".
 
-        The result is on the other side's dims, under both classes' decays between the row and that end.
+        The result is on the other side's dims, under both classes' decays between the row and that end. ``adjoint``:
+        rows and decays conjugated.
         """
         b, form = self.b, self.form
         own, other = (form.key_gates, form.value_gates) if side == "key" else (form.value_gates, form.key_gates)
-        row, entry = self.factors(own, position, which, crossing)
+        row, entry = self.factors(own, position, which)
+        other_row, other_entry = self.factors(other, position, which)
+        if adjoint:
+            rows = conj_rows(b, rows)
+            row, entry = (None if x is None else conj(b, x) for x in (row, entry))
         result = b.contract(self.times(rows.tile, entry), state, self.key if side == "key" else self.value, name=name)
-        other_row, other_entry = self.factors(other, position, which, crossing)
         return self.times(result, rows.scale, row, other_row, other_entry, name=name)
 
     def into_state(self, keys: Rows, values: Rows, position: int, which: str, name: str) -> Value:
@@ -193,11 +197,12 @@ class Chunk:
         v = self.times(values.tile, values.scale, keys.scale, key_row, value_row, value_entry)
         return self.b.contract(k, v, ("c",), name=name)
 
-    def decayed(self, state: Value, name: str = "S") -> Value:
-        """The state, or its adjoint, over the whole chunk: 2^{G_C} S."""
+    def decayed(self, state: Value, name: str = "S", adjoint: bool = False) -> Value:
+        """The state over the whole chunk, 2^{G_C} S; or its adjoint, under the conjugate."""
         for gates in (self.form.key_gates, self.form.value_gates):
             if gates is not None:
-                state = self.b.mul(state, self.over_chunk(gates), name=name)
+                factor = self.over_chunk(gates)
+                state = self.b.mul(state, conj(self.b, factor) if adjoint else factor, name=name)
         return state
 
     def over_chunk(self, gates: Gates, crossing: int = 0) -> Value:

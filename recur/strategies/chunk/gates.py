@@ -8,8 +8,8 @@ class, with l the log2 of a token's decays,
 
 Only differences G[t] - G[s] with s at or before t are ever exponentiated. A decay below 2^CUT cuts: it is left out of
 G and counted in n instead, and whatever lies across a cut is zero. (A running sum that keeps such a term loses the
-digits of its ordinary ones.) Decays over dims clamp instead of counting: chunks are short there. Signs multiply the
-vectors: the sign from s to t is unit_t unit_s, with unit the running product of signs.
+digits of its ordinary ones.) Decays over dims clamp instead of counting: chunks are short there. Signs and phases
+multiply the vectors: from s to t they are unit_t conj(unit_s), with unit their running product.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CUT = -40.0  # 2^-40 is below float32's rounding of whatever the state is added 
 
 @dataclass(frozen=True)
 class Gate:
-    """One class of decays at one position: G, the number of cuts n and the running sign, relative to the chunk's start."""
+    """One class of decays at one position, from the chunk's start: G, the number of cuts n, the running sign or phase."""
 
     log: Value
     cuts: Value | None
@@ -57,11 +57,17 @@ def can_cut(log: Node | None) -> bool:
 
 
 def emit_gates(
-    b: Builder, form: MatrixForm, which: str, logs: dict[int, Value], signs: dict[int, Value], rows: str = "c"
+    b: Builder,
+    form: MatrixForm,
+    which: str,
+    logs: dict[int, Value],
+    signs: dict[int, Value],
+    angles: dict[int, Value],
+    rows: str = "c",
 ) -> Gates | None:
-    """The gates of one class from the tiles of its decays' natural logs and signs; None where it has no decay.
+    """The gates of one class from the tiles of its decays' natural logs, signs and angles; None where it has no decay.
 
-    ``logs`` and ``signs`` map a decay's position to its tile (rows beyond the sequence hold log 0, sign 1).
+    ``logs``, ``signs`` and ``angles`` map a decay's position to its tile (past the sequence: log 0, sign 1, angle 0).
     """
     decays = class_decays(form, which)
     if not decays:
@@ -88,6 +94,8 @@ def emit_gates(
     log_at, log_end = _running_sums(b, form, steps, (rows, *axes), rows, "G")
     cut_at, cut_end = _running_sums(b, form, cuts, (rows, *axes), rows, "n") if cuts else ({}, None)
     unit_at, unit_end = _running_signs(b, form, signs, rows) if signs else ({}, None)
+    if angles:
+        unit_at, unit_end = _running_phases(b, form, angles, (rows, *axes), rows, unit_at, unit_end)
     at = {i: Gate(log_at[i], cut_at.get(i), unit_at.get(i)) for i in log_at}
     return Gates(axes, at, Gate(log_end, cut_end, unit_end))
 
@@ -129,6 +137,30 @@ def _running_signs(
     return at, b.last(inclusive, rows, name="unit_C")
 
 
+def _running_phases(
+    b: Builder,
+    form: MatrixForm,
+    angles: dict[int, Value],
+    axes: tuple[str, ...],
+    rows: str,
+    signs: dict[int, Value],
+    sign_end: Value | None,
+) -> tuple[dict[int, Value], Value]:
+    """exp(i running angle), times the running signs where there are any."""
+    wide = {i: x if set(x.axes) == set(axes) else b.expand(x, axes, name="angle") for i, x in angles.items()}
+    at, end = _running_sums(b, form, wide, axes, rows, "angle")
+    one = b.const(1.0, name="one")
+    phases: dict[str, Value] = {}
+    for angle in at.values():
+        if angle.name not in phases:
+            phases[angle.name] = b.map("polar", one, angle, name="unit")
+    last = b.map("polar", one, end, name="unit_C")
+    if sign_end is None:
+        return {i: phases[angle.name] for i, angle in at.items()}, last
+    units = {i: b.mul(signs[i], phases[angle.name], name="unit") for i, angle in at.items()}
+    return units, b.mul(sign_end, last, name="unit_C")
+
+
 # --- factors -------------------------------------------------------------------------------------------------------------
 #
 # Each is zero unless exactly ``crossing`` cuts lie on the way: 0 for values, 1 for the gradient of a cut itself, whose
@@ -160,11 +192,16 @@ def whole_chunk(b: Builder, end: Gate, crossing: int = 0) -> Value:
 def between(b: Builder, later: Gate, earlier: Gate, seen: Value, crossing: int = 0) -> Value:
     """2^(G_t - G_s) on a tile [c, s] for a class without dims; 1 or 0 where s is after t (``seen`` is false)."""
     zero = b.const(0.0, name="zero")
-    difference = b.sub(later.log, b.rename(earlier.log, "c", "s"), name="elapsed")
+    difference = b.sub(later.log, _column(b, earlier.log), name="elapsed")
     factor = b.exp2(b.where(seen, difference, zero, name="elapsed"), name="D")
     if later.cuts is None or earlier.cuts is None:
         return factor
-    return _crossing(b, factor, later.cuts, b.rename(earlier.cuts, "c", "s"), crossing, "D")
+    return _crossing(b, factor, later.cuts, _column(b, earlier.cuts), crossing, "D")
+
+
+def _column(b: Builder, value: Value) -> Value:
+    """A value of rows c as one of columns s; tiles of rows come as columns already."""
+    return b.rename(value, "c", "s") if "c" in value.axes else value
 
 
 def _crossing(b: Builder, factor: Value, later: Value, earlier: Value, crossing: int, name: str) -> Value:

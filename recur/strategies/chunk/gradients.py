@@ -33,7 +33,7 @@ from recur.strategies.chunk.shape import (
     state_access,
     token_access,
 )
-from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_keys, load_values, signed
+from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
 REVERSE_EQUATIONS = (
@@ -67,7 +67,7 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
 
 def emit_reverse_walk(shape: Shape) -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
-    b = Builder()
+    b = Builder(complex_buffers=shape.complex_buffers)
     last = [
         b.load("R", state_access(f"d_final_{f.state}", shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms
     ]
@@ -119,24 +119,28 @@ class Cotangents:
     def add_factor(self, decay: Decay, d_log: Value, at_cut: Value | None) -> None:
         """d_log / factor; where the factor is below the cut, ``at_cut`` (times the sign that the pairs carry)."""
         dims = decay.factor.dims
-        symbols = [leaf("tile", d_log.name, dims)] + ([leaf("tile", at_cut.name, dims)] if at_cut is not None else [])
+        symbols = [leaf("tile", t.name, dims, t.is_complex) for t in (d_log, at_cut) if t is not None]
         self.tiles.update(zip(symbols, [d_log, at_cut] if at_cut is not None else [d_log], strict=True))
         small = apply("lt", apply("abs", decay.factor), const(2.0**CUT))
         across = symbols[1] if at_cut is not None else const(0)
         if decay.sign is not None and at_cut is not None:
             across = mul(where(apply("lt", decay.sign, const(0)), const(-1), const(1)), across)
-        self.factors.append((decay.factor, where(small, across, div(symbols[0], where(small, const(1), decay.factor)))))
+        factor = apply("conj", decay.factor) if decay.factor.is_complex else decay.factor
+        quotient = div(symbols[0], where(small, const(1), factor))
+        self.factors.append((decay.factor, where(small, across, quotient)))
 
     def pull(self, tiles: Tiles, sources: list[Node]) -> dict[Node, Value]:
         """The cotangents of those sources that the expressions depend on, as tiles (rows still in them)."""
-        symbols = [leaf("cotangent", f"{i}", n.dims) for i, (n, _) in enumerate(self.pairs)]
+        b = tiles.b
+        self.pairs = [(n, t if n.is_complex or not t.is_complex else b.map("real", t, name=t.name)) for n, t in self.pairs]
+        symbols = [leaf("cotangent", f"{i}", n.dims, t.is_complex) for i, (n, t) in enumerate(self.pairs)]
         reached = set(leaves(self.nodes))
         wanted = [s for s in sources if s in reached]
         nodes = pull_back(self.nodes, symbols + [g for _, g in self.factors], wanted)
         for symbol, tile in self.tiles.items():
-            tiles.values[symbol] = tiles.b.expand(tile, ("c", *symbol.dims), tile.name)
+            tiles.values[symbol] = tiles.b.expand(tile, (tiles.rows_axis, *symbol.dims), tile.name)
         for symbol, (node, tile) in zip(symbols, self.pairs, strict=True):
-            tiles.values[symbol] = tiles.b.expand(tile, ("c", *node.dims), tile.name)
+            tiles.values[symbol] = tiles.b.expand(tile, (tiles.rows_axis, *node.dims), tile.name)
         return {s: tiles.node(n, f"d_{s.attrs[1]}") for s, n in zip(wanted, nodes, strict=True) if not is_zero(n)}
 
 
@@ -146,7 +150,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     ``buffer_of(source, part)`` names the buffer of a source's gradient from "values" (per tile of the value dims) or
     "keys" (after all tiles).
     """
-    b = Builder()
+    b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b)
     parts = [FormGradients(shape, tiles, load_keys(tiles, form)) for form in shape.forms]
     for part in parts:
@@ -166,7 +170,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
         if shape.value and set(shape.value) & set(source.dims):
             store_gradient(inner, source, tile, buffer_of(source, "values"))
         else:
-            zero = b.zeros(tile.axes, name=f"d_{source.attrs[1]}_0")
+            zero = b.zeros(tile.axes, f"d_{source.attrs[1]}_0", tile.is_complex)
             phi = inner.phi(f"d_{source.attrs[1]}_sum", zero)
             row_sums[source] = phi
             parts[0].carries.append(Carry(phi, zero, inner.add(phi, tile, name=phi.name)))
@@ -247,7 +251,7 @@ class FormGradients:
         d_vx = self._value_side_cotangents(chunk, state, u)
         for readout in form.readouts:
             if readout.axis == "value":
-                cotangents.add(readout.vector, d_vx[readout.name])
+                cotangents.add(readout.vector, conj(b, d_vx[readout.name]))
         if self._needs_value_decays:
             self._value_decays(b, chunk, state, adjoint, u, values, d_u, d_vx, cotangents)
 
@@ -259,7 +263,7 @@ class FormGradients:
         """Accumulates an amount over the tiles; the total after the loop. A form without value dims has no loop."""
         if not self.form.value:
             return amount
-        zero = self.b.zeros(amount.axes, name=f"{name}_0")
+        zero = self.b.zeros(amount.axes, f"{name}_0", amount.is_complex)
         phi = b.phi(name, zero)
         self.carries.append(Carry(phi, zero, b.add(phi, amount, name=name)))
         return phi
@@ -274,15 +278,15 @@ class FormGradients:
         for side in self.sides:
             vx, position = values[side.name], side.vector.position
             for j, rows in u.items():
-                pairs = chunk.value_scores(vx, position, rows, self.part.keys[j].position, name="E")
+                pairs = chunk.value_scores(vx, position, conj_rows(b, rows), self.part.keys[j].position, name="E")
                 self.pairs[side.name, j] = self._carry(b, "E", pairs)
-            read = self._against(chunk, vx, position, "start", state, "V_S")
+            read = self._against(chunk, vx, position, "start", conj(b, state), "V_S")
             self.from_state[side.name] = self._carry(b, "V_S", read)
         for j, rows in u.items():
-            kept = self._against(chunk, rows, self.part.keys[j].position, "end", adjoint, "U_R")
+            kept = self._against(chunk, conj_rows(b, rows), self.part.keys[j].position, "end", adjoint, "U_R")
             self.to_adjoint[j] = self._carry(b, "U_R", kept)
         if self.part.key_gates is not None:
-            both = b.mul(state, adjoint, name="S_R")
+            both = b.mul(conj(b, state), adjoint, name="S_R")
             if chunk.form.value_gates is not None:
                 both = b.mul(both, chunk.over_chunk(chunk.form.value_gates), name="S_R")
             self.both = self._carry(b, "S_R", b.sum(both, value, name="S_R"))
@@ -322,11 +326,11 @@ class FormGradients:
         """Decays over the value dims: + vx dvx for reads, - u du for writes, + <S_C, dS_C> over the key dims."""
         gates = chunk.form.value_gates
         assert gates is not None
-        reads = [Row(b.mul(chunk.full(values[s.name]), d_vx[s.name], name="read"), s.vector.position) for s in self.sides]
-        writes = [Row(b.mul(chunk.full(u[j]), d_u[j][0], name="write"), self.part.keys[j].position) for j in u]
-        whole = b.sum(b.mul(chunk.decayed(state), adjoint, name="S_R"), self.form.key, name="S_R")
+        reads = [Row(b.mul(conj(b, chunk.full(values[s.name])), d_vx[s.name], name="read"), s.vector.position) for s in self.sides]
+        writes = [Row(b.mul(conj(b, chunk.full(u[j])), d_u[j][0], name="write"), self.part.keys[j].position) for j in u]
+        whole = b.sum(b.mul(conj(b, chunk.decayed(state)), adjoint, name="S_R"), self.form.key, name="S_R")
         for j in u:
-            whole = b.add(whole, b.sum(b.mul(chunk.full(u[j]), d_u[j][1], name="kept"), ("c",), name="kept"), name="at_end")
+            whole = b.add(whole, b.sum(b.mul(conj(b, chunk.full(u[j])), d_u[j][1], name="kept"), ("c",), name="kept"), name="at_end")
         for i, decay in class_decays(self.form, "value"):
             rows = self._dims_sum(b, reads, writes, whole, i)
             add_decay(cotangents, b, decay, rows, self.form.value)
@@ -345,11 +349,11 @@ class FormGradients:
             terms = [inter]
             for j in self.to_adjoint:
                 key = self.part.keys[j]
-                terms.append(chunk.spread_keys(masked[side.name, j], key, side.vector.position, key.position))
+                terms.append(chunk.spread_keys(masked[side.name, j], conj_rows(b, key), side.vector.position, key.position))
             d_kx = chunk.sum_of(terms, "d_kx")
             reads.append((side, inter, d_kx))
             if not any(r.name == side.name and r.axis == "value" for r in form.readouts):
-                cotangents.add(side.vector.node, self._unsigned(d_kx, side.vector.position))
+                cotangents.add(side.vector.node, self._unsigned(d_kx, side.vector.position, conjugate=True))
         for j in self.to_adjoint:
             key = self.part.keys[j]
             after = self._key_decayed(self.to_adjoint[j], key.position, "end", "d_after")
@@ -362,11 +366,12 @@ class FormGradients:
         self._key_decays(cotangents, masked, reads, writes)
 
     def _key_decayed(self, tile: Value, position: int, which: str, name: str, crossing: int = 0) -> Value:
-        row, entry = self.outer.factors(self.part.key_gates, position, which, crossing)
+        factors = self.outer.factors(self.part.key_gates, position, which, crossing)
+        row, entry = (None if x is None else conj(self.b, x) for x in factors)
         return self.outer.times(tile, row, entry, name=name)
 
-    def _unsigned(self, rows: Value, position: int) -> Value:
-        return self.outer.full(signed(self.b, self.part.key_gates, position, Rows(rows)))
+    def _unsigned(self, rows: Value, position: int, conjugate: bool = False) -> Value:
+        return self.outer.full(signed(self.b, self.part.key_gates, position, Rows(rows), conjugate))
 
     def _key_decays(
         self,
@@ -380,11 +385,11 @@ class FormGradients:
             return
         b = self.b
         if gates.axes:
-            whole = b.mul(self.both, self.outer.over_chunk(gates), name="S_R")
-            inner_reads = [Row(b.mul(self.outer.full(s.vector), d, name="read"), s.vector.position) for s, _, d in reads]
-            inner_writes = [Row(b.mul(self.outer.full(self.part.keys[j]), d, name="write"), self.part.keys[j].position) for j, _, d in writes]
+            whole = b.mul(self.both, conj(b, self.outer.over_chunk(gates)), name="S_R")
+            inner_reads = [Row(b.mul(conj(b, self.outer.full(s.vector)), d, name="read"), s.vector.position) for s, _, d in reads]
+            inner_writes = [Row(b.mul(conj(b, self.outer.full(self.part.keys[j])), d, name="write"), self.part.keys[j].position) for j, _, d in writes]
             for j, after, _ in writes:
-                kept = b.sum(b.mul(self.outer.full(self.part.keys[j]), after, name="kept"), ("c",), name="kept")
+                kept = b.sum(b.mul(conj(b, self.outer.full(self.part.keys[j])), after, name="kept"), ("c",), name="kept")
                 whole = b.add(whole, kept, name="at_end")
             for i, decay in class_decays(self.form, "key"):
                 rows = self._dims_sum(b, inner_reads, inner_writes, whole, i)
@@ -406,22 +411,22 @@ class FormGradients:
         """The sum of all pairs on either side of a scalar decay with ``crossing`` cuts between them."""
         gates, b, chunk, key = self.part.key_gates, self.b, self.outer, self.form.key
         assert gates is not None
-        terms = [b.sum(b.mul(self.both, chunk.over_chunk(gates, crossing), name="S_R"), key, name="across")]
+        terms = [b.sum(b.mul(self.both, conj(b, chunk.over_chunk(gates, crossing)), name="S_R"), key, name="across")]
         for side, inter, _ in reads:
             if crossing:
                 inter = self._key_decayed(self.from_state[side.name], side.vector.position, "start", "d_inter", 1)
-            amount = b.sum(b.mul(chunk.full(side.vector), inter, name="read"), key, name="read")
+            amount = b.sum(b.mul(conj(b, chunk.full(side.vector)), inter, name="read"), key, name="read")
             terms.append(later_sum(b, Row(amount, side.vector.position), decay))
         for j, after, _ in writes:
             vector = self.part.keys[j]
             if crossing:
                 after = self._key_decayed(self.to_adjoint[j], vector.position, "end", "d_after", 1)
-            amount = b.sum(b.mul(chunk.full(vector), after, name="write"), key, name="write")
+            amount = b.sum(b.mul(conj(b, chunk.full(vector)), after, name="write"), key, name="write")
             terms.append(earlier_sum(b, Row(amount, vector.position), decay))
         for (name, j), pairs in masked.items():
             later = next(s.vector for s in self.sides if s.name == name)
             scores = chunk.scores(later, self.part.keys[j], "P", crossing) if crossing else self.scores[name, j]
-            amount = b.mul(pairs, scores, name="M")
+            amount = b.mul(pairs, conj(b, scores), name="M")
             terms.append(straddling_sum(b, amount, later.position, self.part.keys[j].position, decay))
         return chunk.sum_of(terms, "d_log")
 
@@ -442,14 +447,16 @@ def add_decay(
     Where the user gave the factor itself, its cotangent is d_log / factor, and where the factor cuts, ``at_cut``: the
     pairs across it without it.
     """
-    extra = tuple(d for d in dims if d not in decay.factor.dims and d in d_log.axes)
-    d_log = b.sum(d_log, extra, name="d_log")
-    if decay.log is None:
+    if decay.log is not None and is_plain_factor(decay):
+        extra = tuple(d for d in dims if d not in decay.factor.dims)
+        cotangents.add_factor(decay, b.sum(d_log, extra, name="d_log"), at_cut)
         return
-    if not is_plain_factor(decay):
-        cotangents.add(decay.log, d_log)
-        return
-    cotangents.add_factor(decay, d_log, at_cut)
+    parts = [(decay.log, d_log)]
+    if decay.angle is not None and d_log.is_complex:
+        parts.append((decay.angle, b.map("imag", d_log, name="d_angle")))
+    for node, rows in parts:
+        if node is not None:
+            cotangents.add(node, b.sum(rows, tuple(d for d in dims if d not in node.dims), name=rows.name))
 
 
 # --- the epilogue --------------------------------------------------------------------------------------------------------
@@ -457,7 +464,7 @@ def add_decay(
 
 def emit_epilogue_gradient(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:
     """The results' cotangents pulled back to the readouts, and to the inputs that the epilogue reads itself."""
-    b = Builder()
+    b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b)
     for x in readout_leaves(shape):
         tiles.values[x] = b.load(str(x.attrs[1]), token_access(str(x.attrs[1]), x.dims), ("c", *x.dims))

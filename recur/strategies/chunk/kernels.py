@@ -26,7 +26,7 @@ def values_name(form_state: str, j: int) -> str:
 
 def emit_prepare(shape: Shape) -> Kernel:
     """Tm = (I + L)^{-1} for every chunk at once; it depends on no state."""
-    b = Builder()
+    b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b)
     for form in shape.forms:
         part = load_keys(tiles, form)
@@ -50,7 +50,7 @@ def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
 
 def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
     """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks."""
-    b = Builder()
+    b = Builder(complex_buffers=shape.complex_buffers)
     first = [b.load(f.state, state_access(f.state, shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms]
     inner = b.nested()
     states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]
@@ -99,7 +99,7 @@ def readout_leaves(shape: Shape) -> list[Node]:
 
 def emit_states(shape: Shape) -> Kernel:
     """The state at every chunk's start, again, from the pseudo-values kept by the forward pass."""
-    b = Builder()
+    b = Builder(complex_buffers=shape.complex_buffers)
     first = [b.load(f.state, state_access(f.state, shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms]
     inner = b.nested()
     states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]

@@ -8,6 +8,7 @@ from recur.ir.core import Node, leaves, mul, topological
 from recur.ir.normal import Decay, MatrixForm, NormalForm, Read, Readout, Write
 from recur.ir.plan import Reject
 from recur.ir.tile import Access, Axis
+from recur.strategies.operands import argument_leaves, tensor_name
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class Shape:
     def grid(self) -> tuple[str, ...]:
         return ("batch", "head") + (() if self.whole_values else tuple(f"tile:{d}" for d in self.value))
 
+    @property
+    def complex_buffers(self) -> frozenset[str]:
+        """Every buffer of these kernels that holds complex numbers."""
+        names = [n for n, node in self.epilogue if node.is_complex]
+        names += [str(x.attrs[1]) for _, node in self.epilogue for x in leaves([node], "readout") if x.is_complex]
+        states = [f.state for f in self.forms if f.is_complex]
+        names += [p + s for s in states for p in ("", "final_", "chunk_", "chunk_R_")]
+        names += [tensor_name(x) for x in argument_leaves(self.nodes) if x.is_complex]
+        return frozenset([*names, *(f"d_{n}" for n in names)])
+
     def result_of(self, readout: str) -> str | None:
         """The result that is this readout, where the epilogue is trivial."""
         return next((n for n, node in self.epilogue if self.trivial_epilogue and node.attrs[1] == readout), None)
@@ -85,8 +96,8 @@ def _reason_against(forms: tuple[MatrixForm, ...], key: tuple[str, ...], value: 
     for form in forms:
         if form.batch:
             return f"state {form.state} has the aligned dimension {form.batch[0]} beside its key and value dimensions"
-        if form.is_complex or any(d.angle is not None for d in form.decays):
-            return f"state {form.state} is complex; chunks hold real states"
+        if form.is_complex and form.reads:
+            return f"state {form.state} is complex and read by its own writes: complex systems are not solved in chunks"
         if len(form.key) > 1 or len(form.value) > 1:
             return f"state {form.state} has more than one key or value dimension"
         if form.key not in ((), key) or form.value not in ((), value):
@@ -94,8 +105,8 @@ def _reason_against(forms: tuple[MatrixForm, ...], key: tuple[str, ...], value: 
         over_values = [d for d in form.decays if d.factor.dims and set(d.factor.dims) <= set(form.value)]
         if over_values and form.reads:
             return f"the decay of {form.state} runs over its value dimension while its reads contract the key dimension"
-        if any(d.sign is not None for d in over_values):
-            return f"a decay over the value dimension of {form.state} may be negative"
+        if any(d.sign is not None or d.angle is not None for d in over_values):
+            return f"a decay over the value dimension of {form.state} may be negative or complex"
         if any(len(d.factor.dims) > 1 for d in form.decays):
             return f"a decay of {form.state} does not factor over its dimensions"
     return None
@@ -162,8 +173,8 @@ def key_side_nodes(form: MatrixForm, event: Decay | Read | Write | Readout) -> l
 # --- buffers and accesses ------------------------------------------------------------------------------------------------
 
 
-def token_access(buffer: str, dims: tuple[str, ...]) -> Access:
-    return Access(buffer, ("batch", "time", "head", *dims), "c")
+def token_access(buffer: str, dims: tuple[str, ...], rows: str = "c") -> Access:
+    return Access(buffer, ("batch", "time", "head", *dims), rows)
 
 
 def pair_access(buffer: str) -> Access:

@@ -17,24 +17,25 @@ class Tiles:
     """Evaluates per-token expressions in one body: each leaf is loaded, and each form's part computed, once.
 
     ``shared`` holds what the equations of several forms, or several equations of one, have in common (see `Chunk`);
-    ``gates`` the gates of forms with the same decays at the same positions.
+    ``gates`` the gates of forms with the same decays at the same positions; ``rows_axis`` is the tokens' axis.
     """
 
     b: Builder
     values: dict[Node, Value] = field(default_factory=dict)
     shared: dict[tuple[str, ...], Value] = field(default_factory=dict)
     gates: dict[tuple[object, ...], Gates | None] = field(default_factory=dict)
+    rows_axis: str = "c"
 
     def inside(self, b: Builder) -> Tiles:
         """For a nested body: sees what is loaded here, keeps its own to itself."""
-        return Tiles(b, dict(self.values), dict(self.shared), dict(self.gates))
+        return Tiles(b, dict(self.values), dict(self.shared), dict(self.gates), self.rows_axis)
 
     def leaf(self, node: Node) -> Value:
         if node not in self.values:
             kind, name = str(node.attrs[0]), str(node.attrs[1])
             index = ("head", *node.dims) if kind == "param" else ("batch", "time", "head", *node.dims)
-            rows = None if kind == "param" else "c"
-            axes = node.dims if kind == "param" else ("c", *node.dims)
+            rows = None if kind == "param" else self.rows_axis
+            axes = node.dims if kind == "param" else (self.rows_axis, *node.dims)
             buffer = f"prev.{name}" if kind == "prev" else name
             self.values[node] = self.b.load(name, Access(buffer, index, rows), axes)
         return self.values[node]
@@ -44,12 +45,12 @@ class Tiles:
         for x in leaves([node]):
             self.leaf(x)
         (value,) = emit_nodes(self.b, [node], self.values, name)
-        axes = ("c", *node.dims)
+        axes = (self.rows_axis, *node.dims)
         if value.axes != axes:
             value = self.b.expand(value, axes, name)
         if fill == 0.0 and vanishes(node):
             return value
-        return self.b.valid(value, "c", fill, name)
+        return self.b.valid(value, self.rows_axis, fill, name)
 
     def rows(self, node: Node, name: str) -> Rows:
         """The expression as rows, with what has no dims taken out of the tile."""
@@ -167,7 +168,7 @@ def load_keys(tiles: Tiles, form: MatrixForm) -> FormTiles:
         if isinstance(event, Read):
             reads[event.name] = _key_vector(tiles, gates, event.vector, i, "a")
         elif isinstance(event, Write):
-            keys[len(keys)] = _key_vector(tiles, gates, event.key, i, "b")
+            keys[len(keys)] = _key_vector(tiles, gates, event.key, i, "b", conjugate=True)
         elif isinstance(event, Readout) and event.axis == "key":
             queries[event.name] = _key_vector(tiles, gates, event.vector, i, "q")
     return FormTiles(form, reads, keys, {}, queries, gates, None)
@@ -192,22 +193,35 @@ def _vector(rows: Rows, node: Node, position: int) -> Vector:
     return Vector(rows.tile, rows.scale, node, position)
 
 
-def _key_vector(tiles: Tiles, gates: Gates | None, node: Node, position: int, name: str) -> Vector:
-    return _vector(signed(tiles.b, gates, position, tiles.rows(node, name)), node, position)
+def _key_vector(
+    tiles: Tiles, gates: Gates | None, node: Node, position: int, name: str, conjugate: bool = False
+) -> Vector:
+    return _vector(signed(tiles.b, gates, position, tiles.rows(node, name), conjugate), node, position)
 
 
-def signed(b: Builder, gates: Gates | None, position: int, rows: Rows) -> Rows:
-    """The rows times the running sign at a position (which also takes it off again)."""
+def conj(b: Builder, value: Value) -> Value:
+    """The complex conjugate; a real value as it is."""
+    return b.map("conj", value, name=f"{value.name}_conj") if value.is_complex else value
+
+
+def conj_rows(b: Builder, rows: Rows) -> Rows:
+    return Rows(conj(b, rows.tile), None if rows.scale is None else conj(b, rows.scale))
+
+
+def signed(b: Builder, gates: Gates | None, position: int, rows: Rows, conjugate: bool = False) -> Rows:
+    """The rows times the running sign or phase at a position, or its conjugate, which takes it off again."""
     unit = gates.at[position].unit if gates is not None else None
     if unit is None:
         return rows
+    if conjugate:
+        unit = conj(b, unit)
     if len(unit.axes) == 1:
         return Rows(rows.tile, unit if rows.scale is None else b.mul(unit, rows.scale, name="signed"))
     return Rows(b.mul(unit, rows.tile, name=rows.tile.name), rows.scale)
 
 
 def _load_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
-    decays = tuple((i, d.log, d.sign, d.factor.dims) for i, d in class_decays(form, which))
+    decays = tuple((i, d.log, d.sign, d.angle, d.factor.dims) for i, d in class_decays(form, which))
     key = (len(form.events), which, *decays)
     if key not in tiles.gates:
         tiles.gates[key] = _emit_form_gates(tiles, form, which)
@@ -215,12 +229,13 @@ def _load_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
 
 
 def _emit_form_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
-    logs = {}
-    signs = {}
+    logs, signs, angles = {}, {}, {}
     for i, decay in class_decays(form, which):
         if decay.log is not None:
             logs[i] = tiles.node(decay.log, "g")
         if decay.sign is not None:
             negative = apply("lt", decay.sign, const(0))
             signs[i] = tiles.node(where(negative, const(-1), const(1)), "sign", fill=1.0)
-    return emit_gates(tiles.b, form, which, logs, signs)
+        if decay.angle is not None:
+            angles[i] = tiles.node(decay.angle, "angle")
+    return emit_gates(tiles.b, form, which, logs, signs, angles)
