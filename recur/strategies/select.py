@@ -97,9 +97,8 @@ Answers = tuple[tuple[str, Choice], ...]
 
 def _ask_strategies(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str]) -> Answers:
     """Every strategy's plan of a stage, or its reason. ``outputs``: the exports that the user gets."""
-    import importlib.util
-    modules = {name: importlib.import_module(f"recur.strategies.{name}") if importlib.util.find_spec(f"recur.strategies.{name}") else None for name in STRATEGIES}
-    return tuple((name, module.plan(normal, sizes, outputs) if module else Reject("not built")) for name, module in modules.items())
+    modules = {name: importlib.import_module(f"recur.strategies.{name}") for name in STRATEGIES}
+    return tuple((name, module.plan(normal, sizes, outputs)) for name, module in modules.items())
 
 
 def _requests(rec: Recurrence, strategy: Request, answers: Sequence[Answers]) -> list[str]:
