@@ -213,6 +213,10 @@ def large_params(arguments: Sequence[Node], tiled: Dims, sizes: Mapping[str, int
     return [n for n in params if entries(tuple(d for d in n.dims if d not in tiled), sizes) > 4 * WARP_ENTRIES]
 
 
+# Left where they are used: free there, and a sign change of a hoisted tile has crashed Triton's layout pass (3.6).
+_FREE = ("neg", "conj", "real", "imag", "complex")
+
+
 def per_head_nodes(roots: Sequence[Node], without: Sequence[Node] = ()) -> list[Node]:
     """The largest expressions of params alone: one value a head, so they are evaluated outside the loop over tokens.
 
@@ -220,8 +224,8 @@ def per_head_nodes(roots: Sequence[Node], without: Sequence[Node] = ()) -> list[
     """
     order = topological(roots)
     varying = _varying(order)
-    users = {a for n in order if n in varying for a in n.args} | set(roots)
-    fixed = [n for n in order if n not in varying and n in users]
+    users = {a for n in order if n in varying or n.op in _FREE for a in n.args} | set(roots)
+    fixed = [n for n in order if n not in varying and n in users and n.op not in _FREE]
     return [n for n in fixed if leaves([n]) and not set(leaves([n])) & set(without)]
 
 
