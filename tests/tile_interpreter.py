@@ -21,7 +21,10 @@ from recur.operators import OPERATORS
 
 @dataclass
 class Run:
-    """A plan's tensors while it runs. ``blocks``: the tile's width of axes that are placed on the grid or in a loop."""
+    """A plan's tensors while it runs.
+
+    ``blocks``: the tile's width of axes that are placed on the grid or in a loop, by extent; of rows, under "rows".
+    """
 
     plan: Plan
     sizes: Mapping[str, int]
@@ -47,7 +50,17 @@ class Run:
             return self.chunk
         return self.sizes[entry]
 
+    @property
+    def rows(self) -> int:
+        """Tokens in a tile of rows."""
+        return self.blocks.get("rows", self.chunk)
+
+    def tiles_of(self, axis: Axis) -> int:
+        return -(-self.chunk // self.rows) if axis.kind == "rows" else self.tiles(axis.extent)
+
     def tiles(self, dim: str) -> int:
+        if any(a.name == dim and a.kind == "rows" for k in (*self.plan.forward, *self.plan.backward) for a in k.axes):
+            return -(-self.chunk // self.rows)
         return -(-self.sizes[dim] // self.blocks.get(dim, self.sizes[dim]))
 
     def shape(self, buffer: Buffer) -> tuple[int, ...]:
@@ -93,7 +106,7 @@ def run_backward(run: Run, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor
 def run_kernel(run: Run, kernel: Kernel) -> None:
     ranges = []
     for entry in kernel.grid[2:]:
-        ranges.append(range(run.chunks) if entry == "chunk" else range(run.tiles(kernel.axis(entry[5:]).extent)))
+        ranges.append(range(run.chunks) if entry == "chunk" else range(run.tiles_of(kernel.axis(entry[5:]))))
     assert kernel.grid[:2] == ("batch", "head")
     for point in itertools.product(*ranges):
         where = {e.removeprefix("tile:"): i for e, i in zip(kernel.grid[2:], point, strict=True)}
@@ -125,7 +138,9 @@ class Program:
         if loop.over == "chunks":
             points = range(run.chunks)
         elif loop.over == "tiles":
-            points = range(run.tiles(self.kernel.axis(name).extent))
+            first = self.where[loop.first] if loop.first else 0
+            end = self.where[loop.last] + 1 if loop.last else run.tiles_of(self.kernel.axis(name))
+            points = range(first, end)
         elif "chunk" in self.where:
             first = self.where["chunk"] * run.chunk
             points = range(first, min(first + run.chunk, run.tokens))
@@ -162,7 +177,10 @@ class Program:
         """The entries of a dimension that the current tile holds, or the tokens of a chunk (padding included)."""
         if axis.kind == "rows":
             first = self.where["chunk"] * self.run_.chunk if "chunk" in self.where else 0
-            return range(first, first + self.run_.chunk)
+            if axis.place == "whole":
+                return range(first, first + self.run_.chunk)
+            first += self.where[axis.name] * self.run_.rows
+            return range(first, first + self.run_.rows)
         size = self.run_.sizes[axis.extent] if axis.extent in self.run_.sizes else int(axis.extent)
         if axis.place == "whole":
             return range(size)
@@ -359,7 +377,7 @@ class Program:
         return torch.where(rows.reshape(shape), self.full_tile(value), s.attr("fill"))
 
     def op_after(self, s: Let) -> Tensor:
-        row, column = (torch.arange(self.extent(a)) for a in s.out.axes)
+        row, column = (torch.tensor(list(self.range(self.kernel.axis(a)))) for a in s.out.axes)
         return (row[:, None] - column[None, :] >= s.attr("offset"))[None, None]
 
     def op_eye(self, s: Let) -> Tensor:

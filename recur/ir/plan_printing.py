@@ -97,9 +97,9 @@ def format_kernel(kernel: Kernel, direction: str) -> list[str]:
 
 
 def _format_axis(axis: Axis) -> str:
-    if axis.kind == "rows":
-        return f"{axis.name}: rows of a chunk"
     place = {"whole": "", "grid": " in tiles on the grid", "loop": " in tiles, looped"}[axis.place]
+    if axis.kind == "rows":
+        return f"{axis.name}: rows of a chunk{place}"
     return f"{axis.name}: {axis.extent}{place}"
 
 
@@ -123,6 +123,8 @@ def _format_line(statement: Let | Store, depth: int) -> str:
 
 def _format_loop(loop: Loop, depth: int) -> list[str]:
     over = f"tiles of {loop.axis}" if loop.over == "tiles" else loop.over
+    over += f" from that of {loop.first}" if loop.first else ""
+    over += f" up to that of {loop.last}" if loop.last else ""
     pad = INDENT * depth
     lines = [f"{pad}for {over}{' in reverse' if loop.reverse else ''}:"]
     lines += [f"{pad}{INDENT}carry {_format_value(c.phi)} from {c.init.name}" for c in loop.carries]

@@ -6,6 +6,7 @@ decide orders, padding and data types: values are float32 (float64 where the inp
 operands to the kernel's operand type. A program holds tokens
 
 * as rows: an axis of kind "rows" is the block of `C` tokens of the current chunk (chunk n holds tokens n C + row), or
+  a tile of R of them, where chunks are longer than what a tile holds (rows r R ... r R + R - 1 of the chunk), or
 * one at a time, inside a loop over steps, with no axis at all.
 
 Tokens past the end read as zero and are not stored. Padding of an axis is the printer's business: a reduction or a
@@ -31,7 +32,8 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     last x (axis)                   x at the block's last row, padding included (`reverse`: at its first row)
     rename x (old, new)             the same tile with an axis renamed
     expand x (axes)                 broadcasts
-    after x, y (axes c, s; offset)  a boolean tile: row index of c - row index of s >= offset
+    after x, y (axes c, s; offset)  a boolean tile: row index of c - row index of s >= offset, both counted from the
+                                    chunk's start, also where the axes are tiles of rows
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
     eye (row, column), index x (axis, i), place x (axis, i), hadamard x (axis)
@@ -49,8 +51,9 @@ class Axis:
     """A named tile axis.
 
     kind "rows": the C tokens of a chunk. Otherwise the axis runs over a dimension of size `extent` (a name, or a
-    number where the size is fixed), either whole in one tile, or in tiles of `block` whose index comes from the grid
-    ("grid") or from a loop inside the program ("loop").
+    number where the size is fixed). Either is whole in one tile, or in tiles of `block` whose index comes from the grid
+    ("grid") or from a loop inside the program ("loop"). Tiles of rows have one width in all of a plan's kernels, which
+    divides C. Two axes of rows that are tiles hold different tokens: no tile is renamed from one to the other.
     """
 
     name: str
@@ -133,6 +136,10 @@ class Carry:
 class Loop:
     """over "chunks": all chunks of the sequence; "steps": the tokens of the sequence, or of the grid's chunk where the
     kernel has one; "tiles": the tiles of `axis`. `reverse`: from the last to the first.
+
+    Tiles of rows: the loop starts at the tile of the rows axis `first` on the grid, and ends with that of `last`,
+    where they are given. It may leave out tiles that lie past the sequence's end. A backend that holds chunks whole
+    has one tile, and runs the body once.
     """
 
     over: Literal["chunks", "steps", "tiles"]
@@ -140,6 +147,8 @@ class Loop:
     body: tuple[Statement, ...]
     reverse: bool = False
     axis: str | None = None
+    first: str | None = None
+    last: str | None = None
 
 
 Statement = Union[Let, Store, Loop]
@@ -349,8 +358,10 @@ class Builder:
         carries: tuple[Carry, ...],
         reverse: bool = False,
         axis: str | None = None,
+        first: str | None = None,
+        last: str | None = None,
     ) -> None:
-        self.statements.append(Loop(over, carries, tuple(body.statements), reverse, axis))
+        self.statements.append(Loop(over, carries, tuple(body.statements), reverse, axis, first, last))
 
     def phi(self, name: str, like: Value) -> Value:
         """A name for a carried value, to be used inside the body and in its `Carry`."""

@@ -116,30 +116,40 @@ def initial_lines(shape: Shape) -> tuple[Gradient, ...]:
 
 @dataclass
 class Ledger:
-    """The cotangent ledger while kernels are emitted: which buffers make up each argument's gradient, in order."""
+    """The cotangent ledger while kernels are emitted: which buffers make up each argument's gradient, in order.
+
+    ``tiles``: where a buffer of a parameter's gradient has a partial sum for every tile of an axis, that axis.
+    """
 
     entries: dict[Node, list[str]] = field(default_factory=dict)
+    tiles: dict[str, str] = field(default_factory=dict)
 
-    def buffer_of(self, source: Node, part: str) -> str:
+    def buffer_of(self, source: Node, part: str, tiles: str = "") -> str:
         names = self.entries.setdefault(source, [])
         names.append(f"d_{tensor_name(source)}" if not names else f"d_{tensor_name(source)}_{part}")
+        if tiles and source.attrs[0] == "param":
+            self.tiles[names[-1]] = f"tiles:{tiles}"
         return names[-1]
+
+    def partial(self, name: str) -> tuple[str, ...]:
+        return (self.tiles[name],) if name in self.tiles else ()
 
     def buffers(self, arguments: list[Node]) -> tuple[Buffer, ...]:
         result = []
         for x in arguments:
             names = self.entries.get(x, [])
             is_param = x.attrs[0] == "param"
-            layout = ("B", "N", "H", *x.dims) if is_param else ("B", "T", "H", *x.dims)
+            lead = ("B", "N", "H") if is_param else ("B", "T", "H")
             alone = len(names) == 1 and not is_param
             dtype = f"input:{tensor_name(x)}" if alone else "accumulate"
-            result += [Buffer(name, layout, dtype, x.is_complex) for name in names]
+            result += [Buffer(name, (*lead, *self.partial(name), *x.dims), dtype, x.is_complex) for name in names]
         return tuple(result)
 
     def lines(self, arguments: list[Node]) -> tuple[Gradient, ...]:
         def line(x: Node) -> Gradient:
             summed = ("B", "N") if x.attrs[0] == "param" else ()
-            return Gradient(tensor_name(x), tuple(Contribution(n, summed) for n in self.entries.get(x, [])))
+            names = self.entries.get(x, [])
+            return Gradient(tensor_name(x), tuple(Contribution(n, (*summed, *self.partial(n))) for n in names))
 
         return tuple(line(x) for x in arguments if x in self.entries)
 

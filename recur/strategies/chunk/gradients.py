@@ -462,7 +462,11 @@ def add_decay(
 # --- the epilogue --------------------------------------------------------------------------------------------------------
 
 
-def emit_epilogue_gradient(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:
+def emit_epilogue_gradient(
+    shape: Shape,
+    buffer_of: Callable[[Node, str], str],
+    store: Callable[[Builder, Node, Value, str], None] = store_gradient,
+) -> Kernel:
     """The results' cotangents pulled back to the readouts, and to the inputs that the epilogue reads itself."""
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b)
@@ -477,6 +481,6 @@ def emit_epilogue_gradient(shape: Shape, buffer_of: Callable[[Node, str], str]) 
         if source.attrs[0] == "readout":
             b.store(token_access(f"d_{source.attrs[1]}", source.dims), tile)
         else:
-            store_gradient(b, source, tile, buffer_of(source, "epilogue"))
+            store(b, source, tile, buffer_of(source, "epilogue"))
     axes = tuple(Axis(a.name, a.kind, a.extent) for a in shape.axes)
     return Kernel("epilogue_gradient", ("batch", "head", "chunk"), axes, tuple(b.statements), (), "pointwise")

@@ -16,14 +16,20 @@ writes before t that outlive the chunk, and 2^G_C <S_0, R>. Nothing cancels, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from recur.ir.core import Node, leaves
-from recur.ir.normal import Decay, MatrixForm
+from recur.ir.normal import Decay, MatrixForm, Readout, Write
 from recur.ir.tile import Access, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.gates import is_plain_factor
-from recur.strategies.chunk.gradients import Cotangents, add_decay, readout_cotangent
+from recur.strategies.chunk.gradients import (
+    Cotangents,
+    add_decay,
+    emit_epilogue_gradient,
+    readout_cotangent,
+    store_gradient,
+)
 from recur.strategies.chunk.kernels import readout_leaves
 from recur.strategies.chunk.row_tiles import (
     Pairs,
@@ -53,13 +59,11 @@ class Straddle:
     decay: Decay
     crossing: int
 
-    def buffer(self, part: str) -> str:
+    def buffer(self, part: str, own_after: bool = True) -> str:
+        """``own_after``: whether a token's own event, whose amounts these are, comes after the token's decay."""
         number = [i for i, _ in self.family.decays].index(self.position)
-        return f"{part}_{self.family.name}_{number}" + ("_cut" if self.crossing else "")
-
-    def before_buffer(self, own_row_after: bool) -> str:
-        """What every row has of the writes in tiles before each: rows that read after the token's decay, or before it."""
-        return self.buffer("before" if own_row_after else "before_early")
+        early = "" if own_after else "_early"
+        return f"{part}{early}_{self.family.name}_{number}" + ("_cut" if self.crossing else "")
 
 
 def straddles(stored: Stored) -> list[Straddle]:
@@ -116,18 +120,19 @@ def emit_tiled_reverse(shape: Shape, stored: Stored) -> Kernel:
 
 @dataclass
 class Sums:
-    """Amounts that several forms add up to, by decay: each form's is added to those before."""
+    """Amounts of events, added up over the forms: by decay, and whether a token's own event comes after its decay."""
 
     b: Builder
-    amounts: dict[Straddle, Value] = field(default_factory=dict)
+    amounts: dict[tuple[Straddle, bool], Value] = field(default_factory=dict)
 
-    def add(self, straddle: Straddle, amount: Value) -> None:
-        known = self.amounts.get(straddle)
-        self.amounts[straddle] = amount if known is None else self.b.add(known, amount, name=known.name)
+    def add(self, straddle: Straddle, position: int, amount: Value) -> None:
+        key = (straddle, position > straddle.position)
+        known = self.amounts.get(key)
+        self.amounts[key] = amount if known is None else self.b.add(known, amount, name=known.name)
 
     def store(self, part: str, rows: str) -> None:
-        for straddle, amount in self.amounts.items():
-            self.b.store(token_access(straddle.buffer(part), (), rows), amount)
+        for (straddle, own_after), amount in self.amounts.items():
+            self.b.store(token_access(straddle.buffer(part, own_after), (), rows), amount)
 
 
 @dataclass
@@ -191,15 +196,15 @@ def store_partial(b: Builder, source: Node, tile: Value, rows: str, buffer: str)
 
 
 def before_access(straddle: Straddle, own_row_after: bool) -> Access:
-    return Access(straddle.before_buffer(own_row_after), ("batch", "time", "head", "tile:s"), "c")
+    return Access(straddle.buffer("before", own_row_after), ("batch", "time", "head", "tile:s"), "c")
 
 
 def emit_query_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Kernel:
     """dQ of one tile, from the chunk's start and the key tiles up to its own; and what straddles by whole tiles."""
     g = Gradients(shape, stored, "c")
     b, body, pairs = g.b, g.body, g.pairs
-    reads, cotangents, sums = Sums(b), Cotangents(), []
-    crossings: dict[tuple[Straddle, bool], Value] = {}
+    reads, crossings = Sums(b), Sums(body)
+    cotangents, sums = Cotangents(), []
     for form in shape.forms:
         state = load_state(b, shape, form, form.state, f"chunk_{form.state}")
         writes = list(zip(g.keys.keys(form), g.keys.values(form), strict=True))
@@ -215,15 +220,14 @@ def emit_query_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> K
                 g.grow(phi, body.contract(weights, k.tile, ("s",), name="intra"))
                 for x in g.of(form):
                     amount = body.mul(evidence, pairs.scores(form, q, k, x.crossing), name="M")
-                    row = times(body, body.sum(times(body, amount, scale), ("s",), name="M_rows"), q.scale)
-                    key = (x, q.position > x.position)
-                    crossings[key] = body.add(crossings[key], row, name="M_rows") if key in crossings else row
+                    row = body.sum(times(body, amount, scale), ("s",), name="M_rows")
+                    crossings.add(x, q.position, times(body, row, q.scale))
             for x in g.of(form):
                 read = times(b, from_state, g.queries.factor(form, q.position, "start", x.crossing), name="d_q")
                 amount = b.sum(b.mul(full(b, q), read, name="read"), form.key, name="read")
-                reads.add(x, amount)
+                reads.add(x, q.position, amount)
             sums.append((form, q, phi))
-    for (x, own_row_after), row in crossings.items():
+    for (x, own_row_after), row in crossings.amounts.items():
         before = g.carry("before", b.zeros(("c",), name="before"))
         body.store(before_access(x, own_row_after), before, "what rows have of the writes in earlier tiles")
         g.grow(before, row)
@@ -260,7 +264,7 @@ def emit_key_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Ker
                     crossings.add(x, q, k, times(g.body, amount, joint(g.body, k.scale, v.scale), q.scale))
             for x in g.of(form):
                 after = times(b, to_adjoint, g.keys.factor(form, k.position, "end", x.crossing), v.scale, name="after")
-                kept.add(x, b.sum(b.mul(full(b, k), after, name="write"), form.key, name="write"))
+                kept.add(x, k.position, b.sum(b.mul(full(b, k), after, name="write"), form.key, name="write"))
             found.append((form, k, v, node, d_k, d_v))
     crossings.carry()
     b.loop("tiles", g.body, tuple(g.carries), axis="c", first="s")
@@ -331,24 +335,79 @@ class Crossings:
 def emit_decay_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Kernel:
     """Every log decay's cotangent, all chunks at once, from the parts that the gradient kernels left for each token."""
     b = Builder()
-    tiles = Tiles(b)
     ends = load_ends(b, stored)
     across = emit_across(b, shape, stored)
-    cotangents = Cotangents()
-    amounts: dict[tuple[StoredGates, int], list[Value]] = {}
-    decays: dict[tuple[StoredGates, int], Decay] = {}
+    found: dict[tuple[str, int], list[Value]] = {}
     for x in straddles(stored):
-        later, earlier = read_side(b, shape, stored, x), write_side(b, shape, stored, x)
-        whole = times(b, across[x.family], whole_chunk(b, stored, ends, x.family.name, x.crossing), name="across")
-        total = b.load("straddle", token_access(x.buffer("straddle"), ()), ("c",))
-        for part in (*later, *earlier, whole):
-            total = b.add(total, part, name="d_log")
-        amounts.setdefault((x.family, x.position), []).append(total)
-        decays[x.family, x.position] = x.decay
-    for key, totals in amounts.items():
-        add_decay(cotangents, b, decays[key], totals[0], (), totals[1] if len(totals) > 1 else None)
-    for source, tile in cotangents.pull(tiles, argument_leaves(cotangents.nodes)).items():
+        over = whole_chunk(b, stored, ends, x.family.name, x.crossing)
+        total = times(b, across[x.family.name], over, name="across")
+        total = b.add(load_part(b, x, "straddle"), total, name="d_log")
+        for after in own_afters(shape, stored, x, Readout):
+            row = Row(load_part(b, x, "read", after), 1 if after else -1)
+            total = b.add(total, later_sum(b, row, 0), name="d_log")
+        for after in own_afters(shape, stored, x, Write):
+            row = Row(load_part(b, x, "write", after), 1 if after else -1)
+            total = b.add(total, earlier_sum(b, row, 0), name="d_log")
+        found.setdefault((x.family.name, x.position), []).append(total)
+    cotangents = Cotangents()
+    for x in straddles(stored):
+        if not x.crossing:
+            add_decay(cotangents, b, x.decay, *decay_parts(found[x.family.name, x.position]))
+    for source, tile in cotangents.pull(Tiles(b), argument_leaves(cotangents.nodes)).items():
         store_gradient(b, source, tile, buffer_of(source, "decays", ""))
     axes = tiled_axes(shape, "whole", "", "loop")
-    equations = ("dg_t = sum of M over the pairs around t, of reads after t, of writes before t, and 2^G_C <S, R>",)
+    equations = ("dg_t = M summed over the pairs around t + reads after t + writes before t + 2^G_C <S, R>",)
     return Kernel("decay_gradients", ("batch", "head", "chunk"), axes, tuple(b.statements), equations, "decay_gradients")
+
+
+def decay_parts(totals: list[Value]) -> tuple[Value, tuple[str, ...], Value | None]:
+    return totals[0], (), totals[1] if len(totals) > 1 else None
+
+
+def load_part(b: Builder, x: Straddle, part: str, own_after: bool = True) -> Value:
+    return b.load(part, token_access(x.buffer(part, own_after), ()), ("c",))
+
+
+def own_afters(shape: Shape, stored: Stored, x: Straddle, kind: type[Readout] | type[Write]) -> list[bool]:
+    """Whether a token's own event comes after its decay, for the events of a kind in the family's forms."""
+    forms = [f for f in shape.forms if stored.get(f.state) == x.family]
+    positions = {i for f in forms for i, e in enumerate(f.events) if isinstance(e, kind)}
+    return sorted({i > x.position for i in positions})
+
+
+def emit_across(b: Builder, shape: Shape, stored: Stored) -> dict[str, Value]:
+    """<S_0, R> by family, summed over its forms, tile by tile of the value dims."""
+    body = b.nested()
+    inside, outside = Sums(body), Sums(b)
+    families = {x.family.name: x for x in straddles(stored)}
+    for form in shape.forms:
+        x = families.get(stored[form.state].name) if form.state in stored else None
+        if x is not None:
+            part, sums = (body, inside) if form.value else (b, outside)
+            state = load_state(part, shape, form, form.state, f"chunk_{form.state}")
+            adjoint = load_state(part, shape, form, "R", f"chunk_R_{form.state}")
+            sums.add(x, 0, part.sum(part.mul(state, adjoint, name="S_R"), form.key + form.value, name="S_R"))
+    found = {x.family.name: amount for (x, _), amount in outside.amounts.items()}
+    carries = []
+    for (x, _), amount in inside.amounts.items():
+        start = found.get(x.family.name) or b.zeros((), name="S_R")
+        phi = body.phi("S_R", start)
+        carries.append(Carry(phi, start, body.add(phi, amount, name="S_R")))
+        found[x.family.name] = phi
+    if shape.value:
+        b.loop("tiles", body, tuple(carries), axis=shape.value[0])
+    return found
+
+
+# --- the epilogue --------------------------------------------------------------------------------------------------------
+
+
+def emit_tiled_epilogue_gradient(shape: Shape, buffer_of: BufferOf) -> Kernel:
+    """The results' cotangents pulled back to the readouts, and to the inputs that the epilogue reads itself."""
+
+    def store(b: Builder, source: Node, tile: Value, buffer: str) -> None:
+        store_partial(b, source, tile, "c", buffer)
+
+    kernel = emit_epilogue_gradient(shape, lambda source, part: buffer_of(source, part, "c"), store)
+    axes = tiled_axes(shape, "grid", "", "whole")
+    return replace(kernel, grid=(*kernel.grid, "tile:c"), axes=axes)
