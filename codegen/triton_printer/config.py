@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from recur.ir.plan import Plan
-from recur.ir.tile import Kernel, Let, Loop, Statement, Value
+from recur.ir.tile import Axis, Kernel, Let, Loop, Statement, Value
 
 DEFAULT_CHUNK = 64
 DOT_TILE = 8192  # elements of the largest tile of a kernel of matrix products: 64 registers a thread in four warps
 SCAN_TILE = 2048  # the same for elementwise kernels, which hold many tiles at once
 WIDEST_BLOCK = 128
+ROW_TILE = 64  # tokens in a tile of rows, where a chunk is cut into tiles
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
 
 
@@ -96,16 +97,17 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
     shapes = sorted({tuple(sorted(out.axes)) for let in lets for out in let.outs})
     dots = sum(is_dot(let) for let in lets)
-    extents = {a.name: rows if a.kind == "rows" else extent_size(a.extent, sizes) for a in kernel.axes}
+    extents = {a.name: rows_of(a, rows) if a.kind == "rows" else extent_size(a.extent, sizes) for a in kernel.axes}
     for let in lets:
         if let.op == "rename":
             extents.setdefault(str(let.attr("new")), extents[str(let.attr("old"))])
     blocks = {name: next_power_of_two(extent) for name, extent in extents.items()}
     loops = {s.axis for s in statements_of(kernel.body) if isinstance(s, Loop)}
     tiled = [a.name for a in kernel.axes if f"tile:{a.name}" in kernel.grid or a.name in loops]
+    fixed = [a.name for a in kernel.axes if a.kind == "rows"]
     least = 16 if dots else 1
     limit = DOT_TILE if dots else SCAN_TILE
-    for name in tiled:
+    for name in (n for n in tiled if n not in fixed):
         blocks[name] = max(least, min(blocks[name], WIDEST_BLOCK))
         others = [math.prod(blocks[a] for a in shape if a != name) for shape in shapes if name in shape]
         while blocks[name] > least and blocks[name] * max(others, default=1) > limit:
@@ -113,6 +115,11 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     largest = max((math.prod(blocks[a] for a in shape) for shape in shapes), default=1)
     heavy = largest > limit or (dots >= MANY_DOTS and largest == limit)
     return Launch(tuple((name, blocks[name]) for name in tiled), num_warps=8 if heavy else 4, num_stages=2)
+
+
+def rows_of(axis: Axis, chunk: int) -> int:
+    """Tokens that a tile holds along an axis of rows."""
+    return chunk if axis.place == "whole" else min(chunk, ROW_TILE)
 
 
 def is_dot(let: Let) -> bool:

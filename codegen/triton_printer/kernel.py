@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from recur.codegen.triton_printer.config import StageConfig
-from recur.codegen.triton_printer.layout import BufferDim, Layout, align, safe_name
+from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, safe_name
 from recur.codegen.triton_printer.names import name_values
 from recur.codegen.triton_printer.operations import OperationPrinter, Pair
 from recur.codegen.triton_printer.padding import infer_padding
@@ -76,7 +76,7 @@ class KernelPrinter:
     def print(self, name: str) -> PrintedKernel:
         self._print_grid()
         for axis in self.layout.axes.values():
-            if axis.root.place != "loop" or axis.root.kind == "rows":
+            if axis.root.place != "loop":
                 self._define_axis(axis.name)
         if "chunk" in self.kernel.grid:
             self._define_rows_masks()
@@ -144,8 +144,11 @@ class KernelPrinter:
 
     def _define_rows_masks(self) -> None:
         for axis in self.layout.axes.values():
-            if axis.root.kind == "rows":
-                self._define(axis.mask, f"{axis.index} < {self.words['T']} - chunk * {self.words['C']}")
+            if axis.root.kind == "rows" and axis.root.place != "loop":
+                self._define_rows_mask(axis)
+
+    def _define_rows_mask(self, axis: TileAxis) -> None:
+        self._define(axis.mask, f"{axis.index} < {self.words['T']} - chunk * {self.words['C']}")
 
     # statements
 
@@ -197,6 +200,8 @@ class KernelPrinter:
         in_chunk = loop.over == "steps" and "chunk" in self.kernel.grid
         first = f"chunk * {self.words['C']}" if in_chunk else "0"
         bound = f"tl.minimum({first} + {self.words['C']}, {self.words['T']})" if in_chunk else count
+        if loop.over == "tiles" and self.layout.axes[loop.axis].root.kind == "rows":
+            first, bound = self._rows_range(loop, count)
         self._line(f"for {'step' if loop.reverse else index} in range({first}, {bound}):")
         self.depth += 1
         if loop.reverse:
@@ -208,10 +213,20 @@ class KernelPrinter:
             for axis in self.layout.axes.values():
                 if axis.root.name == loop.axis:
                     self._define_axis(axis.name)
+                    if axis.root.kind == "rows":
+                        self._define_rows_mask(axis)
         self._print_block(loop.body)
         for line in self.operations.end_carries(loop):
             self._line(line)
         self.depth -= 1
+
+    def _rows_range(self, loop: Loop, count: str) -> tuple[str, str]:
+        """From which to which tile of rows: between those on the grid, else up to the last that holds a token."""
+        first = self.layout.tile_index(loop.first) if loop.first else "0"
+        if loop.last:
+            return first, f"{self.layout.tile_index(loop.last)} + 1"
+        tokens = f"{self.words['T']} - chunk * {self.words['C']}"
+        return first, f"tl.minimum({count}, tl.cdiv({tokens}, {self.words['R']}))"
 
     # memory
 

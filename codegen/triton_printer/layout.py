@@ -29,8 +29,8 @@ class BufferDim:
 class TileAxis:
     """A tile axis as printed: `block` lanes named `block_name`, over `extent` entries named `extent_name`.
 
-    ``extent`` is None for rows, whose number depends on the sequence. ``root`` is the declared axis of which this is
-    a renaming; ``word`` is the name as an identifier.
+    ``extent`` is None for rows, whose number depends on the sequence, in chunks of ``chunk``. ``root`` is the declared
+    axis of which this is a renaming; ``word`` is the name as an identifier.
     """
 
     name: str
@@ -40,6 +40,7 @@ class TileAxis:
     block_name: str
     extent: int | None
     extent_name: str
+    chunk: int = 0
 
     @property
     def index(self) -> str:
@@ -55,8 +56,7 @@ class TileAxis:
 
     @property
     def tiles(self) -> int:
-        assert self.extent is not None
-        return -(-self.extent // self.block)
+        return -(-(self.chunk if self.extent is None else self.extent) // self.block)
 
 
 def accesses_of(kernel: Kernel) -> Iterator[Access]:
@@ -128,7 +128,9 @@ class Layout:
 
     def _tile_axis(self, name: str, word: str, root: Axis, in_dot: bool) -> TileAxis:
         if root.kind == "rows":
-            return TileAxis(name, word, root, self.config.chunk, self.words["C"], None, self.words["T"])
+            chunk, is_whole = self.config.chunk, root.place == "whole"
+            block = chunk if is_whole else dict(self.config.launch(self.kernel.name).blocks)[root.name]
+            return TileAxis(name, word, root, block, self.words["C" if is_whole else "R"], None, self.words["T"], chunk)
         extent = extent_size(root.extent, self.sizes)
         if root.place == "whole":
             block = max(next_power_of_two(extent), DOT_SIDE if in_dot else 1)
@@ -167,7 +169,7 @@ def align(tile: str, axes: tuple[str, ...], to: tuple[str, ...]) -> str:
 
 def _words(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
     """The kernel's own names for counts, spelled out where a dimension of the recurrence has taken the letter."""
-    plain = {"C": "CHUNK", "T": "TOKENS", "H": "HEADS", "N": "CHUNKS"}
+    plain = {"C": "CHUNK", "R": "ROWS", "T": "TOKENS", "H": "HEADS", "N": "CHUNKS"}
     return {letter: word if letter in sizes else letter for letter, word in plain.items()}
 
 
