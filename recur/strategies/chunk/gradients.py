@@ -152,13 +152,10 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     """
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b)
-    parts = [FormGradients(shape, tiles, load_keys(tiles, form)) for form in shape.forms]
-    for part in parts:
-        part.prepare(load_cotangents(b, shape, part.form) if part.value_axis else {})
+    parts = [FormGradients(shape, form) for form in shape.forms]
     by_value, by_key = Cotangents(), Cotangents()
     for part in parts:
-        if not part.form.value:
-            part.enter(b, tiles, by_key)
+        part.load(tiles)
     inner = b.nested()
     inner_tiles = tiles.inside(inner)
     for part in parts:
@@ -176,7 +173,12 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
             parts[0].carries.append(Carry(phi, zero, inner.add(phi, tile, name=phi.name)))
     if shape.value:
         b.loop("tiles", inner, tuple(c for part in parts for c in part.carries), axis=shape.value[0])
+    # The loop's registers are for its sums: what comes after it loads its rows again.
+    tiles = Tiles(b)
     for part in parts:
+        part.load(tiles)
+        if not part.form.value:
+            part.enter(b, tiles, by_key)
         part.finish(by_key)
     gradients = by_key.pull(tiles, argument_leaves(by_key.nodes))
     for source, from_values in row_sums.items():
@@ -206,21 +208,19 @@ def store_gradient(b: Builder, source: Node, tile: Value, buffer: str) -> None:
 
 @dataclass
 class FormGradients:
-    """One form's cotangents: `prepare` before the tiles of the value dims, `enter` inside one, `finish` after them."""
+    """One form's cotangents: `load`, then `enter` inside a tile of the value dims; `load` and `finish` after them."""
 
     shape: Shape
-    tiles: Tiles
-    part: FormTiles
+    form: MatrixForm
     carries: list[Carry] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.b = self.tiles.b
-        self.form = self.part.form
-        self.outer = Chunk(self.tiles, self.part)
-        self.value_axis = any(r.axis == "value" for r in self.form.readouts)
-
-    def prepare(self, cotangents: dict[str, Value]) -> None:
+    def load(self, tiles: Tiles) -> None:
         """Key sides and scores P, which no value dim enters."""
+        self.b = tiles.b
+        self.part = load_keys(tiles, self.form)
+        self.outer = Chunk(tiles, self.part)
+        value_axis = any(r.axis == "value" for r in self.form.readouts)
+        cotangents = load_cotangents(self.b, self.shape, self.form) if value_axis else {}
         self.sides = readout_keys(self.outer, cotangents) + read_keys(self.outer)
         writes = range(len(self.form.writes))
         self.scores = {
