@@ -49,7 +49,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     forward = ([emit_prepare(shape)] if reads else []) + [emit_walk(shape, keep_values=True)]
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
-    arguments = argument_leaves(shape.nodes)
+    arguments = ordered_arguments(shape)
     return Plan(
         stage=normal.stage.name,
         strategy="chunkwise",
@@ -67,6 +67,11 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
     )
+
+
+def ordered_arguments(shape: Shape) -> list[Node]:
+    """The stage's tensors, the user's vectors first: the first one's type is what the matrix units take."""
+    return sorted(argument_leaves(shape.nodes), key=lambda x: (x.attrs[0] != "input", not x.dims))
 
 
 def chunk_length(shape: Shape) -> int:
