@@ -2,14 +2,14 @@
 
     python bench/cpu_gated_delta_net.py
 
-Writes bench/results/cpu_gated_delta_net.json and .md. Times are medians in milliseconds.
+Writes bench/results/cpu_gated_delta_net.json and .md. Times are in milliseconds, each the shortest of 20 runs.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,15 +102,15 @@ def forward_backward(function: Callable[[], Tensor], inputs: Inputs) -> list[Ten
     return [o.detach(), *torch.autograd.grad(o, list(inputs.values()), weight)]
 
 
-def milliseconds(function: Callable[[], object], repeats: int) -> float:
-    """The median of a few runs after one for warming up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return round(1e3 * statistics.median(times), 2)
+def milliseconds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Each one's shortest run of all rounds; they take turns, so that a busy moment of the machine hits them all."""
+    times = dict.fromkeys(functions, math.inf)
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name] = min(times[name], 1e3 * (time.perf_counter() - start))
+    return {name: round(t, 2) for name, t in times.items()}
 
 
 def largest_difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -118,22 +118,21 @@ def largest_difference(found: list[Tensor], expected: list[Tensor]) -> float:
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True))
 
 
-def measure(inputs: Inputs, repeats: int) -> dict[str, object]:
+def measure(inputs: Inputs, rounds: int) -> dict[str, object]:
     op = recur.load(zoo.path("gated_delta_net"))
     candidates: dict[str, Callable[[], Tensor]] = {"recur, torch backend": lambda: op(**inputs, backend="torch")[0]}
     for chunk in CHUNKS:
         if inputs["q"].shape[1] % chunk == 0:
             candidates[f"by hand, loop, chunk {chunk}"] = lambda c=chunk: by_hand_loop(**inputs, chunk=c)
             candidates[f"by hand, transitions, chunk {chunk}"] = lambda c=chunk: by_hand_transitions(**inputs, chunk=c)
-    reference = lambda: op.reference(**inputs)[0]  # noqa: E731
-    expected = forward_backward(reference, inputs)
-    times, differences = {}, {}
-    for name, function in candidates.items():
-        differences[name] = largest_difference(forward_backward(function, inputs), expected)
-        times[name] = milliseconds(lambda f=function: forward_backward(f, inputs), repeats)
-        print(f"{name:36s} {times[name]:10.2f} ms   differs from the reference by {differences[name]:.1e}", flush=True)
-    times["reference"] = milliseconds(lambda: forward_backward(reference, inputs), 2)
-    print(f"{'reference':36s} {times['reference']:10.2f} ms")
+    candidates["reference"] = lambda: op.reference(**inputs)[0]
+    runs: dict[str, Callable[[], list[Tensor]]] = {
+        name: lambda f=function: forward_backward(f, inputs) for name, function in candidates.items()
+    }
+    expected = runs["reference"]()
+    differences = {name: largest_difference(run(), expected) for name, run in runs.items() if name != "reference"}
+    reference = runs.pop("reference")
+    times = milliseconds(runs, rounds) | milliseconds({"reference": reference}, 2)
     return {"milliseconds": times, "differences": differences}
 
 
@@ -175,9 +174,9 @@ def cpu_name() -> str:
 @click.option("--heads", default=4)
 @click.option("--key", default=64)
 @click.option("--value", default=64)
-@click.option("--repeats", default=10)
+@click.option("--rounds", default=20)
 @click.option("--save/--no-save", default=True, help="Write bench/results.")
-def main(batch: int, tokens: int, heads: int, key: int, value: int, repeats: int, save: bool) -> None:
+def main(batch: int, tokens: int, heads: int, key: int, value: int, rounds: int, save: bool) -> None:
     """Time gated DeltaNet, forward and backward, on the CPU."""
     setting: dict[str, object] = {
         "command": "python bench/cpu_gated_delta_net.py",
@@ -186,7 +185,7 @@ def main(batch: int, tokens: int, heads: int, key: int, value: int, repeats: int
         "cpu": cpu_name(),
         "torch": torch.__version__,
     }
-    result = summarise(measure(make_inputs(batch, tokens, heads, key, value), repeats), setting)
+    result = summarise(measure(make_inputs(batch, tokens, heads, key, value), rounds), setting)
     print(as_markdown(result))
     if save:
         RESULTS.mkdir(exist_ok=True)

@@ -38,7 +38,7 @@ def _quickstart(device: str, backend: str, folder: Path) -> None:
 def _state_tracking(device: str, backend: str, folder: Path) -> None:
     from recur.examples import state_tracking
 
-    settings = state_tracking.Settings(steps=120, test_words=128, device=device, backend=backend)
+    settings = state_tracking.Settings(steps=200, test_words=128, device=device, backend=backend)
     found = state_tracking.compare(list(state_tracking.TASKS), settings, click.echo)
     click.echo(state_tracking.show(found))
     state_tracking.save(found, settings, folder / "state_tracking.png")
@@ -49,7 +49,7 @@ def _language_model(device: str, backend: str, folder: Path) -> None:
 
     corpus = language_model.read_standard_library()
     click.echo(language_model.show_corpus(corpus))
-    settings = language_model.Settings(steps=250, held_out_bytes=1 << 15, device=device, backend=backend)
+    settings = language_model.Settings(steps=300, held_out_bytes=1 << 15, device=device, backend=backend)
     result = language_model.train_model(corpus, settings, click.echo)
     click.echo(language_model.show(result))
     language_model.save({settings.recurrence: result}, folder / "language_model.png")
