@@ -93,7 +93,10 @@ def random_entries(op: Op, B: int, H: int, sizes: Mapping[str, int] | None, seed
 
 def run(op: Op, call: Any, tensors: Tensors, state: Tensors, **options: Any) -> Tensors:
     """Outputs and true final states by name, from the op or its reference."""
-    outputs, final = call(**tensors, initial_state=state or None, output_final_state=True, **options)
+    return name_results(op, *call(**tensors, initial_state=state or None, output_final_state=True, **options))
+
+
+def name_results(op: Op, outputs: Tensor | tuple[Tensor, ...], final: Tensor | Tensors) -> Tensors:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {f"output {i}": x for i, x in enumerate(outputs)}
     final = final if isinstance(final, dict) else {next(iter(op.states)): final}

@@ -586,7 +586,7 @@ def several(w: Writer) -> None:
 
 def nonlinear(w: Writer) -> None:
     """Cells that are not affine in their state."""
-    form = w.choose("nonlinear", ["elementwise", "recurrent", "gru", "matrix", "quadratic", "exponential"])
+    form = w.choose("nonlinear", ["elementwise", "recurrent", "gru", "matrix", "quadratic", "exponential", "ratio"])
     D = w.dim("D")
     if form == "matrix":
         V = w.dim("V")
@@ -599,6 +599,13 @@ def nonlinear(w: Writer) -> None:
         w.line(f"{h} = {w.pick(['tanh', 'sigmoid', 'sin'])}({w.param('w', D)} * {h} + {vector(w, 'x', D)})")
     elif form == "quadratic":
         w.line(f"{h} = 0.5 * {h} - 0.1 * square({h}) + tanh({w.input('x', D)})")
+    elif form == "ratio":
+        c, n, i = w.state("c", D), w.state("n", D), w.input("i", D)
+        w.features |= {"stabiliser", "normaliser"}
+        keep, weight = w.local("keep", f"sigmoid({w.input('f', D)})"), w.local("weight", f"exp({i} + 0.3 * {h})")
+        w.line(f"{c} = {keep} * {c} + {weight} * tanh({w.input('x', D)} + {h})")
+        w.line(f"{n} = {keep} * {n} + {weight}")
+        w.line(f"{h} = {c} / {n}")
     elif form == "exponential":
         n = w.state("n", D)
         w.features |= {"stabiliser", "normaliser"}
