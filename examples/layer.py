@@ -55,21 +55,20 @@ class RecurrentLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.conv is not None:
             x = F.silu(self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
-        outputs, _ = self.op(**self.arguments(x), backend=self.backend, strategy=self.strategy)
+        outputs, _ = self.op(*self.arguments(x), backend=self.backend, strategy=self.strategy)
         return self.project_out(self.norm(join_outputs(outputs)).flatten(2))
 
-    def arguments(self, x: Tensor) -> dict[str, Tensor]:
-        """The recurrence's inputs and params for [B, T, width], each inside its declared range."""
-        columns = self.project_in(x).split(self.widths, dim=-1)
-        found: dict[str, Tensor] = {}
-        for v, column in zip(self.inputs, columns, strict=True):
-            raw = column.unflatten(-1, (self.heads, self._numbers(v)))
-            if v.name in self.unit and v.dims:
+    def arguments(self, x: Tensor) -> list[Tensor]:
+        """The recurrence's inputs and params, in their order, for [B, T, width]; each inside its declared range."""
+        columns = dict(zip((v.name for v in self.inputs), self.project_in(x).split(self.widths, dim=-1), strict=True))
+        found = []
+        for v in self.op.recurrence.inputs:
+            raw = columns[v.name].unflatten(-1, (self.heads, -1)) if v.name in columns else self.params[v.name]
+            if v.role == "input" and v.dims and v.name in self.unit:
                 # A delta rule erases along k: |k| <= 1 keeps it stable, and no other recurrence minds.
                 raw = F.normalize(raw.float(), dim=-1).to(raw.dtype)
-            found[v.name] = self._shape(v, raw)
-        params = (v for v in self.op.recurrence.inputs if v.role == "param")
-        return found | {v.name: self._shape(v, self.params[v.name]) for v in params}
+            found.append(self._shape(v, raw))
+        return found
 
     def _shape(self, v: Variable, raw: Tensor) -> Tensor:
         """[..., numbers] as [..., *dims], complex where declared, inside the range."""
@@ -88,7 +87,7 @@ class RecurrentLayer(nn.Module):
     def _output_width(self) -> int:
         """All outputs' numbers over all heads, from a call on one token."""
         with torch.no_grad():
-            outputs, _ = self.op.reference(**self.arguments(torch.zeros(1, 1, self.project_in.in_features)))
+            outputs, _ = self.op.reference(*self.arguments(torch.zeros(1, 1, self.project_in.in_features)))
         return join_outputs(outputs).flatten(2).shape[-1]
 
     def _spread_gates(self) -> None:

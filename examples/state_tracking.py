@@ -62,7 +62,7 @@ def parity() -> Task:
 
 def swaps_of_three() -> Task:
     """The product so far in S3, of letters that are the identity and the three swaps (they generate the group)."""
-    elements = [(0, 1, 2), (1, 0, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0), (2, 0, 1)]
+    elements: list[tuple[int, ...]] = [(0, 1, 2), (1, 0, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0), (2, 0, 1)]
     letters = elements[:4]
     table = [[elements.index(tuple(letter[i] for i in state)) for letter in letters] for state in elements]
     return Task("S3", torch.tensor(table))
