@@ -56,9 +56,10 @@ def main() -> None:
 
 
 def check_recurrence(task: tuple[str, str | None, int]) -> list[dict[str, Any]]:
+    from triton.errors import TritonError
+
     import recur
     from recur.zoo import path
-    from triton.errors import TritonError
 
     name, only, cases = task
     rows = []
@@ -70,15 +71,26 @@ def check_recurrence(task: tuple[str, str | None, int]) -> list[dict[str, Any]]:
                 start = time.time()
                 try:
                     row |= check_case(op, strategy, dtype, tokens, sizes)
-                except (TritonError, RuntimeError, ValueError, AssertionError, recur.RecurError, KeyError, TypeError) as error:
+                except (
+                    TritonError,
+                    RuntimeError,
+                    ValueError,
+                    AssertionError,
+                    recur.RecurError,
+                    KeyError,
+                    TypeError,
+                ) as error:
                     where = traceback.extract_tb(error.__traceback__)[-1]
-                    row |= {"verdict": f"{type(error).__name__}: {str(error)[-300:]} at {Path(where.filename).name}:{where.lineno}"}
+                    row |= {
+                        "verdict": f"{type(error).__name__}: {str(error)[-300:]} ({Path(where.filename).name}:{where.lineno})"
+                    }
                 rows.append(row | {"seconds": round(time.time() - start, 1)})
     return rows
 
 
 def applicable_strategies(op: Any, sizes: dict[str, int]) -> list[str]:
     from inputs import dim_sizes
+
     from recur.strategies.select import select
 
     selections = select(op.program, dim_sizes(op.recurrence, sizes))
@@ -87,7 +99,6 @@ def applicable_strategies(op: Any, sizes: dict[str, int]) -> list[str]:
 
 def check_case(op: Any, strategy: str, dtype: str, tokens: int, sizes: dict[str, int]) -> dict[str, Any]:
     import torch
-
     from inputs import random_inputs
 
     kind = getattr(torch, dtype)
@@ -97,7 +108,10 @@ def check_case(op: Any, strategy: str, dtype: str, tokens: int, sizes: dict[str,
         return (x if x.is_complex() else x.to(kind)).cuda().requires_grad_()
 
     inputs = {n: place(x) for n, x in drawn.items()}
-    exact = {n: x.detach().to(torch.complex128 if x.is_complex() else torch.float64).requires_grad_() for n, x in inputs.items()}
+    exact = {
+        n: x.detach().to(torch.complex128 if x.is_complex() else torch.float64).requires_grad_()
+        for n, x in inputs.items()
+    }
     outputs, final = run(op, inputs, strategy)
     wanted, wanted_final = run(op, exact, "reference")
     loss_weights = [torch.randn_like(w) for w in [*wanted.values(), *wanted_final.values()]]
@@ -180,7 +194,10 @@ def write_report(folder: Path, rows: list[dict[str, Any]]) -> None:
     about |= {"command": "python bench/gpu_check.py"}
     (folder / "gpu_check.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
     lines = ["# Zoo on a GPU against float64", "", ", ".join(f"{k}: {v}" for k, v in about.items()), ""]
-    lines += ["| recurrence | strategy | dtype | T | worst RMS error | of | verdict |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        "| recurrence | strategy | dtype | T | worst RMS error | of | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for r in rows:
         worst = max(r.get("errors", {"": 0.0}).items(), key=lambda item: item[1])
         cells = (r["recurrence"], r["strategy"], r["dtype"], r["tokens"], f"{worst[1]:.1e}", worst[0], r["verdict"])

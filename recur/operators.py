@@ -189,7 +189,8 @@ _ROWS = (
              range=intervals.increasing(intervals.elu)),
     Operator("silu", 1, "torch.nn.functional.silu({0})", "({0} * tl.sigmoid({0}))", _d_silu, keeps_zero=True,
              range=intervals.bounded(-0.2785, math.inf)),
-    Operator("gelu", 1, "torch.nn.functional.gelu({0})", "(0.5 * {0} * (1.0 + tl.erf({0} * 0.7071067811865476)))", _d_gelu,
+    Operator("gelu", 1, "torch.nn.functional.gelu({0})", "(0.5 * {0} * (1.0 + tl.erf({0} * 0.7071067811865476)))",
+             _d_gelu,
              keeps_zero=True, range=intervals.bounded(-0.1701, math.inf)),
     Operator("erf", 1, "torch.erf({0})", "tl.erf({0})",
              lambda a, o: (mul(const(2 / math.sqrt(math.pi)), apply("exp", neg(mul(a[0], a[0])))),),
@@ -233,6 +234,8 @@ _ROWS = (
 OPERATORS: dict[str, Operator] = {row.name: row for row in _ROWS}
 
 # Functions of the language that are not rows: structural, or written out in terms of rows by the elaboration.
-STRUCTURAL = ("outer", "rename", "sum", "mean", "amax", "norm", "softmax", "l2norm", "rmsnorm", "hadamard", "eye", "prev")
+STRUCTURAL = (
+    "outer", "rename", "sum", "mean", "amax", "norm", "softmax", "l2norm", "rmsnorm", "hadamard", "eye", "prev",
+)  # fmt: skip
 
 FUNCTION_NAMES = tuple(sorted([r.name for r in _ROWS if r.user] + list(STRUCTURAL)))

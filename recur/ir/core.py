@@ -73,7 +73,7 @@ class Step:
     outputs: tuple[tuple[str, Node], ...]
 
 
-# --- builders: they apply the dimension rules and fold constants --------------------------------------------------------
+# --- builders: they apply the dimension rules and fold constants -----------------------------------------------------
 
 
 def union_dims(*groups: tuple[str, ...]) -> tuple[str, ...]:
@@ -118,15 +118,15 @@ def _fold(op: str, args: tuple[Node, ...]) -> Node | None:
         values = [float(a.attrs[0]) for a in args]  # type: ignore[arg-type]
         if op == "neg":
             return const(-values[0])
-        if op == "div" and values[1] == 0:
-            return None
         left, right = values
-        return const({"add": left + right, "sub": left - right, "mul": left * right}[op] if op != "div" else left / right)
-    if op == "add" and is_const(args[1], 0.0) or op in ("mul", "div") and is_const(args[1], 1.0):
+        if op == "div":
+            return None if right == 0 else const(left / right)
+        return const({"add": left + right, "sub": left - right, "mul": left * right}[op])
+    if (op == "add" and is_const(args[1], 0.0)) or (op in ("mul", "div") and is_const(args[1], 1.0)):
         return args[0]
     if op == "sub" and is_const(args[1], 0.0):
         return args[0]
-    if op == "add" and is_const(args[0], 0.0) or op == "mul" and is_const(args[0], 1.0):
+    if (op == "add" and is_const(args[0], 0.0)) or (op == "mul" and is_const(args[0], 1.0)):
         return args[1]
     if op == "neg" and args[0].op == "neg":
         return args[0].args[0]
@@ -233,7 +233,7 @@ def rebuild(node: Node, args: tuple[Node, ...]) -> Node:
     return Node(node.op, args, node.dims, node.attrs, is_complex, node.span)
 
 
-# --- traversals: iterative, since a user's DAG may be deep ---------------------------------------------------------------
+# --- traversals: iterative, since a user's DAG may be deep -----------------------------------------------------------
 
 
 def topological(roots: Iterable[Node], until: Container[Node] = ()) -> list[Node]:

@@ -13,7 +13,7 @@ A complex number is one node; printers split it where the target has no complex 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal
 
 from recur.ir.core import Node, Step
 from recur.ir.spec import Span
@@ -21,7 +21,7 @@ from recur.ir.spec import Span
 Family = Literal["matrix", "elementwise", "maxplus", "linear", "general"]
 
 
-# --- matrix states: S in R^{K x V}, an ordered list of events per token --------------------------------------------------
+# --- matrix states: S in R^{K x V}, an ordered list of events per token ----------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Readout:
     span: Span | None = field(default=None, compare=False)
 
 
-Event = Union[Decay, Read, Write, Readout]
+Event = Decay | Read | Write | Readout
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ class MatrixForm:
         return tuple(e for e in self.events if isinstance(e, Readout))
 
 
-# --- the other families --------------------------------------------------------------------------------------------------
+# --- the other families ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ElementwiseForm:
-    """h <- decay * h + drive, elementwise over the state's dims. ``log`` and ``sign`` as in `Decay` where they exist."""
+    """h <- decay * h + drive, elementwise over the state's dims. ``log`` and ``sign`` as in `Decay`, where known."""
 
     state: str
     dims: tuple[str, ...]
@@ -149,7 +149,7 @@ class LinearForm:
 
 @dataclass(frozen=True)
 class GeneralForm:
-    """Any update: next state = ``update``, a node over the previous states of the stage. ``why`` it is no affine form."""
+    """Any update: next state = ``update``, a node over the stage's previous states. ``why`` it is no affine form."""
 
     state: str
     dims: tuple[str, ...]
@@ -158,7 +158,7 @@ class GeneralForm:
     span: Span | None = field(default=None, compare=False)
 
 
-Form = Union[MatrixForm, ElementwiseForm, MaxPlusForm, LinearForm, GeneralForm]
+Form = MatrixForm | ElementwiseForm | MaxPlusForm | LinearForm | GeneralForm
 
 
 @dataclass(frozen=True)

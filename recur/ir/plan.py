@@ -7,7 +7,7 @@ or H at compile time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal
 
 from recur.ir.tile import Buffer, Kernel
 
@@ -88,4 +88,4 @@ class Plan:
         return next(b for group in groups for b in group if b.name == name)
 
 
-Choice = Union[Plan, Reject]
+Choice = Plan | Reject

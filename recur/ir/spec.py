@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,6 @@ class Span:
     end_column: int
 
 
-def _span() -> Span | None:
-    return field(default=None, compare=False, repr=False)  # type: ignore[return-value]
-
-
 @dataclass(frozen=True)
 class Range:
     """An interval of declared values, e.g. ``(-inf, 0]``."""
@@ -33,7 +29,7 @@ class Range:
     high: float
     low_open: bool
     high_open: bool
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
@@ -46,7 +42,7 @@ class Range:
 @dataclass(frozen=True)
 class Number:
     value: int | float
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -54,14 +50,14 @@ class Name:
     """A dim (its size, or a dimension argument), an input, a param, a state, a local or a loop variable."""
 
     id: str
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Unary:
     op: Literal["-", "+"]
     operand: Expr
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -71,14 +67,14 @@ class Binary:
     op: str
     left: Expr
     right: Expr
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Call:
     function: str
     args: tuple[Expr, ...]
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -87,10 +83,10 @@ class Index:
 
     base: Expr
     index: Expr
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
-Expr = Union[Number, Name, Unary, Binary, Call, Index]
+Expr = Number | Name | Unary | Binary | Call | Index
 
 
 # --- statements ------------------------------------------------------------------------------------------------------
@@ -103,8 +99,8 @@ class Assign:
     target: str
     dims: tuple[str, ...] | None
     value: Expr
-    span: Span | None = _span()
-    target_span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
+    target_span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -114,8 +110,8 @@ class Output:
     name: str
     dims: tuple[str, ...] | None
     value: Expr
-    span: Span | None = _span()
-    name_span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
+    name_span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -125,12 +121,12 @@ class For:
     variable: str
     dim: str
     body: tuple[Statement, ...]
-    span: Span | None = _span()
-    variable_span: Span | None = _span()
-    dim_span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
+    variable_span: Span | None = field(default=None, compare=False, repr=False)
+    dim_span: Span | None = field(default=None, compare=False, repr=False)
 
 
-Statement = Union[Assign, Output, For]
+Statement = Assign | Output | For
 
 
 # --- declarations ----------------------------------------------------------------------------------------------------
@@ -143,7 +139,7 @@ class Dim:
     name: str
     size: int | None = None
     alias: str | None = None
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,7 @@ class Variable:
     dims: tuple[str, ...]
     is_complex: bool = False
     range: Range | None = None
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ class Recurrence:
     dims: tuple[Dim, ...]
     variables: tuple[Variable, ...]
     body: tuple[Statement, ...]
-    span: Span | None = _span()
+    span: Span | None = field(default=None, compare=False, repr=False)
     filename: str = field(default="<string>", compare=False)
     source: str = field(default="", compare=False, repr=False)
 

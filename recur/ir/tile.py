@@ -20,7 +20,7 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     contract x, y (over, precision) sum over axes `over` of x * y (empty: the tensor product). precision "operand": on
                                     the matrix units with operands rounded to the operand type where the shapes allow;
                                     "full": float32 throughout
-    weigh x, y, gx, gy (over)       sum over axes `over` of x * y * exp2(gx - gy): exponents are evaluated as differences.
+    weigh x, y, gx, gy (over)       sum over axes `over` of x * y * exp2(gx - gy), exponents taken as differences.
                                     x and gx have the rows axis c, y and gy the rows axis s. Only pairs with
                                     row c >= row s count for the caller; the others may come out as anything finite
     sum x (over), amax x (over)     reductions
@@ -43,7 +43,7 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Axis:
 
     kind "rows": the C tokens of a chunk. Otherwise the axis runs over a dimension of size `extent` (a name, or a
     number where the size is fixed). Either is whole in one tile, or in tiles of `block` whose index comes from the grid
-    ("grid") or from a loop inside the program ("loop"). Tiles of rows have one width in all of a plan's kernels, which
-    divides C. Two axes of rows that are tiles hold different tokens: no tile is renamed from one to the other.
+    ("grid") or from a loop inside the program ("loop"). Tiles of rows have one width in a kernel, which divides C. Two
+    axes of rows that are tiles hold different tokens: no tile is renamed from one to the other.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Value:
     is_bool: bool = False
 
 
-Attr = Union[str, int, float, bool, tuple[str, ...]]
+Attr = str | int | float | bool | tuple[str | ...]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Loop:
     last: str | None = None
 
 
-Statement = Union[Let, Store, Loop]
+Statement = Let | Store | Loop
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,9 @@ class Builder:
 
     # elementwise
 
-    def map(self, op: str, *args: Value, name: str = "x", attrs: tuple[tuple[str, Attr], ...] = (), comment: str = "") -> Value:
+    def map(
+        self, op: str, *args: Value, name: str = "x", attrs: tuple[tuple[str, Attr], ...] = (), comment: str = ""
+    ) -> Value:
         from recur.operators import OPERATORS
 
         axes = tuple(dict.fromkeys(a for v in args for a in v.axes))
@@ -286,7 +288,13 @@ class Builder:
     # structure
 
     def contract(
-        self, x: Value, y: Value, over: tuple[str, ...], name: str = "dot", precision: str = "operand", comment: str = ""
+        self,
+        x: Value,
+        y: Value,
+        over: tuple[str, ...],
+        name: str = "dot",
+        precision: str = "operand",
+        comment: str = "",
     ) -> Value:
         axes = tuple(a for a in dict.fromkeys(x.axes + y.axes) if a not in over)
         return self.let(name, "contract", (x, y), axes, (("over", over), ("precision", precision)), comment=comment)
@@ -301,7 +309,8 @@ class Builder:
     def sum(self, x: Value, over: tuple[str, ...], name: str = "total", comment: str = "") -> Value:
         if not over:
             return x
-        return self.let(name, "sum", (x,), tuple(a for a in x.axes if a not in over), (("over", over),), comment=comment)
+        kept = tuple(a for a in x.axes if a not in over)
+        return self.let(name, "sum", (x,), kept, (("over", over),), comment=comment)
 
     def amax(self, x: Value, over: tuple[str, ...], name: str = "highest") -> Value:
         return self.let(name, "amax", (x,), tuple(a for a in x.axes if a not in over), (("over", over),))
@@ -335,7 +344,8 @@ class Builder:
 
     def rename(self, x: Value, old: str, new: str, name: str | None = None) -> Value:
         axes = tuple(new if a == old else a for a in x.axes)
-        return self.let(name or f"{x.name}_{new}", "rename", (x,), axes, (("old", old), ("new", new)), is_bool=x.is_bool)
+        name = name or f"{x.name}_{new}"
+        return self.let(name, "rename", (x,), axes, (("old", old), ("new", new)), is_bool=x.is_bool)
 
     def expand(self, x: Value, axes: tuple[str, ...], name: str | None = None) -> Value:
         return x if x.axes == axes else self.let(name or x.name, "expand", (x,), axes)

@@ -102,8 +102,12 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = []
     for form in shape.forms:
         layout = ("B", "N", "H", *shape.state_axes(form))
-        buffers.append(Buffer(f"chunk_{form.state}", layout, "operand", form.is_complex, doc="S at every chunk's start"))
-        buffers.append(Buffer(f"chunk_R_{form.state}", layout, "operand", form.is_complex, doc="its adjoint at every chunk's end"))
+        buffers.append(
+            Buffer(f"chunk_{form.state}", layout, "operand", form.is_complex, doc="S at every chunk's start")
+        )
+        buffers.append(
+            Buffer(f"chunk_R_{form.state}", layout, "operand", form.is_complex, doc="its adjoint at every chunk's end")
+        )
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
         for j, write in enumerate(form.writes):
             if write.read is not None:

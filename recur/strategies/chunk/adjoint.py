@@ -1,11 +1,12 @@
-"""One chunk of the backward pass (mathematics.md, section 3), on the same pairs and decays as the forward equations.
+"""One chunk of the backward pass, on the same pairs and decays as the forward equations.
 
 Every term of the adjoint is a *query*: a key-side row kx and a value-side row vx at one position, which has read
 sum_k kx S[k, v] vx[v]. A readout along the key dims is (q, dO); along the value dims (dO, x); a solved read, once Z is
 known, is (a, -Z). With P = tril(Kx~ B^T) and E = tril(Vx U^T), summed over the queries,
 
     dU   = P^T Vx + (2^{G_C - G} B) dS_C          Z = Tm^T dU over the solved writes       dY = Z there, dU elsewhere
-    dS_0 = 2^{G_C} dS_C + Kx~^T Vx                dKx = Vx S_0^T + E B^                    dB = E^T Kx~ + 2^{G_C} U dS_C^T
+    dS_0 = 2^{G_C} dS_C + Kx~^T Vx                dKx = Vx S_0^T + E B^
+    dB   = E^T Kx~ + 2^{G_C} U dS_C^T
     dVx  = Kx~ S_0 + P U
 
 Of complex numbers, whatever is not the cotangent itself enters conjugated (PyTorch's convention); (kx, vx) of a
@@ -91,6 +92,8 @@ def previous_adjoint(chunk: Chunk, sides: list[KeySide], values: dict[str, Rows]
     """dS_0 = 2^{G_C} dS_C + Kx~^T Vx."""
     state = chunk.decayed(adjoint_state, name="R", adjoint=True)
     for side in sides:
-        read = chunk.into_state(conj_rows(chunk.b, side.vector), values[side.name], side.vector.position, "start", "read")
+        read = chunk.into_state(
+            conj_rows(chunk.b, side.vector), values[side.name], side.vector.position, "start", "read"
+        )
         state = chunk.b.add(state, read, name="R_previous")
     return state

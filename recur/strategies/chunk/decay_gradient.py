@@ -1,4 +1,4 @@
-"""Gradients of log decays inside one chunk (mathematics.md, sections 3 and 4), from float32 tiles and anchored per chunk.
+"""Gradients of log decays inside one chunk, from float32 tiles and anchored at the chunk's ends.
 
 Scalar decays: the cotangent of the log decay of token t is the sum of all pairs that straddle it (nothing cancels):
 

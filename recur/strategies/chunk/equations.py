@@ -1,4 +1,4 @@
-"""One chunk, written once (mathematics.md, sections 2 and 3). With x~ = x 2^G and x^ = x 2^-G, which never appear alone:
+"""One chunk of the forward pass. With x~ = x 2^G and x^ = x 2^-G, which never appear alone:
 
     L = strictly lower part of A~ B^T      Tm = (I + L)^{-1}      U = Tm (Y - A~ S_0)
     O = Q~ S_0 + tril(Q~ B^T) U            S_C = 2^{G_C} S_0 + (2^{G_C - G} B)^T U
@@ -67,7 +67,7 @@ class Chunk:
         """A factor of rows as a factor of columns."""
         return self.b.rename(value, "c", "s") if value is not None and value.axes else value
 
-    # --- pairs of rows: tiles [c, s], c the later row -------------------------------------------------------------------
+    # --- pairs of rows: tiles [c, s], c the later row ------------------------------------------------------------
 
     def seen(self, later: int, earlier: int) -> Value:
         """Whether the event at position ``earlier`` of token s has happened at position ``later`` of token c."""
@@ -152,12 +152,12 @@ class Chunk:
             result = b.weigh(pairs, x.tile, gates.at[later].log, earlier_log, ("c",), name=name)
         return b.rename(result, "s", "c", name=name)
 
-    # --- rows against the chunk's ends ----------------------------------------------------------------------------------
+    # --- rows against the chunk's ends -------------------------------------------------------------------------------
 
     def factors(
         self, gates: Gates | None, position: int, which: str, crossing: int = 0
     ) -> tuple[Value | None, Value | None]:
-        """2^G ("start") or 2^{G_C - G} with the unit of the chunk's end ("end"): (a factor of rows, a factor of entries)."""
+        """2^G ("start"), or 2^{G_C - G} with the unit of the chunk's end ("end"): (a factor of rows, one of entries)."""
         if gates is None:
             return None, None
         gate, end, b = gates.at[position], gates.end, self.b
@@ -209,7 +209,7 @@ class Chunk:
         key = ("over", gates.end.log.name, str(crossing))
         return self._once(key, lambda: whole_chunk(self.b, gates.end, crossing))
 
-    # --- forward --------------------------------------------------------------------------------------------------------
+    # --- forward -----------------------------------------------------------------------------------------------------
 
     def system(self) -> Blocks:
         """L[i, j]: the writes' reads i against the writes j that read."""

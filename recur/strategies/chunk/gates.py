@@ -27,7 +27,7 @@ CUT = -40.0  # 2^-40 is below float32's rounding of whatever the state is added 
 
 @dataclass(frozen=True)
 class Gate:
-    """One class of decays at one position, from the chunk's start: G, the number of cuts n, the running sign or phase."""
+    """One class of decays from the chunk's start to a position: G, the number of cuts n, the running sign or phase."""
 
     log: Value
     cuts: Value | None
@@ -119,9 +119,7 @@ def _running_sums(
     return at, b.sum(token, (rows,), name=f"{name}_C")
 
 
-def _running_signs(
-    b: Builder, form: MatrixForm, signs: dict[int, Value], rows: str
-) -> tuple[dict[int, Value], Value]:
+def _running_signs(b: Builder, form: MatrixForm, signs: dict[int, Value], rows: str) -> tuple[dict[int, Value], Value]:
     token = None
     for sign in signs.values():
         token = sign if token is None else b.mul(token, sign, name="sign_token")
@@ -161,7 +159,7 @@ def _running_phases(
     return units, b.mul(sign_end, last, name="unit_C")
 
 
-# --- factors -------------------------------------------------------------------------------------------------------------
+# --- factors ---------------------------------------------------------------------------------------------------------
 #
 # Each is zero unless exactly ``crossing`` cuts lie on the way: 0 for values, 1 for the gradient of a cut itself, whose
 # own factor is left out of G.
@@ -210,7 +208,7 @@ def _crossing(b: Builder, factor: Value, later: Value, earlier: Value, crossing:
     return b.where(b.map("eq", later, earlier, name="uncut"), factor, b.const(0.0, name="zero"), name=name)
 
 
-# --- decays whose log has no usable derivative --------------------------------------------------------------------------
+# --- decays whose log has no usable derivative -----------------------------------------------------------------------
 
 
 def is_plain_factor(decay: Decay) -> bool:

@@ -33,7 +33,7 @@ from recur.strategies.chunk.shape import (
     state_access,
     token_access,
 )
-from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
+from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
 REVERSE_EQUATIONS = (
@@ -97,7 +97,7 @@ def emit_reverse_walk(shape: Shape) -> Kernel:
     return Kernel("reverse", shape.grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
 
 
-# --- gradients -----------------------------------------------------------------------------------------------------------
+# --- gradients -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -132,7 +132,9 @@ class Cotangents:
     def pull(self, tiles: Tiles, sources: list[Node]) -> dict[Node, Value]:
         """The cotangents of those sources that the expressions depend on, as tiles (rows still in them)."""
         b = tiles.b
-        self.pairs = [(n, t if n.is_complex or not t.is_complex else b.map("real", t, name=t.name)) for n, t in self.pairs]
+        self.pairs = [
+            (n, t if n.is_complex or not t.is_complex else b.map("real", t, name=t.name)) for n, t in self.pairs
+        ]
         symbols = [leaf("cotangent", f"{i}", n.dims, t.is_complex) for i, (n, t) in enumerate(self.pairs)]
         reached = set(leaves(self.nodes))
         wanted = [s for s in sources if s in reached]
@@ -292,7 +294,7 @@ class FormGradients:
             self.both = self._carry(b, "S_R", b.sum(both, value, name="S_R"))
 
     def _against(self, chunk: Chunk, rows: Rows, position: int, which: str, state: Value, name: str) -> Value:
-        """Value-side rows contracted with a state, under the value class's decays; the key class's come after the loop."""
+        """Value-side rows contracted with a state, under the value class's decays; the key class's follow the loop."""
         row, entry = chunk.factors(chunk.form.value_gates, position, which)
         result = chunk.b.contract(chunk.times(rows.tile, entry), state, self.form.value, name=name)
         return chunk.times(result, rows.scale, row, name=name)
@@ -301,7 +303,9 @@ class FormGradients:
         """dVx = Kx~ S_0 + P U where something needs it: value-axis readouts, and decays over the value dims."""
         result = {}
         for side in self.sides:
-            if not (self._needs_value_decays or any(r.name == side.name and r.axis == "value" for r in self.form.readouts)):
+            if not (
+                self._needs_value_decays or any(r.name == side.name and r.axis == "value" for r in self.form.readouts)
+            ):
                 continue
             position = side.vector.position
             terms = [chunk.against_state(side.vector, position, "start", state, "key", "inter")]
@@ -326,11 +330,18 @@ class FormGradients:
         """Decays over the value dims: + vx dvx for reads, - u du for writes, + <S_C, dS_C> over the key dims."""
         gates = chunk.form.value_gates
         assert gates is not None
-        reads = [Row(b.mul(conj(b, chunk.full(values[s.name])), d_vx[s.name], name="read"), s.vector.position) for s in self.sides]
+        reads = [
+            Row(b.mul(conj(b, chunk.full(values[s.name])), d_vx[s.name], name="read"), s.vector.position)
+            for s in self.sides
+        ]
         writes = [Row(b.mul(conj(b, chunk.full(u[j])), d_u[j][0], name="write"), self.part.keys[j].position) for j in u]
         whole = b.sum(b.mul(conj(b, chunk.decayed(state)), adjoint, name="S_R"), self.form.key, name="S_R")
         for j in u:
-            whole = b.add(whole, b.sum(b.mul(conj(b, chunk.full(u[j])), d_u[j][1], name="kept"), ("c",), name="kept"), name="at_end")
+            whole = b.add(
+                whole,
+                b.sum(b.mul(conj(b, chunk.full(u[j])), d_u[j][1], name="kept"), ("c",), name="kept"),
+                name="at_end",
+            )
         for i, decay in class_decays(self.form, "value"):
             rows = self._dims_sum(b, reads, writes, whole, i)
             add_decay(cotangents, b, decay, rows, self.form.value)
@@ -339,7 +350,9 @@ class FormGradients:
         """After all tiles: the cotangents of reads, queries, keys and of the key class's decays."""
         b, chunk, form = self.b, self.outer, self.form
         masked = {
-            (side.name, j): chunk.masked(self.pairs[side.name, j], side.vector.position, self.part.keys[j].position, "E")
+            (side.name, j): chunk.masked(
+                self.pairs[side.name, j], side.vector.position, self.part.keys[j].position, "E"
+            )
             for side in self.sides
             for j in self.to_adjoint
         }
@@ -349,7 +362,9 @@ class FormGradients:
             terms = [inter]
             for j in self.to_adjoint:
                 key = self.part.keys[j]
-                terms.append(chunk.spread_keys(masked[side.name, j], conj_rows(b, key), side.vector.position, key.position))
+                terms.append(
+                    chunk.spread_keys(masked[side.name, j], conj_rows(b, key), side.vector.position, key.position)
+                )
             d_kx = chunk.sum_of(terms, "d_kx")
             reads.append((side, inter, d_kx))
             if not any(r.name == side.name and r.axis == "value" for r in form.readouts):
@@ -386,10 +401,17 @@ class FormGradients:
         b = self.b
         if gates.axes:
             whole = b.mul(self.both, conj(b, self.outer.over_chunk(gates)), name="S_R")
-            inner_reads = [Row(b.mul(conj(b, self.outer.full(s.vector)), d, name="read"), s.vector.position) for s, _, d in reads]
-            inner_writes = [Row(b.mul(conj(b, self.outer.full(self.part.keys[j])), d, name="write"), self.part.keys[j].position) for j, _, d in writes]
+            inner_reads = [
+                Row(b.mul(conj(b, self.outer.full(s.vector)), d, name="read"), s.vector.position) for s, _, d in reads
+            ]
+            inner_writes = [
+                Row(b.mul(conj(b, self.outer.full(self.part.keys[j])), d, name="write"), self.part.keys[j].position)
+                for j, _, d in writes
+            ]
             for j, after, _ in writes:
-                kept = b.sum(b.mul(conj(b, self.outer.full(self.part.keys[j])), after, name="kept"), ("c",), name="kept")
+                kept = b.sum(
+                    b.mul(conj(b, self.outer.full(self.part.keys[j])), after, name="kept"), ("c",), name="kept"
+                )
                 whole = b.add(whole, kept, name="at_end")
             for i, decay in class_decays(self.form, "key"):
                 rows = self._dims_sum(b, inner_reads, inner_writes, whole, i)
@@ -459,7 +481,7 @@ def add_decay(
             cotangents.add(node, b.sum(rows, tuple(d for d in dims if d not in node.dims), name=rows.name))
 
 
-# --- the epilogue --------------------------------------------------------------------------------------------------------
+# --- the epilogue ----------------------------------------------------------------------------------------------------
 
 
 def emit_epilogue_gradient(

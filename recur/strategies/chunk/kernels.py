@@ -63,7 +63,9 @@ def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
         u = chunk.pseudo_values(state, load_inverse(inner, form.state, part.solved))
         for j in part.solved:
             if keep_values:
-                inner.store(token_access(values_name(form.state, j), form.value), u[j].tile, "kept for the backward pass")
+                inner.store(
+                    token_access(values_name(form.state, j), form.value), u[j].tile, "kept for the backward pass"
+                )
         for readout in form.readouts:
             rows = chunk.read_out(readout, state, u)
             dims = form.value if readout.axis == "key" else form.key
@@ -127,4 +129,3 @@ def known_values(b: Builder, part: FormTiles) -> dict[int, Rows]:
         else:
             u[j] = part.values[j]
     return u
-

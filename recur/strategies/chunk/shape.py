@@ -170,7 +170,7 @@ def key_side_nodes(form: MatrixForm, event: Decay | Read | Write | Readout) -> l
     return event_nodes(event)
 
 
-# --- buffers and accesses ------------------------------------------------------------------------------------------------
+# --- buffers and accesses --------------------------------------------------------------------------------------------
 
 
 def token_access(buffer: str, dims: tuple[str, ...], rows: str = "c") -> Access:

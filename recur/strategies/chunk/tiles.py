@@ -1,4 +1,4 @@
-"""Coefficients of a matrix form as tiles of one chunk: vectors [c, dims] at the positions of their events, and gates."""
+"""Coefficients of a matrix form as tiles of one chunk: vectors [c, dims] at their events' positions, and gates."""
 
 from __future__ import annotations
 
