@@ -82,7 +82,7 @@ def check_recurrence(task: tuple[str, str | None, int]) -> list[dict[str, Any]]:
                 ) as error:
                     where = traceback.extract_tb(error.__traceback__)[-1]
                     row |= {
-                        "verdict": f"{type(error).__name__}: {str(error)[-300:]} ({Path(where.filename).name}:{where.lineno})"
+                        "verdict": f"{type(error).__name__}: {str(error)[-300:]} ({Path(where.filename).name})"
                     }
                 rows.append(row | {"seconds": round(time.time() - start, 1)})
     return rows

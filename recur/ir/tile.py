@@ -72,7 +72,7 @@ class Value:
     is_bool: bool = False
 
 
-Attr = str | int | float | bool | tuple[str | ...]
+Attr = str | int | float | bool | tuple[str, ...]
 
 
 @dataclass(frozen=True)

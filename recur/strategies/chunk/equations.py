@@ -157,7 +157,7 @@ class Chunk:
     def factors(
         self, gates: Gates | None, position: int, which: str, crossing: int = 0
     ) -> tuple[Value | None, Value | None]:
-        """2^G ("start"), or 2^{G_C - G} with the unit of the chunk's end ("end"): (a factor of rows, one of entries)."""
+        """2^G ("start"), or 2^{G_C - G} with the unit of the chunk's end ("end"): (factor of rows, of entries)."""
         if gates is None:
             return None, None
         gate, end, b = gates.at[position], gates.end, self.b
