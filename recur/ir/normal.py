@@ -1,4 +1,4 @@
-"""The structure that the compiler has proved: stages, and each stage's normal form (mathematics.md, section 1).
+"""The structure that the compiler has proved: stages, and each stage's normal form (docs/mathematics.md, section 1).
 
 Nodes here are per-token expressions over leaves
 

@@ -1,4 +1,4 @@
-"""Matrix states: an update as decays, reads and writes in order, and outputs as readouts (mathematics.md, section 1).
+"""Matrix states: an update as decays, reads and writes in order, and outputs as readouts (docs/mathematics.md, 1).
 
     S <- D S                      one or two decays, over K and over V
     r  = a^T S                    reads, all along the key dims

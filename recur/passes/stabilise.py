@@ -1,4 +1,4 @@
-"""Exponential gates without bounds, kept in range by a running log scale (mathematics.md, section 4).
+"""Exponential gates without bounds, kept in range by a running log scale (docs/mathematics.md, section 4).
 
     S = exp(m) S'        m <- max(m + log decay, log gate)
     S' <- exp(log decay + m_before - m) S' + exp(log gate - m) (...)

@@ -1,4 +1,4 @@
-"""Elementwise and max-plus states, by scans over chunks of tokens (mathematics.md, section 6)
+"""Elementwise and max-plus states, by scans over chunks of tokens (docs/mathematics.md, section 6)
 
     h_t = a_t h_{t-1} + x_t          the composition (a2, x2) o (a1, x1) = (a1 a2, a2 x1 + x2) is associative
 

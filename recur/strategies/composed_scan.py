@@ -1,4 +1,4 @@
-"""Vector states with a small matrix for every token, by composing the transitions of each chunk (mathematics.md, 6)
+"""Vector states with a small matrix for every token, by composing each chunk's transitions (docs/mathematics.md, 6)
 
     h_t = A_t h_{t-1} + x_t                       over a chunk:  h_end = Phi h_start + y,   Phi = A_C ... A_1
 

@@ -1,4 +1,4 @@
-"""One token after the other: what every update allows, nonlinear cells included (mathematics.md, section 7).
+"""One token after the other: what every update allows, nonlinear cells included (docs/mathematics.md, section 7).
 
     h_t = F(h_{t-1}, x_t)
 

@@ -1,1 +1,1 @@
-"""The chunk equations of matrix states (mathematics.md, sections 2 and 3), as functions that emit tile operations."""
+"""The chunk equations of matrix states as functions that emit tile operations."""

@@ -133,7 +133,7 @@ def to_end(b: Builder, gate: Gate, end: Gate, crossing: int = 0) -> Value:
     return factor if end.unit is None else b.mul(factor, end.unit, name="to_end")
 
 
-# --- coefficients of a tile's rows ---------------------------------------------------------------------------------------
+# --- coefficients of a tile's rows -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -217,7 +217,7 @@ def placed(axis: Axis, place: str) -> Axis:
     return Axis(axis.name, axis.kind, axis.extent, place)  # type: ignore[arg-type]
 
 
-# --- pairs of rows -------------------------------------------------------------------------------------------------------
+# --- pairs of rows ---------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The kernels of the tiled schedule, backward (mathematics.md, section 3), with dO the readouts' cotangents:
+"""The kernels of the tiled schedule, backward (docs/mathematics.md, section 3), with dO the readouts' cotangents:
 
     R_0 = 2^G_C R + sum over tiles of (2^G Q)^T dO                                 the reverse walk, R kept at chunk ends
     dQ_i = 2^G dO_i S^T + sum over j <= i of (dO_i V_j^T * D_ij) K_j               a program owns query tile i
@@ -115,7 +115,7 @@ def emit_tiled_reverse(shape: Shape, stored: Stored) -> Kernel:
     return Kernel("reverse", shape.grid, axes, tuple(b.statements), equations, "reverse_walk")
 
 
-# --- gradients -----------------------------------------------------------------------------------------------------------
+# --- gradients -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -329,7 +329,7 @@ class Crossings:
             self.g.b.store(token_access(x.buffer("straddle"), (), "s"), total)
 
 
-# --- decays --------------------------------------------------------------------------------------------------------------
+# --- decays ----------------------------------------------------------------------------------------------------------
 
 
 def emit_decay_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Kernel:
@@ -399,7 +399,7 @@ def emit_across(b: Builder, shape: Shape, stored: Stored) -> dict[str, Value]:
     return found
 
 
-# --- the epilogue --------------------------------------------------------------------------------------------------------
+# --- the epilogue ----------------------------------------------------------------------------------------------------
 
 
 def emit_tiled_epilogue_gradient(shape: Shape, buffer_of: BufferOf) -> Kernel:
