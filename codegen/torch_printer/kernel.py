@@ -196,10 +196,10 @@ class KernelPrinter:
         self.core = core
         targets = self.targets(loop, body)
         for carry in loop.carries:
-            if carry.phi.name in lists and carry.next.name not in lists:
+            if carry.phi.name in lists and not shares_list(carry, lists):
                 function.line(f"{lists[carry.phi.name]}.append({self.env[carry.phi.name].text})", indent=2)
         # A list of values before and after each step holds them all in the carried value's order.
-        shared = {c.next.name: self.env[c.phi.name].dims for c in loop.carries if c.phi.name in lists}
+        shared = {c.next.name: self.env[c.phi.name].dims for c in loop.carries if shares_list(c, lists)}
         here = Counter(v.name for s in body if isinstance(s, Let) for v in s.args)
         once = {n for n in here if here[n] == self.count[n] == 1 and n not in lists}
         for statement in body:
@@ -250,7 +250,7 @@ class KernelPrinter:
     def first(self, loop: Loop, name: str, lists: dict[str, str]) -> str:
         """What a list starts with: the initial value where it holds values before and after each step."""
         carry = next((c for c in loop.carries if c.phi.name == name), None)
-        shared = carry is not None and carry.next.name in lists
+        shared = carry is not None and shares_list(carry, lists)
         return f"[{self.env[name].text}]" if shared else "[]"
 
     def targets(self, loop: Loop, body: tuple[Statement, ...]) -> dict[str, Tensor]:
@@ -298,8 +298,7 @@ class KernelPrinter:
             dims = (*element.dims[:at], dim, *element.dims[at:])
             found[name] = Tensor(listed, dims, element.is_complex, element.is_bool)
         for carry in loop.carries:
-            both = carry.phi.name in lists and lists.get(carry.next.name) == lists[carry.phi.name]
-            if both:
+            if shares_list(carry, lists):
                 stacked = found[carry.phi.name]
                 at = stacked.dims.index(dim)
                 first, second = ("1:", ":-1") if loop.reverse else (":-1", "1:")
@@ -307,6 +306,12 @@ class KernelPrinter:
                 found[carry.phi.name] = Tensor(f"{stacked.text}[{colons}{first}]", stacked.dims, stacked.is_complex)
                 found[carry.next.name] = Tensor(f"{stacked.text}[{colons}{second}]", stacked.dims, stacked.is_complex)
         return found
+
+
+def shares_list(carry: Carry, lists: dict[str, str]) -> bool:
+    """Whether one list holds the carried value before and after each step."""
+    phi, following = carry.phi.name, carry.next.name
+    return phi in lists and phi != following and lists.get(following) == lists[phi]
 
 
 def unique_items(lists: dict[str, str]) -> list[tuple[str, str]]:
