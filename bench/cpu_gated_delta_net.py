@@ -1,6 +1,6 @@
 """Gated DeltaNet forward and backward on the CPU: recur's torch backend, the step-by-step reference, PyTorch by hand.
 
-    python bench/cpu_gated_delta_net.py
+    OMP_NUM_THREADS=2 python bench/cpu_gated_delta_net.py
 
 Writes bench/results/cpu_gated_delta_net.json and .md. Times are in milliseconds, each the shortest of 20 runs.
 """
@@ -179,7 +179,7 @@ def cpu_name() -> str:
 def main(batch: int, tokens: int, heads: int, key: int, value: int, rounds: int, save: bool) -> None:
     """Time gated DeltaNet, forward and backward, on the CPU."""
     setting: dict[str, object] = {
-        "command": "python bench/cpu_gated_delta_net.py",
+        "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python bench/cpu_gated_delta_net.py",
         "shape": f"B{batch} T{tokens} H{heads} K{key} V{value}",
         "threads": torch.get_num_threads(),
         "cpu": cpu_name(),
