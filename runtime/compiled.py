@@ -42,7 +42,7 @@ class Compiled:
 def choose_backend(rec: Recurrence, requested: str, device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend that a call takes: Triton on a GPU, torch elsewhere and for float64.
 
-    Raises RecurError for an unknown backend, and for Triton where neither a GPU nor its interpreter runs it.
+    Raises RecurError for an unknown backend, and for Triton on float64 or where neither a GPU nor its interpreter is.
     """
     if requested == "auto":
         if device.type != "cuda":
@@ -61,6 +61,9 @@ def choose_backend(rec: Recurrence, requested: str, device: torch.device, dtype:
         message = "TRITON_INTERPRET was set after Triton had been imported"
         fix = "set it before the first import of triton, best in the command line"
         raise RecurError.of(rec, Diagnostic("R803", message, rec.span, help=fix))
+    if requested == "triton" and dtype in (torch.float64, torch.complex128):
+        fix = "use backend='torch', or float32 inputs"
+        raise RecurError.of(rec, Diagnostic("R803", "the triton backend computes in float32", rec.span, help=fix))
     return Backend(requested, "asked for")
 
 
