@@ -68,9 +68,10 @@ def compile_operator(task: tuple[str, str]) -> str:
 
 
 def prepare(name: str, shape: tuple[int, int, int, int]) -> tuple[Any, dict[str, Any]]:
-    import recur
     import torch
     from inputs import random_inputs
+
+    import recur
     from recur.zoo import path
 
     B, T, H, D = shape
