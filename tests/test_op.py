@@ -267,8 +267,8 @@ def test_triton_needs_a_gpu_or_its_interpreter(ema: Any, monkeypatch: pytest.Mon
 
 def test_triton_does_not_take_float64(ema: Any) -> None:
     with pytest.raises(RecurError, match="computes in float32"):
-        choose_backend(ema.recurrence, "triton", torch.device("cuda"), torch.float64)
-    assert choose_backend(ema.recurrence, "auto", torch.device("cuda"), torch.float64).name == "torch"
+        compiled.choose_backend(ema.recurrence, "triton", torch.device("cuda"), torch.float64)
+    assert compiled.choose_backend(ema.recurrence, "auto", torch.device("cuda"), torch.float64).name == "torch"
 
 
 def test_every_strategy_gives_the_same(ema: Any) -> None:
@@ -289,7 +289,7 @@ def test_debug_checks_ranges_and_results(ema: Any) -> None:
 
 def test_a_fallback_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from recur.codegen import module
-    from recur.runtime.compiled import Backend, choose_backend
+    from recur.runtime.compiled import Backend
 
     real = module.print_module
 
