@@ -56,6 +56,8 @@ class Run:
         return self.blocks.get("rows", self.chunk)
 
     def tiles_of(self, axis: Axis) -> int:
+        if axis.place == "whole":
+            return 1
         return -(-self.chunk // self.rows) if axis.kind == "rows" else self.tiles(axis.extent)
 
     def tiles(self, dim: str) -> int:

@@ -13,7 +13,7 @@ DEFAULT_CHUNK = 64
 DOT_TILE = 8192  # elements of the largest tile of a kernel of matrix products: 64 registers a thread in four warps
 SCAN_TILE = 2048  # the same for elementwise kernels, which hold many tiles at once
 WIDEST_BLOCK = 128
-ROW_TILE = 64  # tokens in a tile of rows, where a chunk is cut into tiles
+ROW_TILE = 32  # tokens in a tile of rows of a longer chunk: with 64, products of pairs read registers on Hopper
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
 
 

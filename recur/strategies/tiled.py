@@ -111,7 +111,9 @@ def workspace_buffers(shape: Shape, stored: Stored) -> tuple[Buffer, ...]:
         buffers.append(Buffer(x.buffer("straddle"), ("B", "T", "H"), doc="pairs around a token, within its tiles"))
         for after in own_afters(shape, stored, x, Readout):
             buffers.append(Buffer(x.buffer("read", after), ("B", "T", "H"), doc="reads of the chunk's start"))
-            buffers.append(Buffer(x.buffer("before", after), ("B", "T", "H", "tiles:s"), doc="pairs with earlier tiles"))
+            buffers.append(
+                Buffer(x.buffer("before", after), ("B", "T", "H", "tiles:s"), doc="pairs with earlier tiles")
+            )
         for after in own_afters(shape, stored, x, Write):
             buffers.append(Buffer(x.buffer("write", after), ("B", "T", "H"), doc="writes that outlive the chunk"))
     return tuple(buffers)

@@ -108,7 +108,9 @@ def emit_gates_kernel(shape: Shape, stored: dict[str, StoredGates]) -> Kernel:
         for stage in family.stages:
             gate = next(gates.at[i] for i in gates.at if family.stage(i) == stage)
             log = b.sub(gate.log, gates.end.log, name="from_end")
-            cuts = None if gate.cuts is None or gates.end.cuts is None else b.sub(gate.cuts, gates.end.cuts, name="cuts")
+            cuts = (
+                None if gate.cuts is None or gates.end.cuts is None else b.sub(gate.cuts, gates.end.cuts, name="cuts")
+            )
             store_gate(b, family, stage, Gate(log, cuts, gate.unit), lambda name: token_access(name, ()))
     axes = tuple(a for a in shape.axes if a.name not in shape.value)
     return Kernel("gates", ("batch", "head", "chunk"), axes, tuple(b.statements), GATE_EQUATIONS, "gates")
@@ -191,7 +193,9 @@ def load_ends(b: Builder, stored: dict[str, StoredGates]) -> dict[str, Gate]:
     return {family.name: family.load_end(b) for family in distinct(stored)}
 
 
-def whole_chunk(b: Builder, stored: dict[str, StoredGates], ends: dict[str, Gate], state: str, crossing: int = 0) -> Value | None:
+def whole_chunk(
+    b: Builder, stored: dict[str, StoredGates], ends: dict[str, Gate], state: str, crossing: int = 0
+) -> Value | None:
     """2^G_C with its sign; None without decay."""
     return chunk_gates.whole_chunk(b, ends[stored[state].name], crossing) if state in stored else None
 
@@ -222,7 +226,7 @@ def placed(axis: Axis, place: str) -> Axis:
 
 @dataclass
 class Pairs:
-    """Tiles [c, s] of a query tile and a key tile, in one body; each is emitted once. Rows' scales are left to the user."""
+    """Tiles [c, s] of a query tile and a key tile, in one body, each emitted once and without the rows' scales."""
 
     b: Builder
     queries: RowTile

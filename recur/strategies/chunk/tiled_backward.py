@@ -1,8 +1,8 @@
 """The kernels of the tiled schedule, backward (docs/mathematics.md, section 3), with dO the readouts' cotangents:
 
-    R_0 = 2^G_C R + sum over tiles of (2^G Q)^T dO                                 the reverse walk, R kept at chunk ends
-    dQ_i = 2^G dO_i S^T + sum over j <= i of (dO_i V_j^T * D_ij) K_j               a program owns query tile i
-    dK_j = 2^-H V_j R^T + sum over i >= j of (dO_i V_j^T * D_ij)^T Q_i             a program owns key tile j
+    R_0 = 2^G_C R + sum over tiles of (2^G Q)^T dO                          the reverse walk, R kept at chunk ends
+    dQ_i = 2^G dO_i S^T + sum over j <= i of (dO_i V_j^T * D_ij) K_j        a program owns query tile i
+    dK_j = 2^-H V_j R^T + sum over i >= j of (dO_i V_j^T * D_ij)^T Q_i      a program owns key tile j
     dV_j = 2^-H K_j R   + sum over i >= j of (Q_i K_j^T * D_ij)^T dO_i
 
 The cotangent of the log decay of token t is the sum of what straddles it. With M = (Q K^T) (dO V^T) D and t in tile j,
@@ -183,7 +183,9 @@ class Gradients:
     def kernel(self, name: str, equations: tuple[str, ...]) -> Kernel:
         places = ("grid", "loop") if self.owner == "c" else ("loop", "grid")
         axes = tiled_axes(self.shape, *places, "whole")
-        return Kernel(name, ("batch", "head", "chunk", f"tile:{self.owner}"), axes, tuple(self.b.statements), equations, name)
+        return Kernel(
+            name, ("batch", "head", "chunk", f"tile:{self.owner}"), axes, tuple(self.b.statements), equations, name
+        )
 
 
 def store_partial(b: Builder, source: Node, tile: Value, rows: str, buffer: str) -> None:
@@ -247,9 +249,7 @@ def emit_key_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Ker
     found = []
     for form in shape.forms:
         adjoint = load_state(b, shape, form, "R", f"chunk_R_{form.state}")
-        queries = [
-            (g.queries.query(form, r), load_cotangent(g.body, shape, form, r.name, "c")) for r in form.readouts
-        ]
+        queries = [(g.queries.query(form, r), load_cotangent(g.body, shape, form, r.name, "c")) for r in form.readouts]
         values = [w.value for w in form.writes if w.value is not None]
         for k, v, node in zip(g.keys.keys(form), g.keys.values(form), values, strict=True):
             remaining = g.keys.factor(form, k.position, "end")
@@ -357,7 +357,9 @@ def emit_decay_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> K
         store_gradient(b, source, tile, buffer_of(source, "decays", ""))
     axes = tiled_axes(shape, "whole", "", "loop")
     equations = ("dg_t = M summed over the pairs around t + reads after t + writes before t + 2^G_C <S, R>",)
-    return Kernel("decay_gradients", ("batch", "head", "chunk"), axes, tuple(b.statements), equations, "decay_gradients")
+    return Kernel(
+        "decay_gradients", ("batch", "head", "chunk"), axes, tuple(b.statements), equations, "decay_gradients"
+    )
 
 
 def decay_parts(totals: list[Value]) -> tuple[Value, tuple[str, ...], Value | None]:

@@ -20,7 +20,9 @@ from recur.strategies.chunk.shape import Shape, chunk_access, state_access, toke
 from recur.strategies.chunk.tiles import Tiles
 
 STATE_EQUATIONS = ("S <- 2^G_C S + sum over the chunk's tiles of (2^-H K)^T V",)
-OUTPUT_EQUATIONS = ("O_i = 2^G Q_i S + sum over tiles j <= i of (Q_i K_j^T D_ij) V_j,   D[t, s] = 2^(H_t - H_s), s <= t",)
+OUTPUT_EQUATIONS = (
+    "O_i = 2^G Q_i S + sum over tiles j <= i of (Q_i K_j^T D_ij) V_j,   D[t, s] = 2^(H_t - H_s), s <= t",
+)
 
 Stored = dict[str, StoredGates]
 
@@ -103,4 +105,6 @@ def emit_outputs(shape: Shape, stored: Stored) -> Kernel:
         (result,) = emit_epilogue(queries.tiles, [node], "o")
         b.store(token_access(name, node.dims), result)
     grid = ("batch", "head", "chunk", "tile:c", *shape.grid[2:])
-    return Kernel("outputs", grid, tiled_axes(shape, "grid", "loop", "grid"), tuple(b.statements), OUTPUT_EQUATIONS, "outputs")
+    return Kernel(
+        "outputs", grid, tiled_axes(shape, "grid", "loop", "grid"), tuple(b.statements), OUTPUT_EQUATIONS, "outputs"
+    )
