@@ -87,7 +87,8 @@ class Function:
             self.spelled[letter] = next(n for n in names if n not in arguments and n not in self.dims)
         for dim in self.dims:
             self.spelled["dim " + dim] = f"size_{dim}" if dim in arguments else dim
-        self.taken.update((*arguments, *self.spelled.values(), "dtype", "device"))
+        self.taken.update((*arguments, *self.spelled.values()))
+        self.spelled |= {name: self.unique(name) for name in ("dtype", "device")}
         for dim, names in ((CHUNK, ("n", "j", "chunk_index")), (STEP, ("t", "j", "step_index"))):
             self.spelled[dim] = self.unique(next(n for n in names if n not in self.taken))
         for name, form in self.tiled.items():
@@ -139,13 +140,18 @@ class Function:
 
     @property
     def dtype(self) -> str:
-        self.captured["dtype"] = f"_accumulate_dtype({self.first})"
-        return "dtype"
+        return self.capture("dtype", f"_accumulate_dtype({self.first})")
 
     @property
     def device(self) -> str:
-        self.captured["device"] = f"{self.first}.device"
-        return "device"
+        return self.capture("device", f"{self.first}.device")
+
+    def capture(self, wanted: str, text: str) -> str:
+        """A variable that the function sets at its start, before an argument's name is assigned anew."""
+        name = self.spelled.get(wanted) or self.unique(wanted)
+        self.spelled[wanted] = name
+        self.captured[name] = text
+        return name
 
     def prologue(self) -> list[str]:
         """The lines that define the sizes and types in use, from the parameters' shapes."""

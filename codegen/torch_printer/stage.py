@@ -78,8 +78,8 @@ def result_dtype(function: Function, buffer: Buffer) -> str | None:
     source = next((b for b in function.parameters if b.name == wanted), None)
     if source is None:
         return None
-    name = f"{function.arguments[source.name]}_dtype"
-    function.captured[name] = f"{function.arguments[source.name]}.dtype"
+    argument = function.arguments[source.name]
+    name = function.capture(f"{argument}_dtype", f"{argument}.dtype")
     if buffer.is_complex == source.is_complex:
         return name
     return f"{function.dtype}.to_complex()" if buffer.is_complex else f"{name}.to_real()"
