@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def _entries(initial_state: object, declared: tuple[str, ...], has_heads: bool) -> dict[str, torch.Tensor]:
+def _entries(
+    initial_state: torch.Tensor | dict | None, declared: tuple[str, ...], has_heads: bool
+) -> dict[str, torch.Tensor]:
     """The entries of the initial state that are given, [B, H, ...]; a bare tensor is the only declared state."""
     if initial_state is None:
         return {}

@@ -121,7 +121,7 @@ def grammar() -> Lark:
 
 @functools.cache
 def lexer() -> Lexer:
-    return Lexer(grammar().terminals)
+    return Lexer(tuple(grammar().terminals))
 
 
 def parse_line(line: Line) -> Any:

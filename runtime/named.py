@@ -114,6 +114,7 @@ def contract(x: Named, y: Named, term_by_term: bool = False) -> Named:
         return Named(scaled.total(scaled.multiply(a, b), -1), kept)
     axes = {name: position for position, name in enumerate(("", " ", *every))}
     dtype = torch.promote_types(a.dtype, b.dtype)
+    assert isinstance(x.value, Tensor) and isinstance(y.value, Tensor)
     operands = (
         x.value.to(dtype),
         [axes[n] for n in ("", " ", *x.dims)],

@@ -194,9 +194,9 @@ def _first_states(call: _Call, batch: int, initial: Tensors) -> dict[str, Named]
             continue
         shape = (batch, call.heads, *(call.dims.sizes[d] for d in dims))
         dtype = call.like.dtype.to_complex() if is_complex else call.like.dtype
-        value: Value = initial[name] if name in initial else call.like.new_zeros(shape, dtype=dtype)
-        if call.scales and not name.startswith("prev."):
-            value = _scaled_state(call, name, dims, initial, value)
+        start = initial[name] if name in initial else call.like.new_zeros(shape, dtype=dtype)
+        scaled = bool(call.scales) and not name.startswith("prev.")
+        value: Value = _scaled_state(call, name, dims, initial, start) if scaled else start
         states[name] = Named(value, dims)
     return states
 

@@ -203,7 +203,7 @@ class Step:
         if function == "where":
             a, b = self._named(args[1]), self._named(args[2])
             named.check_same_names(a, b, "where")
-            return named.multiplicative(scaled.select, x, a, b)  # type: ignore[arg-type]
+            return named.multiplicative(scaled.select, x, a, b)
         return self._along(function, x, args[1:])
 
     def _renamed(self, x: Named, old: str, new: str) -> Named:
@@ -242,8 +242,8 @@ class Step:
 
 
 def _complex(re: Value, im: Value) -> Value:
-    re, im = torch.broadcast_tensors(materialise(re), materialise(im))
-    return torch.complex(re.contiguous(), im.contiguous())
+    real, imaginary = torch.broadcast_tensors(materialise(re), materialise(im))
+    return torch.complex(real.contiguous(), imaginary.contiguous())
 
 
 def _polar(r: Value, theta: Value) -> Value:

@@ -13,8 +13,11 @@ from recur.operators import OPERATORS
 class Sizes(Protocol):
     """What an operation asks of the function that is being printed."""
 
-    dtype: str
-    device: str
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
 
     def size(self, dim: str) -> str:
         """The printed size of a lead, a tile axis, or a dimension of the recurrence."""

@@ -200,7 +200,7 @@ class KernelPrinter:
         in_chunk = loop.over == "steps" and "chunk" in self.kernel.grid
         first = f"chunk * {self.words['C']}" if in_chunk else "0"
         bound = f"tl.minimum({first} + {self.words['C']}, {self.words['T']})" if in_chunk else count
-        if loop.over == "tiles" and self.layout.axes[loop.axis].root.kind == "rows":
+        if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
         self._line(f"for {'step' if loop.reverse else index} in range({first}, {bound}):")
         self.depth += 1
