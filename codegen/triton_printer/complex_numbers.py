@@ -64,7 +64,7 @@ def apply(op: str, args: Sequence[Pair], attrs: Sequence[Attr]) -> Pair | None:
     x = args[0]
     match op:
         case "polar":
-            return Pair(f"({x.re} * tl.cos({args[1].re}))", f"({x.re} * tl.sin({args[1].re}))")
+            return Pair(f"({x.re} * _cos({args[1].re}))", f"({x.re} * _sin({args[1].re}))")
         case "complex":
             return Pair(x.re, args[1].re)
         case "real":
@@ -90,7 +90,7 @@ def apply(op: str, args: Sequence[Pair], attrs: Sequence[Attr]) -> Pair | None:
         case "pow":
             return power(x, float(attrs[0]))  # type: ignore[arg-type]
         case "exp":
-            return Pair(f"(tl.exp({x.re}) * tl.cos({x.im}))", f"(tl.exp({x.re}) * tl.sin({x.im}))")
+            return Pair(f"(tl.exp({x.re}) * _cos({x.im}))", f"(tl.exp({x.re}) * _sin({x.im}))")
         case "abs":
             return Pair(f"tl.sqrt({squared_modulus(x)})")
         case "where":

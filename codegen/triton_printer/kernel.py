@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 
 from recur.codegen.triton_printer.config import StageConfig
+from recur.codegen.triton_printer.inlining import inlinable_values
 from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, safe_name
 from recur.codegen.triton_printer.names import name_values
-from recur.codegen.triton_printer.operations import OperationPrinter, Pair
+from recur.codegen.triton_printer.operations import OperationPrinter, Pair, bare
 from recur.codegen.triton_printer.padding import infer_padding
 from recur.codegen.triton_printer.templates import render
 from recur.ir.tile import Access, Kernel, Let, Loop, Statement, Store
@@ -50,7 +51,10 @@ def print_kernel(
     complex_buffers: frozenset[str],
 ) -> PrintedKernel:
     """``dims``: the resolved dimensions of every buffer of the stage."""
-    return KernelPrinter(kernel, dims, config, complex_buffers).print(name)
+    draft = KernelPrinter(kernel, dims, config, complex_buffers)
+    draft.print(name)
+    # Printed again with names for those values alone that turned out to need one.
+    return KernelPrinter(kernel, dims, config, complex_buffers, frozenset(draft.operations.inlined)).print(name)
 
 
 class KernelPrinter:
@@ -62,11 +66,15 @@ class KernelPrinter:
         dims: dict[str, tuple[BufferDim, ...]],
         config: StageConfig,
         complex_buffers: frozenset[str],
+        inlined: frozenset[str] | None = None,
     ) -> None:
         self.kernel, self.dims, self.config, self.complex_buffers = kernel, dims, config, complex_buffers
         self.layout = Layout(kernel, config)
         self.words = self.layout.words
-        self.operations = OperationPrinter(self.layout, name_values(kernel, self.layout), infer_padding(kernel))
+        nameless = frozenset() if inlined is None else inlined
+        inlinable = inlinable_values(kernel) if inlined is None else inlined
+        names = name_values(kernel, self.layout, nameless)
+        self.operations = OperationPrinter(self.layout, names, infer_padding(kernel), inlinable)
         self.lines: list[Line] = []
         self.buffers: list[str] = []
         self.depth = 1
@@ -185,7 +193,7 @@ class KernelPrinter:
         masked = f", mask={mask}" if mask else ""
         parts = self.operations.expanded(store.value, axes)
         for pointer, part in zip(self._pointers(store.access, axes), parts.parts(), strict=True):
-            self._line(f"tl.store({pointer}, {part}{masked})")
+            self._line(f"tl.store({pointer}, {bare(part)}{masked})")
 
     def _print_loop(self, loop: Loop) -> None:
         for line in self.operations.start_carries(loop):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from recur.codegen.triton_printer.config import statements_of
@@ -11,8 +12,8 @@ from recur.ir.tile import Kernel, Let, Loop, Statement, Store, Value
 UNPRINTED = frozenset({"const", "size", "rename", "real", "imag", "expand"})  # may be another name of their argument
 
 
-def name_values(kernel: Kernel, layout: Layout) -> dict[str, str]:
-    """The variable of every value, by the value's name.
+def name_values(kernel: Kernel, layout: Layout, nameless: frozenset[str] = frozenset()) -> dict[str, str]:
+    """The variable of every value, by the value's name; those that are ``nameless`` get none.
 
     A carried value, its start and its next share one variable where no use of the older is overtaken; so a walk reads
     ``S = tl.zeros(...)``, ``S = decay * S + ...``.
@@ -21,6 +22,8 @@ def name_values(kernel: Kernel, layout: Layout) -> dict[str, str]:
     owners: dict[str, str] = {}
     shortest: dict[str, str] = {}
     for value in values_of(kernel.body):
+        if value.name in nameless:
+            continue
         owner = value.name
         while owner in shared:
             owner = shared[owner]
@@ -29,11 +32,19 @@ def name_values(kernel: Kernel, layout: Layout) -> dict[str, str]:
     taken = _reserved(kernel, layout)
     names: dict[str, str] = {}
     for value in values_of(kernel.body):
-        owner = owners[value.name]
-        if owner not in names:
-            names[owner] = safe_name(shortest[owner], taken)
+        owner = owners.get(value.name)
+        if owner is not None and owner not in names:
+            names[owner] = _numbered(re.sub(r"_\d+$", "", shortest[owner]), taken)
             taken |= {f"{names[owner]}_re", f"{names[owner]}_im"} if value.is_complex else set()
     return {name: names[owner] for name, owner in owners.items()}
+
+
+def _numbered(stem: str, taken: set[str]) -> str:
+    """The stem, or the stem with the first number that is free."""
+    number = 1
+    while (name := stem if number == 1 else f"{stem}_{number}") in taken or safe_name(name, set()) in taken:
+        number += 1
+    return safe_name(name, taken)
 
 
 def values_of(body: tuple[Statement, ...]) -> Iterator[Value]:

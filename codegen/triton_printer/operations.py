@@ -10,30 +10,48 @@ from dataclasses import dataclass
 from recur.codegen.triton_printer import complex_numbers
 from recur.codegen.triton_printer.complex_numbers import Pair
 from recur.codegen.triton_printer.config import is_matrix_product
+from recur.codegen.triton_printer.inlining import LONGEST
 from recur.codegen.triton_printer.layout import Layout, align
 from recur.codegen.triton_printer.padding import Fill, Fills
 from recur.ir.tile import Let, Loop, Value
 from recur.operators import OPERATORS
 
 ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg"})
+# Operations whose text needs no parentheses as an operation's left and right operand.
+_SUMS, _PRODUCTS = frozenset({"add", "sub"}), frozenset({"mul", "div"})
+LOOSER = {
+    "add": (_SUMS | _PRODUCTS, _PRODUCTS),
+    "sub": (_SUMS | _PRODUCTS, _PRODUCTS),
+    "mul": (_PRODUCTS, frozenset()),
+    "div": (_PRODUCTS, frozenset()),
+    **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), (_SUMS | _PRODUCTS, _SUMS | _PRODUCTS)),
+}
 IEEE_SIDE = 32  # larger float32 products go through the matrix units in three tf32 passes
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A printed value: its parts, its axes in layout order, and whether it is a number known at compile time."""
+    """A printed value: its parts, its axes in layout order, and whether it is a number known at compile time.
+
+    ``op``: the operation whose text stands for the value, where it has no name of its own.
+    """
 
     parts: Pair
     axes: tuple[str, ...]
     is_number: bool = False
+    op: str = ""
 
 
 class OperationPrinter:
     """Prints single-assignment operations of one kernel; remembers what every value is called."""
 
-    def __init__(self, layout: Layout, names: Mapping[str, str], padding: Mapping[str, Fills]) -> None:
-        self.layout, self.names, self.padding = layout, names, padding
+    def __init__(
+        self, layout: Layout, names: Mapping[str, str], padding: Mapping[str, Fills], inlinable: frozenset[str]
+    ) -> None:
+        """``inlinable``: values that are written where they are used if that is short, or if they have no name."""
+        self.layout, self.names, self.padding, self.inlinable = layout, names, padding, inlinable
         self.tiles: dict[str, Tile] = {}
+        self.inlined: set[str] = set()
 
     # values
 
@@ -145,8 +163,8 @@ class OperationPrinter:
         if parts is None and let.op == "pow":
             parts = Pair(print_power(args[0].re, float(attrs[0])))  # type: ignore[arg-type]
         elif parts is None:
-            tensors = (self._as_tensor(let.op, arg, p.re) for arg, p in zip(let.args, args, strict=True))
-            parts = Pair(OPERATORS[let.op].triton.format(*tensors))
+            tensors = [self._as_tensor(let.op, arg, p.re) for arg, p in zip(let.args, args, strict=True)]
+            parts = Pair(OPERATORS[let.op].triton.format(*self._unwrapped(let, tensors)))
         if let.op in ("real", "imag"):
             return self.alias(let.out, parts, is_number(parts.re))
         out_axes = self.layout.order(let.out.axes)
@@ -159,7 +177,23 @@ class OperationPrinter:
             parts = parts.map(
                 lambda part: f"tl.broadcast_to({align(part, axes, out_axes)}, {self.layout.shape(out_axes)})"
             )
+        if let.out.name in self.inlinable and (len(parts.re) <= LONGEST or let.out.name not in self.names):
+            self.inlined.add(let.out.name)
+            self.tiles[let.out.name] = Tile(parts, out_axes, op=let.op)
+            return []
         return self.bind(let.out, parts)
+
+    def _unwrapped(self, let: Let, texts: list[str]) -> list[str]:
+        """Operands without the parentheses that the operation around them does not need."""
+        around = OPERATORS[let.op]
+        if around.symbol is None and around.triton.startswith("tl."):
+            return [bare(text) for text in texts]
+        looser = LOOSER.get(let.op, (frozenset(), frozenset()))
+        inner = [self.tile(arg).op for arg in let.args]
+        return [
+            bare(text) if op and op in looser[min(side, 1)] else text
+            for side, (text, op) in enumerate(zip(texts, inner, strict=True))
+        ]
 
     def _as_tensor(self, op: str, arg: Value, text: str) -> str:
         """Functions of Triton take tensors; operators take numbers as they are."""

@@ -27,7 +27,7 @@ class Row:
 def later_sum(b: Builder, row: Row, decay: int, name: str = "later") -> Value:
     """Sum over the rows whose event comes after the decay at position ``decay`` of token t, for each t."""
     exclusive = b.cumsum(row.amount, "c", exclusive=row.position > decay, name="before")
-    return b.sub(b.sum(row.amount, ("c",), name="all"), exclusive, name=name)
+    return b.sub(b.sum(row.amount, ("c",), name="in_all"), exclusive, name=name)
 
 
 def earlier_sum(b: Builder, row: Row, decay: int, name: str = "earlier") -> Value:

@@ -223,9 +223,8 @@ class Chunk:
         right: dict[int, Value] = {}
         for i in form.solved:
             a = form.read_of(i)
-            x = b.neg(self.against_state(a, a.position, "start", state, "key", "a_S"), name="X")
-            if i in form.values:
-                x = b.add(self.full(form.values[i]), x, name="X", comment="what the write adds beyond what it reads")
+            read = self.against_state(a, a.position, "start", state, "key", "a_S")
+            x = b.sub(self.full(form.values[i]), read, name="X") if i in form.values else b.neg(read, name="X")
             for p in form.plain:
                 seen = self.spread_values(self.scores(a, form.keys[p]), u[p], a.position, form.keys[p].position, "own")
                 x = b.sub(x, seen, name="X")

@@ -78,18 +78,18 @@ def emit_gates(
     for position, decay in decays:
         if position not in logs:
             continue
-        step = b.mul(logs[position], b.const(LOG2_E), name="g2", comment="log2 of the decay")
+        step = b.mul(logs[position], b.const(LOG2_E), name="log2_decay")
         if can_cut(decay.log):
             limit = b.const(CUT, name="cut_below")
             if axes:
-                step = b.map("max", step, limit, name="g2")
+                step = b.map("max", step, limit, name="log2_decay")
             else:
                 cut = b.map("lt", step, limit, name="cut")
                 zero, one = b.const(0.0, name="zero"), b.const(1.0, name="one")
                 cuts[position] = b.where(cut, one, zero, name="is_cut")
-                step = b.where(cut, zero, step, name="g2")
+                step = b.where(cut, zero, step, name="uncut_decay")
         if set(step.axes) != {rows, *axes}:
-            step = b.expand(step, (rows, *axes), name="g2")
+            step = b.expand(step, (rows, *axes), name="log2_decay")
         steps[position] = step
     log_at, log_end = _running_sums(b, form, steps, (rows, *axes), rows, "G")
     cut_at, cut_end = _running_sums(b, form, cuts, (rows, *axes), rows, "n") if cuts else ({}, None)
@@ -110,7 +110,7 @@ def _running_sums(
     for step in steps.values():
         token = step if token is None else b.add(token, step, name=f"{name}_token")
     assert token is not None
-    current = b.cumsum(token, rows, exclusive=True, name=name, comment="before the token's own decays")
+    current = b.cumsum(token, rows, exclusive=True, name=f"{name}_before")
     at: dict[int, Value] = {}
     for i in range(len(form.events)):
         at[i] = current
