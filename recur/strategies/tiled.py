@@ -41,6 +41,7 @@ from recur.strategies.prune import prune_kernel
 NAME = "tiled"
 
 CHUNK = 256  # tokens between the states that go to memory
+ROWS = 32  # tokens a step of the walk takes
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Plan | Reject:
@@ -133,4 +134,4 @@ def modelled_cost(shape: Shape, stored: Stored) -> Cost:
         words += 2 * key * value / CHUNK + len(form.writes) * (key + value)
     tensors = {x for x in leaves(shape.nodes) if x.attrs[0] != "readout"}
     words += sum(volume(x.dims) for x in tensors) + sum(volume(n.dims) for _, n in shape.epilogue)
-    return Cost(flops, 2.0 * words, 2 + bool(stored), "T/C")
+    return Cost(flops, 2.0 * words, 2 + bool(stored), f"T / {ROWS}")

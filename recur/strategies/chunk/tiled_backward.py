@@ -176,7 +176,9 @@ class Gradients:
         """The cotangent of the vector's expression, from that of the rows with their sign."""
         return full(self.b, signed(self.b, tile.gates(form), vector.position, Rows(cotangent)))
 
-    def store(self, tiles: Tiles, cotangents: Cotangents, buffer_of: BufferOf, part: str) -> None:
+    def store(self, cotangents: Cotangents, buffer_of: BufferOf, part: str) -> None:
+        """The loop's registers are for its sums: what comes after it loads its rows again."""
+        tiles = Tiles(self.b, rows_axis=self.owner)
         for source, tile in cotangents.pull(tiles, argument_leaves(cotangents.nodes)).items():
             store_partial(self.b, source, tile, self.owner, buffer_of(source, part, self.owner))
 
@@ -217,11 +219,12 @@ def emit_query_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> K
             inter = times(b, from_state, g.queries.factor(form, q.position, "start"), name="d_q")
             phi = g.carry("d_q", inter)
             for k, v in writes:
+                scores = {x: pairs.scores(form, q, k, x.crossing) for x in g.of(form)}
                 evidence, scale = g.evidence(form, cotangent, v), joint(body, v.scale, k.scale)
                 weights = times(body, pairs.decayed(form, evidence, q.position, k.position), scale, name="E")
                 g.grow(phi, body.contract(weights, k.tile, ("s",), name="intra"))
-                for x in g.of(form):
-                    amount = body.mul(evidence, pairs.scores(form, q, k, x.crossing), name="M")
+                for x, score in scores.items():
+                    amount = body.mul(evidence, score, name="M")
                     row = body.sum(times(body, amount, scale), ("s",), name="M_rows")
                     crossings.add(x, q.position, times(body, row, q.scale))
             for x in g.of(form):
@@ -237,7 +240,7 @@ def emit_query_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> K
     for form, q, phi in sums:
         cotangents.add(q.node, g.unsigned(g.queries, form, q, phi))
     reads.store("read", "c")
-    g.store(g.queries.tiles, cotangents, buffer_of, "queries")
+    g.store(cotangents, buffer_of, "queries")
     return g.kernel("query_gradients", ("dQ_i = 2^G dO_i S^T + sum over j <= i of (dO_i V_j^T * D_ij) K_j",))
 
 
@@ -257,8 +260,7 @@ def emit_key_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Ker
             d_k = g.carry("d_k", times(b, to_adjoint, remaining, name="d_k"))
             d_v = g.carry("d_v", times(b, b.contract(k.tile, adjoint, form.key, name="K_R"), remaining, name="d_v"))
             for q, cotangent in queries:
-                evidence = g.evidence(form, cotangent, v)
-                grow_key_side(g, form, q, k, cotangent, evidence, d_k, d_v)
+                evidence = grow_key_side(g, form, q, k, cotangent, v, d_k, d_v)
                 for x in g.of(form):
                     amount = g.body.mul(evidence, g.pairs.scores(form, q, k, x.crossing), name="M")
                     crossings.add(x, q, k, times(g.body, amount, joint(g.body, k.scale, v.scale), q.scale))
@@ -274,7 +276,7 @@ def emit_key_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Ker
         cotangents.add(node, times(b, d_v, k.scale))
     kept.store("write", "s")
     crossings.store()
-    g.store(g.keys.tiles, cotangents, buffer_of, "keys")
+    g.store(cotangents, buffer_of, "keys")
     return g.kernel(
         "key_gradients",
         (
@@ -285,14 +287,16 @@ def emit_key_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Ker
 
 
 def grow_key_side(
-    g: Gradients, form: MatrixForm, q: Vector, k: Vector, cotangent: Value, evidence: Value, d_k: Value, d_v: Value
-) -> None:
-    """One query tile's part in dK and dV, without the keys' own scales."""
+    g: Gradients, form: MatrixForm, q: Vector, k: Vector, cotangent: Value, v: Rows, d_k: Value, d_v: Value
+) -> Value:
+    """One query tile's part in dK and dV, without the keys' own scales; gives E."""
     body = g.body
     scores = times(body, g.pairs.scores(form, q, k), q.scale, name="P")
+    evidence = g.evidence(form, cotangent, v)
     g.grow(d_v, body.contract(scores, cotangent, ("c",), name="intra"))
     weights = times(body, g.pairs.decayed(form, evidence, q.position, k.position), q.scale, name="E")
     g.grow(d_k, body.contract(weights, q.tile, ("c",), name="intra"))
+    return evidence
 
 
 @dataclass
