@@ -22,6 +22,7 @@ from recur.ir.normal import NormalForm, Program
 from recur.ir.plan import Plan
 from recur.ir.spec import Recurrence
 from recur.ir.tile import Buffer
+from recur.passes.plan_dims import clear_dims
 
 FOLDER = Path(__file__).parent
 
@@ -37,6 +38,8 @@ def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
     """
     if backend == "triton":
         refuse_limits(program.step.recurrence, plans)
+    rec, given = program.step.recurrence, sizes
+    program, sizes = clear_dims(program, sizes)
     plans = [callable_plan(program, plan) for plan in plans]
     shell = Shell(program, tuple(plans))
     stages, helpers, imports = print_stages(plans, sizes, backend)
@@ -44,7 +47,7 @@ def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
     code = "\n".join(stages)
     shell_helpers = needed_functions("\n".join(body), FOLDER / "shell_library.py")
     text = environment().get_template("module.jinja").render(
-        header=header(program, plans, sizes, backend),
+        header=header(rec, program, plans, sizes, command(rec, plans, given, backend), backend),
         imports=imports.strip(),
         helpers="\n\n\n".join(t.strip() for t in (shell_helpers, helpers(code)) if t.strip()),
         stages=[
@@ -99,17 +102,20 @@ def environment() -> Environment:
 # --- the header -------------------------------------------------------------------------------------------------------
 
 
-def header(program: Program, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> str:
+def header(
+    rec: Recurrence, program: Program, plans: Sequence[Plan], sizes: Mapping[str, int], again: str, backend: str
+) -> str:
     """What the file holds: recurrence, structure, strategy, shapes, versions and the command that prints it again."""
-    rec = program.step.recurrence
     lines = [f"{rec.name}, printed for {backend}.", "", "The recurrence, one head at one token:", ""]
     lines += indent(spec_text(rec), "    ").splitlines()
     lines += ["", "Stages:", ""]
     for normal, plan in zip(program.stages, plans, strict=True):
         lines += [f"    {title(normal, plan)}", *(f"        {line}" for line in about(normal, plan))]
     lines += ["", "Shapes:", ""]
-    lines += [f"    {letter:<4} {meaning}" for letter, meaning in glossary(rec, plans, sizes, backend)]
-    lines += ["", f"Printed by {versions(backend)}; again with", "", f"    {command(rec, plans, sizes, backend)}", ""]
+    shapes = glossary(program.step.recurrence, plans, sizes, backend)
+    width = max(4, *(len(name) for name, _ in shapes))
+    lines += [f"    {name:<{width}} {meaning}" for name, meaning in shapes]
+    lines += ["", f"Printed by {versions(backend)}; again with", "", f"    {again}", ""]
     return "\n".join(line.rstrip() for line in lines).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
 
 

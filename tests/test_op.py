@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from compare import assert_close, differentiate
+from compare import assert_close, compare, differentiate
 from inputs import random_inputs
 from torch import Tensor
 
@@ -364,3 +364,28 @@ def test_tracebacks_point_into_the_generated_file(ema: Any) -> None:
     assert function.__module__.startswith(PREFIX)
     with open(function.__code__.co_filename) as file:
         assert "def ema(" in file.read()
+
+
+# --- names that generated code uses too ------------------------------------------------------------------------------
+
+AXES = """
+recurrence torch:
+    dim H, c
+    input tl[H], dtype[c], ctx[H], device in (-inf, 0]
+    state given[H, c]
+    batch = exp(device) * given
+    given = batch + outer(tl, dtype)
+    output final = ctx @ given
+"""
+
+
+@pytest.mark.parametrize("strategy", ["chunkwise", "tiled", "sequential"])
+def test_names_of_axes_and_of_generated_variables_are_free(strategy: str) -> None:
+    compare(AXES, strategy, T=5)
+
+
+def test_a_dim_may_be_called_like_the_axis_of_heads() -> None:
+    op = recur.loads(AXES)
+    assert op.states["given"].dims == ("H", "c")
+    assert "(H = 16, c = 64)" in op.explain(H=16)
+    assert "--dims H=16,c=64" in op.source("torch", H=16)

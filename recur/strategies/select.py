@@ -16,6 +16,7 @@ from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
 from recur.ir.normal import NormalForm, Program
 from recur.ir.plan import STRATEGIES, Choice, Plan, Reject
 from recur.ir.spec import Recurrence
+from recur.passes.plan_dims import clear_dims
 
 Request = Union[str, Sequence[str]]  # noqa: UP007 (an alias, evaluated on 3.10)
 
@@ -66,6 +67,7 @@ def select(program: Program, sizes: dict[str, int], strategy: Request = "auto") 
     strategy: "auto"; one name, which every stage takes that can (at least one must); or a list with a name or "auto"
     for each stage, which must all apply. Raises RecurError, with the reasons, where a request cannot be met.
     """
+    program, sizes = clear_dims(program, sizes)
     rec = program.step.recurrence
     outputs = frozenset(output.name for output in rec.outputs)
     answers = [_ask_strategies(normal, sizes, outputs) for normal in program.stages]
