@@ -7,7 +7,7 @@ the tiles of the value dims, then pulling the coefficients' cotangents back to t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from recur.ir.core import Node, apply, const, div, is_const, leaf, leaves, mul, where
@@ -131,6 +131,10 @@ class Cotangents:
 
     def pull(self, tiles: Tiles, sources: list[Node]) -> dict[Node, Value]:
         """The cotangents of those sources that the expressions depend on, as tiles (rows still in them)."""
+        return dict(self.pull_each(tiles, sources))
+
+    def pull_each(self, tiles: Tiles, sources: list[Node]) -> Iterator[tuple[Node, Value]]:
+        """What `pull` gives, one after the other, so that each may be stored before the next one takes registers."""
         b = tiles.b
         self.pairs = [
             (n, t if n.is_complex or not t.is_complex else b.map("real", t, name=t.name)) for n, t in self.pairs
@@ -143,7 +147,9 @@ class Cotangents:
             tiles.values[symbol] = tiles.b.expand(tile, (tiles.rows_axis, *symbol.dims), tile.name)
         for symbol, (node, tile) in zip(symbols, self.pairs, strict=True):
             tiles.values[symbol] = tiles.b.expand(tile, (tiles.rows_axis, *node.dims), tile.name)
-        return {s: tiles.node(n, f"d_{s.attrs[1]}") for s, n in zip(wanted, nodes, strict=True) if not is_zero(n)}
+        for source, node in zip(wanted, nodes, strict=True):
+            if not is_zero(node):
+                yield source, tiles.node(node, f"d_{source.attrs[1]}")
 
 
 def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:
@@ -163,9 +169,8 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     for part in parts:
         if part.form.value:
             part.enter(inner, inner_tiles, by_value)
-    pulled = by_value.pull(inner_tiles, argument_leaves(by_value.nodes))
     row_sums: dict[Node, Value] = {}
-    for source, tile in pulled.items():
+    for source, tile in by_value.pull_each(inner_tiles, argument_leaves(by_value.nodes)):
         if shape.value and set(shape.value) & set(source.dims):
             store_gradient(inner, source, tile, buffer_of(source, "values"))
         else:
@@ -182,12 +187,12 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
         if not part.form.value:
             part.enter(b, tiles, by_key)
         part.finish(by_key)
-    gradients = by_key.pull(tiles, argument_leaves(by_key.nodes))
-    for source, from_values in row_sums.items():
-        known = gradients.get(source)
-        gradients[source] = from_values if known is None else b.add(known, from_values, name=known.name)
-    for source, tile in gradients.items():
-        store_gradient(b, source, tile, buffer_of(source, "keys"))
+    for source, tile in by_key.pull_each(tiles, argument_leaves(by_key.nodes)):
+        from_values = row_sums.pop(source, None)
+        total = tile if from_values is None else b.add(tile, from_values, name=tile.name)
+        store_gradient(b, source, total, buffer_of(source, "keys"))
+    for source, total in row_sums.items():
+        store_gradient(b, source, total, buffer_of(source, "keys"))
     axes = tuple(
         Axis(a.name, a.kind, a.extent, "loop") if a.name in shape.value and not shape.whole_values else a
         for a in shape.axes
@@ -359,6 +364,7 @@ class FormGradients:
         reads, writes = [], []
         for side in self.sides:
             inter = self._key_decayed(self.from_state[side.name], side.vector.position, "start", "d_inter")
+            read = self._summed(side.vector, inter, "read")
             terms = [inter]
             for j in self.to_adjoint:
                 key = self.part.keys[j]
@@ -366,17 +372,18 @@ class FormGradients:
                     chunk.spread_keys(masked[side.name, j], conj_rows(b, key), side.vector.position, key.position)
                 )
             d_kx = chunk.sum_of(terms, "d_kx")
-            reads.append((side, inter, d_kx))
+            reads.append((side, read, d_kx))
             if not any(r.name == side.name and r.axis == "value" for r in form.readouts):
                 cotangents.add(side.vector.node, self._unsigned(d_kx, side.vector.position, conjugate=True))
         for j in self.to_adjoint:
             key = self.part.keys[j]
             after = self._key_decayed(self.to_adjoint[j], key.position, "end", "d_after")
+            kept = self._summed(key, after, "kept")
             terms = [after]
             for side in self.sides:
                 terms.append(chunk.gather_keys(masked[side.name, j], side.vector, side.vector.position, key.position))
             d_b = chunk.sum_of(terms, "d_b")
-            writes.append((j, after, d_b))
+            writes.append((j, kept, d_b))
             cotangents.add(key.node, self._unsigned(d_b, key.position))
         self._key_decays(cotangents, masked, reads, writes)
 
@@ -385,6 +392,15 @@ class FormGradients:
         row, entry = (None if x is None else conj(self.b, x) for x in factors)
         return self.outer.times(tile, row, entry, name=name)
 
+    def _summed(self, vector: Rows, tile: Value, name: str) -> Value | None:
+        """What the key class's decays take from a tile: its product with the vector, summed over the key dims under a
+        scalar decay, over the tokens under one that runs over the dims. Right away: registers keep the sum alone."""
+        gates, b = self.part.key_gates, self.b
+        if gates is None:
+            return None
+        over = ("c",) if gates.axes else self.form.key
+        return b.sum(b.mul(conj(b, self.outer.full(vector)), tile, name=name), over, name=name)
+
     def _unsigned(self, rows: Value, position: int, conjugate: bool = False) -> Value:
         return self.outer.full(signed(self.b, self.part.key_gates, position, Rows(rows), conjugate))
 
@@ -392,8 +408,8 @@ class FormGradients:
         self,
         cotangents: Cotangents,
         masked: dict[tuple[str, int], Value],
-        reads: list[tuple[KeySide, Value, Value]],
-        writes: list[tuple[int, Value, Value]],
+        reads: list[tuple[KeySide, Value | None, Value]],
+        writes: list[tuple[int, Value | None, Value]],
     ) -> None:
         gates = self.part.key_gates
         if gates is None:
@@ -408,10 +424,8 @@ class FormGradients:
                 Row(b.mul(conj(b, self.outer.full(self.part.keys[j])), d, name="write"), self.part.keys[j].position)
                 for j, _, d in writes
             ]
-            for j, after, _ in writes:
-                kept = b.sum(
-                    b.mul(conj(b, self.outer.full(self.part.keys[j])), after, name="kept"), ("c",), name="kept"
-                )
+            for _, kept, _ in writes:
+                assert kept is not None
                 whole = b.add(whole, kept, name="at_end")
             for i, decay in class_decays(self.form, "key"):
                 rows = self._dims_sum(b, inner_reads, inner_writes, whole, i)
@@ -425,8 +439,8 @@ class FormGradients:
     def _straddling(
         self,
         masked: dict[tuple[str, int], Value],
-        reads: list[tuple[KeySide, Value, Value]],
-        writes: list[tuple[int, Value, Value]],
+        reads: list[tuple[KeySide, Value | None, Value]],
+        writes: list[tuple[int, Value | None, Value]],
         decay: int,
         crossing: int,
     ) -> Value:
@@ -434,17 +448,19 @@ class FormGradients:
         gates, b, chunk, key = self.part.key_gates, self.b, self.outer, self.form.key
         assert gates is not None
         terms = [b.sum(b.mul(self.both, conj(b, chunk.over_chunk(gates, crossing)), name="S_R"), key, name="across")]
-        for side, inter, _ in reads:
+        for side, read, _ in reads:
             if crossing:
                 inter = self._key_decayed(self.from_state[side.name], side.vector.position, "start", "d_inter", 1)
-            amount = b.sum(b.mul(conj(b, chunk.full(side.vector)), inter, name="read"), key, name="read")
-            terms.append(later_sum(b, Row(amount, side.vector.position), decay))
-        for j, after, _ in writes:
+                read = self._summed(side.vector, inter, "read")
+            assert read is not None
+            terms.append(later_sum(b, Row(read, side.vector.position), decay))
+        for j, kept, _ in writes:
             vector = self.part.keys[j]
             if crossing:
                 after = self._key_decayed(self.to_adjoint[j], vector.position, "end", "d_after", 1)
-            amount = b.sum(b.mul(conj(b, chunk.full(vector)), after, name="write"), key, name="write")
-            terms.append(earlier_sum(b, Row(amount, vector.position), decay))
+                kept = self._summed(vector, after, "kept")
+            assert kept is not None
+            terms.append(earlier_sum(b, Row(kept, vector.position), decay))
         for (name, j), pairs in masked.items():
             later = next(s.vector for s in self.sides if s.name == name)
             scores = chunk.scores(later, self.part.keys[j], "P", crossing) if crossing else self.scores[name, j]
@@ -499,7 +515,7 @@ def emit_epilogue_gradient(
         tile = b.load(f"d_{name}", token_access(f"d_{name}", node.dims), ("c", *node.dims))
         cotangents.add(node, tile)
     sources = readout_leaves(shape) + argument_leaves([n for _, n in shape.epilogue])
-    for source, tile in cotangents.pull(tiles, sources).items():
+    for source, tile in cotangents.pull_each(tiles, sources):
         if source.attrs[0] == "readout":
             b.store(token_access(f"d_{source.attrs[1]}", source.dims), tile)
         else:

@@ -153,11 +153,19 @@ def _needs_whole_values(shape: Shape) -> bool:
     value = set(shape.value)
     if any(r.axis == "value" for f in shape.forms for r in f.readouts):
         return True
-    mixing = ("contract", "sum", "amax", "hadamard", "index", "place", "rename", "eye")
-    if any(n.op in mixing and value & {d for a in (*n.args, n) for d in a.dims} for n in topological(shape.nodes)):
+    if any(value & mixed_dims(n) for n in topological(shape.nodes)):
         return True
     key_side = [n for f in shape.forms for e in f.events for n in key_side_nodes(f, e)]
     return any(value & set(x.dims) for x in leaves(key_side))
+
+
+def mixed_dims(node: Node) -> set[str]:
+    """The dims along which an operation's entries are not one by one those of its arguments."""
+    if node.op in ("contract", "sum", "amax"):
+        return {d for a in node.args for d in a.dims} - set(node.dims)
+    if node.op in ("hadamard", "index", "place", "rename", "eye"):
+        return {str(a) for a in node.attrs}
+    return set()
 
 
 def key_side_nodes(form: MatrixForm, event: Decay | Read | Write | Readout) -> list[Node]:
