@@ -56,13 +56,17 @@ def identifiers(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+Owner = tuple[str, str]  # a kernel and a value of it
+
+
 @dataclass
 class Function:
     """Collects the lines of one function.
 
     ``parameters``: the buffers that it takes, in order; those in ``tiled`` come as tiles of that form, the others as
     declared. ``forms``: those in which the function's kernels use each buffer. ``dims``: those that
-    arguments have; ``same``: other names of their sizes.
+    arguments have; ``same``: other names of their sizes. ``kept``: the values, with their kernels, that are computed
+    again and so not overwritten; None where nothing is overwritten, to find them in ``reused``.
     """
 
     plan: Plan
@@ -71,6 +75,7 @@ class Function:
     forms: dict[str, list[Form]]
     dims: tuple[str, ...]
     same: dict[str, list[str]]
+    kept: frozenset[Owner] | None = None
     lines: list[str] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
     spelled: dict[str, str] = field(default_factory=dict)
@@ -78,6 +83,8 @@ class Function:
     captured: dict[str, str] = field(default_factory=dict)
     tiles: dict[tuple[str, Form], str] = field(default_factory=dict)
     memo: dict[str, str] = field(default_factory=dict)
+    owners: dict[str, Owner] = field(default_factory=dict)
+    reused: set[Owner] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.loaded = loaded_buffers((*self.plan.forward, *self.plan.backward))
@@ -196,6 +203,13 @@ class Function:
             self.memo[text] = name
         self.line(f"{name} = {text}", note, indent)
         return name
+
+    def own(self, name: str, owner: Owner) -> bool:
+        """Whether the value may have the variable for itself: it is the first one in it, and no other follows."""
+        first = self.owners.setdefault(name, owner)
+        if first != owner:
+            self.reused.add(first)
+        return first == owner and self.kept is not None and owner not in self.kept
 
     def forget(self, name: str) -> None:
         """``name`` is assigned anew: nothing computed from it is at hand any more."""

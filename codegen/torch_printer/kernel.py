@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from recur.codegen.torch_printer.tensors import BATCH, CHUNK, HEAD, LEADS, STEP,
 from recur.ir.tile import Carry, Kernel, Let, Loop, Statement, Store, Value
 from recur.operators import OPERATORS
 
+SIGNS = {"add": "+", "sub": "-", "mul": "*"}
 WITH_SHAPES = ("contract", "weigh", "scan", "maxscan", "inverse", "cumsum")
 
 
@@ -35,6 +37,7 @@ class KernelPrinter:
     env: dict[str, Tensor] = field(default_factory=dict)
     count: Counter[str] = field(default_factory=Counter)
     padded: set[str] = field(default_factory=set)
+    owned: dict[str, Core | None] = field(default_factory=dict)
     core: Core | None = None
     place: Place = field(default_factory=Place)
 
@@ -90,7 +93,12 @@ class KernelPrinter:
                 self.loop(statement)
 
     def get(self, value: Value) -> Tensor:
-        return self.current(self.env[value.name])
+        """The value where it stands; what was computed in this body for this one use is spare."""
+        x = self.current(self.env[value.name])
+        if not x.text.isidentifier():
+            return x
+        is_owned = value.name in self.owned and self.owned[value.name] is self.core
+        return replace(x, is_spare=is_owned and self.count[value.name] == 1)
 
     def current(self, x: Tensor) -> Tensor:
         """x, or inside a loop its entry of this iteration."""
@@ -115,14 +123,22 @@ class KernelPrinter:
             return
         if let.op == "valid" and let.attr("fill") == 0:
             self.padded.add(let.out.name)
-        result = operation(let, tuple(self.get(a) for a in let.args), self)
+        args = tuple(self.get(a) for a in let.args)
+        result = operation(let, args, self)
+        overwritten = [a.text for a in args if a.text.isidentifier() and is_overwritten(a.text, result.text)]
         is_name = target is None and (result.is_number or result.text.isidentifier())
         if len(let.outs) > 1:
             self.bind_pair(let, result)
-        elif is_name or (target is None and self.is_inlined(let, result, inlined)):
+        elif is_name or (target is None and not overwritten and self.is_inlined(let, result, inlined)):
             self.env[let.out.name] = result
+            if any(a.is_spare and a.text == result.text for a in args):
+                self.owned[let.out.name] = self.core
+        elif target is None and overwritten and stem(let.out.name) == stem(overwritten[0]):
+            self.overwrite(let, result, overwritten[0])
         else:
             self.bind(let, result, target)
+        for name in overwritten:
+            self.function.forget(name)
 
     def is_inlined(self, let: Let, result: Tensor, inlined: set[str]) -> bool:
         if result.after is not None:
@@ -135,11 +151,23 @@ class KernelPrinter:
         if target is None:
             indent, is_new = (1, False) if self.core is None else (2, True)
             name = self.function.assign(let.out.name, result.text, note, indent, is_new)
-            self.env[let.out.name] = replace(result, text=name)
+            if self.function.own(name, (self.kernel.name, let.out.name)) and result.is_spare:
+                self.owned[let.out.name] = self.core
+            self.env[let.out.name] = replace(result, text=name, is_spare=False, factors=None)
         else:
             text = aligned(whole(result, target.dims, self), target.dims)
             self.function.line(f"{target.text} = {bare(text)}", note, 2)
             self.env[let.out.name] = target
+
+    def overwrite(self, let: Let, result: Tensor, name: str) -> None:
+        """``name.mul_(x)`` as a statement of its own: the variable is the new value from here on."""
+        call = re.fullmatch(rf"{name}\.(add|sub|mul)_\((.*)\)", result.text)
+        text = f"{name} {SIGNS[call[1]]}= {call[2]}" if call else result.text
+        self.function.line(text, self.note(let, result), 1 if self.core is None else 2)
+        self.function.owners[name] = (self.kernel.name, let.out.name)
+        if self.function.own(name, (self.kernel.name, let.out.name)):
+            self.owned[let.out.name] = self.core
+        self.env[let.out.name] = replace(result, text=name, is_spare=False, factors=None)
 
     def bind_pair(self, let: Let, result: Tensor) -> None:
         names = [self.function.unique(v.name) for v in let.outs]
@@ -306,6 +334,16 @@ class KernelPrinter:
                 found[carry.phi.name] = Tensor(f"{stacked.text}[{colons}{first}]", stacked.dims, stacked.is_complex)
                 found[carry.next.name] = Tensor(f"{stacked.text}[{colons}{second}]", stacked.dims, stacked.is_complex)
         return found
+
+
+def is_overwritten(name: str, text: str) -> bool:
+    """Whether ``text`` calls a method on the variable that changes it."""
+    return re.search(rf"\b{name}(\.mT|\.transpose\([-\d, ]+\)|\.permute\([\d, ]+\))?\.[a-z0-9]+_\(", text) is not None
+
+
+def stem(name: str) -> str:
+    """A value's name without the number that tells it from others."""
+    return re.sub(r"(_\d+)+$", "", name)
 
 
 def shares_list(carry: Carry, lists: dict[str, str]) -> bool:

@@ -68,6 +68,10 @@ def selected(x: Tensor, axis: str, index: str) -> Tensor:
     return Tensor(f"{atom(x.text)}[{', '.join(marks)}]", tuple(d for d in x.dims if d != axis), x.is_complex, x.is_bool)
 
 
+# Elementwise operations whose results are no views of their operands.
+FRESH = ("add", "sub", "mul", "div", "neg", "exp", "exp2", "log", "where")
+
+
 def is_zero(x: Tensor) -> bool:
     return x.is_number and x.text == "0.0"
 
@@ -77,9 +81,10 @@ def triangle(x: Tensor, row: str, column: str, offset: int) -> Tensor:
     rest = tuple(d for d in x.dims if d not in (row, column))
     dims = x.dims if x.dims[-2:] in ((row, column), (column, row)) else (*rest, row, column)
     text = atom(permuted(x.text, x.dims, dims))
+    mark = "_" if x.is_spare else ""
     if dims[-2:] == (row, column):
-        return Tensor(f"{text}.tril({-offset or ''})", dims, x.is_complex)
-    return Tensor(f"{text}.triu({offset or ''})", dims, x.is_complex)
+        return Tensor(f"{text}.tril{mark}({-offset or ''})", dims, x.is_complex, is_spare=True)
+    return Tensor(f"{text}.triu{mark}({offset or ''})", dims, x.is_complex, is_spare=True)
 
 
 def tensor_of(number: Tensor, sizes: Sizes) -> Tensor:
@@ -115,13 +120,39 @@ def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
         )
     texts = [aligned(a, dims) for a in args]
     texts = [bare(t) for t in texts] if row.torch.startswith("torch.") else texts
+    overwritten = in_place(let, args, texts, dims)
+    if overwritten is not None:
+        return overwritten
     if let.op == "add" and texts[1] != bare(texts[1]) and texts[1].startswith("(-"):
         is_number = all(a.is_number for a in args)
         return Tensor(f"({texts[0]} - {bare(texts[1])[1:]})", dims, out.is_complex, is_number=is_number)
     exponent = let.attrs[0][1] if let.attrs else None
     text = row.torch.format(*texts, exponent=exponent)
     is_number = all(a.is_number for a in args)
-    return Tensor(text, dims, out.is_complex, out.is_bool, is_number)
+    factors = (bare(texts[0]), bare(texts[1])) if let.op == "mul" and not any(a.is_number for a in args) else None
+    is_spare = let.op in FRESH and not is_number
+    return Tensor(text, dims, out.is_complex, out.is_bool, is_number, is_spare=is_spare, factors=factors)
+
+
+def in_place(let: Let, args: Args, texts: list[str], dims: tuple[str, ...]) -> Tensor | None:
+    """The operation carried out in an operand's memory, where one has the result's shape and type and is spare."""
+    free = [a.is_spare and a.dims == dims and a.is_complex == let.out.is_complex for a in args]
+    if let.op in ("neg", "exp2") and free[0]:
+        return Tensor(f"{atom(texts[0])}.{let.op}_()", dims, let.out.is_complex, is_spare=True)
+    if let.op not in ("add", "sub", "mul") or not any(free[: 1 if let.op == "sub" else 2]):
+        return None
+    # A sum rather takes a product in than overwrites it.
+    at = 1 if not free[0] or (let.op == "add" and free[1] and args[0].factors is not None) else 0
+    target, other, added = atom(texts[at]), bare(texts[1 - at]), args[1 - at]
+    if let.op == "add" and args[at].factors is not None and added.dims == dims and not added.is_number:
+        text = f"torch.addcmul({other}, {', '.join(args[at].factors)})"
+    elif let.op == "add" and added.factors is not None and added.dims == dims:
+        text = f"{target}.addcmul_({', '.join(added.factors)})"
+    elif let.op == "add" and other.startswith("-"):
+        text = f"{target}.sub_({bare(other[1:])})"
+    else:
+        text = f"{target}.{let.op}_({other})"
+    return Tensor(text, dims, let.out.is_complex, is_spare=True)
 
 
 def promoted(x: Tensor, is_complex: bool, sizes: Sizes) -> Tensor:
@@ -146,7 +177,10 @@ def sum_over(x: Tensor, axes: tuple[str, ...], sizes: Sizes) -> Tensor:
     for axis in axes:
         if axis not in present:
             text = f"({text} * {sizes.size(axis)})"
-    return Tensor(text, tuple(d for d in x.dims if d not in present), x.is_complex, is_number=x.is_number)
+    is_spare = bool(present) and not x.is_number
+    return Tensor(
+        text, tuple(d for d in x.dims if d not in present), x.is_complex, is_number=x.is_number, is_spare=is_spare
+    )
 
 
 def contract(let: Let, args: Args, sizes: Sizes) -> Tensor:
@@ -195,7 +229,7 @@ def matrix_product(
     second = aligned(y, batch + summed + right)
     is_complex = x.is_complex
     if left and right:
-        return Tensor(f"({first} @ {second})", batch + left + right, is_complex)
+        return Tensor(f"({first} @ {second})", batch + left + right, is_complex, is_spare=True)
     if left:
         return Tensor(f"({first} @ {atom(second)}[..., None])[..., 0]", batch + left, is_complex)
     return Tensor(f"({atom(first)}[..., None, :] @ {second})[..., 0, :]", batch + right, is_complex)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from textwrap import wrap
 
 from recur.codegen.torch_printer.function import Function
@@ -33,8 +34,9 @@ def saved_forms(plan: Plan) -> dict[str, Form]:
 
 def print_forward(plan: Plan) -> str:
     forms = forms_of(plan.forward)
-    function = Function(plan, plan.arguments + plan.initial, {}, forms, dims_of(plan), same_sizes(plan.forward))
-    print_kernels(function, plan.forward)
+    same = same_sizes(plan.forward)
+    begin = partial(Function, plan, plan.arguments + plan.initial, {}, forms, dims_of(plan), same)
+    function = print_kernels(begin, plan.forward)
     tiled = saved_forms(plan)
     results = [delivered(function, b) for b in plan.results]
     final = [delivered(function, b) for b in plan.final]
@@ -47,14 +49,23 @@ def print_backward(plan: Plan) -> str:
     cotangents = tuple(Buffer("d_" + b.name, b.layout, b.dtype, b.is_complex) for b in plan.results + plan.final)
     parameters = plan.arguments + plan.initial + plan.saved + cotangents
     forms, same = forms_of(plan.backward), same_sizes(plan.backward)
-    function = Function(plan, parameters, saved_forms(plan), forms, dims_of(plan), same)
-    print_kernels(function, plan.backward)
+    begin = partial(Function, plan, parameters, saved_forms(plan), forms, dims_of(plan), same)
+    function = print_kernels(begin, plan.backward)
     gradients = [gradient(function, line) for line in plan.gradients]
     print_return(function, [tuple_of(gradients)])
     return assemble(f"{plan.stage}_backward", function, docstring(plan, plan.backward))
 
 
-def print_kernels(function: Function, kernels: Sequence[Kernel]) -> None:
+def print_kernels(begin: Callable[..., Function], kernels: Sequence[Kernel]) -> Function:
+    """A function with the kernels' lines; a draft finds the results that are used again and so not overwritten."""
+    draft = begin()
+    print_each(draft, kernels)
+    function = begin(kept=frozenset(draft.reused))
+    print_each(function, kernels)
+    return function
+
+
+def print_each(function: Function, kernels: Sequence[Kernel]) -> None:
     for kernel in kernels:
         at = len(function.lines)
         KernelPrinter(function, kernel).run()

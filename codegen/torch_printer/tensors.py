@@ -18,6 +18,8 @@ class Tensor:
     """An expression and its dimensions in order.
 
     ``is_number``: a Python number, without dimensions or device; ``after``: it is the mask row - column >= offset.
+    ``is_spare``: its memory is its own and nothing reads it later, so that what is computed from it may overwrite it.
+    ``factors``: of a product, what is multiplied.
     """
 
     text: str
@@ -26,6 +28,8 @@ class Tensor:
     is_bool: bool = False
     is_number: bool = False
     after: tuple[str, str, int] | None = None
+    is_spare: bool = False
+    factors: tuple[str, str] | None = None
 
     def renamed(self, old: str, new: str) -> Tensor:
         dims = tuple(new if d == old else d for d in self.dims)
