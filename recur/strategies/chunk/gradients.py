@@ -515,10 +515,15 @@ def emit_epilogue_gradient(
         tile = b.load(f"d_{name}", token_access(f"d_{name}", node.dims), ("c", *node.dims))
         cotangents.add(node, tile)
     sources = readout_leaves(shape) + argument_leaves([n for _, n in shape.epilogue])
+    flat = readout_leaves(shape)
     for source, tile in cotangents.pull_each(tiles, sources):
         if source.attrs[0] == "readout":
+            flat.remove(source)
             b.store(token_access(f"d_{source.attrs[1]}", source.dims), tile)
         else:
             store(b, source, tile, buffer_of(source, "epilogue"))
+    for x in flat:
+        zero = b.zeros(("c", *x.dims), f"d_{x.attrs[1]}", x.is_complex)
+        b.store(token_access(f"d_{x.attrs[1]}", x.dims), zero, "no result's gradient reaches it")
     axes = tuple(Axis(a.name, a.kind, a.extent) for a in shape.axes)
     return Kernel("epilogue_gradient", ("batch", "head", "chunk"), axes, tuple(b.statements), (), "pointwise")
