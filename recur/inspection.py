@@ -10,15 +10,19 @@ from recur.ir.plan import Plan
 from recur.strategies.select import Request, select
 
 STAGES = ("ir", "normal", "adjoint", "plan", "torch", "triton", "ptx")
+TARGETS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121")
 
 
 def print_stage(program: Program, stage: str, sizes: dict[str, int], strategy: Request, target: str = "sm_90") -> str:
     """"ir" (the step as written), "normal" (the structure found), "plan" (kernels and buffers), "adjoint" (the plan's
     backward part), "torch" or "triton" (the generated module), "ptx" (the kernels compiled for ``target``).
 
-    Raises RecurError for an unknown stage and for a strategy that does not apply.
+    Raises RecurError for an unknown stage or target and for a strategy that does not apply.
     """
     rec = program.step.recurrence
+    if target not in TARGETS:
+        fix = did_you_mean(str(target), TARGETS, f"targets are {listing(TARGETS, 'and')}")
+        raise RecurError.of(rec, Diagnostic("R802", f"unknown target `{target}`", rec.span, help=fix))
     if stage not in STAGES:
         fix = did_you_mean(str(stage), STAGES, f"stages are {listing(STAGES, 'and')}")
         raise RecurError.of(rec, Diagnostic("R802", f"unknown stage `{stage}`", rec.span, help=fix))

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from recur import zoo
 from recur.cli.main import cli
-from recur.inspection import STAGES
+from recur.inspection import STAGES, TARGETS
 
 SPEC = """\
 recurrence ema:
@@ -263,3 +263,10 @@ def test_a_build_fails_where_a_kernel_spills_or_does_not_fit() -> None:
     assert find_problems([report(8, 0)], small=True) == ["kernel spills 8 bytes a thread"]
     assert find_problems([report(8, 0)], small=False) == []
     assert len(find_problems([report(0, 228 * 1024)], small=False)) == 1
+
+
+def test_targets_that_no_compiler_knows_are_refused() -> None:
+    for target in ("sm_12", "90", "sm_90x", "sm_999"):
+        for args in (("build", "ema.rec"), ("inspect", "ema.rec", "--stage", "ptx")):
+            result = run(*args, "--target", target)
+            assert result.exit_code == 2 and TARGETS[0] in result.output

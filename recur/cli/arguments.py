@@ -111,7 +111,8 @@ def _parse_strategy(ctx: click.Context, param: click.Parameter, value: str) -> s
 
 
 def _parse_target(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    digits = value.removeprefix("sm_")
-    if not value.startswith("sm_") or not (digits.isascii() and digits.isdigit()) or len(digits) not in (2, 3):
-        raise click.BadParameter(f"{value!r} is not of the form sm_90", param_hint="--target")
+    from recur.inspection import TARGETS
+
+    if value not in TARGETS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(TARGETS)}", param_hint="--target")
     return value

@@ -147,12 +147,20 @@ def _assignment(state: str, decay: str, writes: list[str]) -> str:
 def _write(write: Write, state: str, vectors: dict[str, Node]) -> str:
     key = _bracket(write.key)
     if write.read is None:
-        return f"{key} {_bracket(write.value)}^T" if write.value is not None else key
+        return f"{key} {_transposed(write.value)}" if write.value is not None else key
     read = f"{_bracket(vectors[write.read])}^T {state}"
     if write.value is None:
         negated = read[1:] if read.startswith("-") else None
         return f"{key} ({negated})" if negated else f"-{key} ({read})"
     return f"{key} ({_text(write.value)} - {read})^T"
+
+
+def _transposed(value: Node) -> str:
+    """A row; a number stays one."""
+    text = _bracket(value)
+    if not value.dims:
+        return text
+    return f"({text})^T" if " ** " in text else f"{text}^T"
 
 
 def _coefficient(node: Node) -> str:
