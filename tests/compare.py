@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,26 +92,39 @@ def random_entries(op: Op, B: int, H: int, sizes: Mapping[str, int] | None, seed
     return found
 
 
-def run(op: Op, call: Any, tensors: Tensors, state: Tensors, **options: Any) -> Tensors:
+def run(op: Op, call: Any, tensors: Tensors, state: Tensors, base: Tensors | None = None, **options: Any) -> Tensors:
     """Outputs and true final states by name, from the op or its reference."""
-    return name_results(op, *call(**tensors, initial_state=state or None, output_final_state=True, **options))
+    return name_results(op, *call(**tensors, initial_state=state or None, output_final_state=True, **options), base)
 
 
-def name_results(op: Op, outputs: Tensor | tuple[Tensor, ...], final: Tensor | Tensors) -> Tensors:
+def name_results(
+    op: Op, outputs: Tensor | tuple[Tensor, ...], final: Tensor | Tensors, base: Tensors | None = None
+) -> Tensors:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {f"output {i}": x for i, x in enumerate(outputs)}
     final = final if isinstance(final, dict) else {next(iter(op.states)): final}
-    return found | {f"final {name}": x for name, x in true_states(op, final).items()}
+    return found | {f"final {name}": x for name, x in true_states(op, final, base or {}).items()}
 
 
-def true_states(op: Op, final: Tensors) -> Tensors:
-    """States with their log scales multiplied in."""
+def true_states(op: Op, final: Tensors, base: Tensors) -> Tensors:
+    """States with their log scales multiplied in; ``base``: log scales to count from, where the product overflows."""
     found = {}
     for name, entry in op.states.items():
         if entry.kind != "log_scale":
             scale = final.get(f"{name}.log_scale")
-            found[name] = final[name] if scale is None else final[name] * torch.exp(_laid_out(op, name, scale.detach()))
+            if scale is not None:
+                scale = (scale - base.get(f"{name}.log_scale", 0.0)).detach().nan_to_num(0.0, neginf=-math.inf)
+            found[name] = final[name] if scale is None else final[name] * torch.exp(_laid_out(op, name, scale))
     return found
+
+
+def log_scales(op: Op, tensors: Tensors, state: Tensors) -> Tensors:
+    """The oracle's final log scales, of an op that stabilises states."""
+    if all(entry.kind != "log_scale" for entry in op.states.values()):
+        return {}
+    with torch.no_grad():
+        _, final = op.reference(**tensors, initial_state=state or None, output_final_state=True)
+    return {name: x for name, x in final.items() if name.endswith(".log_scale")}
 
 
 def _laid_out(op: Op, name: str, scale: Tensor) -> Tensor:
