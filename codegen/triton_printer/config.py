@@ -95,8 +95,8 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     if kernel.warps is not None:
         return Launch(kernel.widths, num_warps=kernel.warps, num_stages=2)
     lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
-    shapes = sorted({tuple(sorted(out.axes)) for let in lets for out in let.outs})
-    dots = sum(is_dot(let) for let in lets)
+    shapes = sorted({(2 if out.is_complex else 1, tuple(sorted(out.axes))) for let in lets for out in let.outs})
+    dots = sum(2 if let.out.is_complex else 1 for let in lets if is_dot(let))
     extents = {a.name: rows_of(a, rows) if a.kind == "rows" else extent_size(a.extent, sizes) for a in kernel.axes}
     for let in lets:
         if let.op == "rename":
@@ -107,12 +107,14 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     fixed = [a.name for a in kernel.axes if a.kind == "rows"]
     least = 16 if dots else 1
     limit = DOT_TILE if dots else SCAN_TILE
+    if any(name in loops for name in tiled if name not in fixed):
+        limit //= 2  # beside its tiles, such a loop holds the sums of all tiles, one for every pair of vectors
     for name in (n for n in tiled if n not in fixed):
         blocks[name] = max(least, min(blocks[name], WIDEST_BLOCK))
-        others = [math.prod(blocks[a] for a in shape if a != name) for shape in shapes if name in shape]
+        others = [parts * math.prod(blocks[a] for a in shape if a != name) for parts, shape in shapes if name in shape]
         while blocks[name] > least and blocks[name] * max(others, default=1) > limit:
             blocks[name] //= 2
-    largest = max((math.prod(blocks[a] for a in shape) for shape in shapes), default=1)
+    largest = max((parts * math.prod(blocks[a] for a in shape) for parts, shape in shapes), default=1)
     heavy = largest > limit or (dots >= MANY_DOTS and largest == limit)
     return Launch(tuple((name, blocks[name]) for name in tiled), num_warps=8 if heavy else 4, num_stages=2)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from recur.ir.core import Node, leaves
-from recur.ir.normal import MatrixForm, NormalForm
+from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer
 from recur.strategies.chunk.gradients import (
@@ -30,14 +30,16 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
-from recur.strategies.chunk.shape import Shape, infer_shape
-from recur.strategies.operands import argument_buffer, argument_leaves, tensor_name
+from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
+from recur.strategies.chunk.tiles import split_scale
+from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.prune import prune_kernel
 
 NAME = "chunkwise"
 
 CHUNK = 32  # tokens a chunk: twice as many spill the registers of a program that holds every gradient
 SHORT_CHUNK = 16  # where a decay runs over dims, whose pairs are evaluated one by one, and where a token reads twice
+KEY_ENTRIES = 8192  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Plan | Reject:
@@ -77,7 +79,17 @@ def ordered_arguments(shape: Shape) -> list[Node]:
 def chunk_length(shape: Shape) -> int:
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
     many_reads = any(len(f.reads) > 1 for f in shape.forms)
-    return SHORT_CHUNK if over_dims or many_reads else CHUNK
+    return SHORT_CHUNK if over_dims or many_reads or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
+
+
+def key_entries(shape: Shape) -> int:
+    """What a token has along the key dims: an entry for every tensor in each distinct read, key and query."""
+    sizes = dict(shape.sizes)
+    keys = set(shape.key)
+    events = [(f, e) for f in shape.forms for e in f.events if not isinstance(e, Decay)]
+    vectors = {split_scale(n)[1] for f, e in events for n in key_side_nodes(f, e)}
+    tensors = [x for n in vectors for x in leaves([n]) if keys & set(x.dims)]
+    return sum(entries(tuple(d for d in x.dims if d in keys), sizes) for x in tensors)
 
 
 def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
