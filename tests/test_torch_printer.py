@@ -13,7 +13,12 @@ import torch
 from hand_plans import elementwise_scan, linear_attention, nonlinear_steps
 from torch import Tensor
 
+import recur
+from recur import zoo
 from recur.codegen.torch_printer import print_helpers, print_stage
+from recur.compiler import compile_program
+from recur.grammar import parse
+from recur.inspection import print_stage as print_program_stage
 from recur.ir.plan import Plan
 
 LENGTHS = (1, 16, 37)
@@ -200,3 +205,23 @@ def test_emitted_file_runs_without_recur(tmp_path: Path, heads: int, dtype: str)
     (tmp_path / "run.py").write_text(RUN.format(heads=heads, dtype=dtype))
     done = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_that_is_read_again_is_overwritten() -> None:
+    """Inputs stay as they are, and a second backward pass through what the forward pass kept gives the same."""
+    op = recur.load(zoo.path("gated_delta_net"))
+    inputs = [random(2, 70, 2, *dims) for dims in ((5,), (5,), (3,), (), ())]
+    inputs[3] = -inputs[3].abs()
+    before = [x.clone() for x in inputs]
+    leaves = [x.requires_grad_() for x in inputs]
+    o, _ = op(*leaves, backend="torch")
+    first, second = (torch.autograd.grad(o.square().sum(), leaves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
+
+
+def test_the_walk_keeps_its_states() -> None:
+    """The backward pass starts from the states that the forward pass held, and does not walk the chunks again."""
+    program = compile_program(parse(zoo.path("gated_delta_net").read_text(), "gated_delta_net")[0])
+    source = print_program_stage(program, "torch", {"K": 64, "V": 64}, "chunkwise")
+    assert source.count("for n in") == 2

@@ -28,7 +28,7 @@ def _chunked(x: torch.Tensor, C: int, dtype: torch.dtype) -> torch.Tensor:
 
 def _tokens(x: torch.Tensor, T: int) -> torch.Tensor:
     """[B, H, N, C, ...] -> [B, T, H, ...]: the inverse of _chunked."""
-    return x.flatten(2, 3)[:, :, :T].transpose(1, 2).contiguous()
+    return x.flatten(2, 3)[:, :, :T].transpose(1, 2)
 
 
 def _shifted(x: torch.Tensor, shift: int, dim: int = 1) -> torch.Tensor:
@@ -62,7 +62,11 @@ def _after(C: int, offset: int, device: torch.device) -> torch.Tensor:
 
 def _exclusive(x: torch.Tensor, dim: int) -> torch.Tensor:
     """Running sums along dim, each without its own term."""
-    return _shifted(x.cumsum(dim), -1, dim)
+    sums = torch.empty_like(x)
+    count = x.shape[dim] - 1
+    sums.narrow(dim, 0, 1).zero_()
+    torch.cumsum(x.narrow(dim, 0, count), dim, out=sums.narrow(dim, 1, count))
+    return sums
 
 
 def _inverse(L: torch.Tensor) -> torch.Tensor:

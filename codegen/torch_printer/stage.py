@@ -7,8 +7,9 @@ from functools import partial
 from textwrap import wrap
 
 from recur.codegen.torch_printer.function import Function
+from recur.codegen.torch_printer.kept_states import keep_states
 from recur.codegen.torch_printer.kernel import KernelPrinter
-from recur.codegen.torch_printer.memory import Form, forms_of, layout_of, same_sizes, time_part
+from recur.codegen.torch_printer.memory import TIME, Form, forms_of, layout_of, same_sizes, time_part
 from recur.codegen.torch_printer.tensors import atom
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel
@@ -22,6 +23,7 @@ def print_stage(plan: Plan) -> str:
     left out where there are none. Tensors are as the plan's layouts say, except that saved ones stay in chunks where
     the backward pass reads them so. The functions of `library` that the source calls are the module's to define.
     """
+    plan = keep_states(plan)
     functions = [print_forward(plan)] + ([print_backward(plan)] if plan.gradients else [])
     return "\n\n\n".join(functions) + "\n"
 
@@ -76,7 +78,7 @@ def print_each(function: Function, kernels: Sequence[Kernel]) -> None:
 def delivered(function: Function, buffer: Buffer) -> str:
     """A result as the caller gets it: in its layout and type, contiguous."""
     text = function.declared(buffer)
-    if any(time_part(form) == "step" for name, form in function.tiles if name == buffer.name):
+    if any(time_part(form) in TIME for name, form in function.tiles if name == buffer.name):
         text = f"{atom(text)}.contiguous()"
     dtype = result_dtype(function, buffer)
     return f"{atom(text)}.to({dtype})" if dtype else text
