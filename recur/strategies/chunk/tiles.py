@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from recur.ir.core import Node, apply, const, is_const, leaves, product, where
+from recur.ir.core import Node, apply, const, is_const, leaves, product, topological, where
 from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
@@ -67,14 +67,22 @@ class Tiles:
 
 def vanishes(node: Node) -> bool:
     """Whether the expression is zero where all its per-token leaves are (and so on rows past the end)."""
+    known: dict[Node, bool] = {}
+    for n in topological([node]):
+        known[n] = _vanishes_with(n, [known[a] for a in n.args])
+    return known[node]
+
+
+def _vanishes_with(node: Node, args: list[bool]) -> bool:
+    """``args``: whether each argument vanishes."""
     if node.op == "leaf":
         return node.attrs[0] not in ("param", "cotangent", "tile")
     if node.op in ("mul", "contract"):
-        return any(vanishes(a) for a in node.args)
+        return any(args)
     if node.op in ("sum", "rename", "expand", "index", "place", "hadamard", "stop", "version"):
-        return vanishes(node.args[0])
+        return args[0]
     row = OPERATORS.get(node.op)
-    return row is not None and row.keeps_zero and bool(node.args) and all(vanishes(a) for a in node.args)
+    return row is not None and row.keeps_zero and bool(args) and all(args)
 
 
 def split_scale(node: Node) -> tuple[Node, Node]:
