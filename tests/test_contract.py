@@ -504,3 +504,18 @@ def test_a_spec_means_what_its_loop_computes(name: str) -> None:
         found = run_op(op, call, x, s, **options)
         for a, b in zip([*found, *gradients(found, leaves)], [*wanted, *wanted_gradients], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8, msg=f"{name} {options}: {a} is not {b}")
+
+
+def test_a_long_chain_of_locals_is_planned() -> None:
+    chain = "".join(f"    x{i + 1} = 0.5 * x{i} + k\n" for i in range(400))
+    op = recur.loads(f"""
+recurrence chain:
+    dim K, V
+    input k[K], v[V]
+    state S[K, V]
+    x0 = k
+{chain}
+    S = S + outer(x400, v)
+    output o = k @ S
+""")
+    assert op.explain(K=16, V=16).data["stages"][0]["strategy"] in ("chunkwise", "tiled")
