@@ -102,7 +102,7 @@ def _d_pow(args: tuple[Node, ...], out: Node) -> tuple[Node, ...]:
 
 
 def _pull_real(g: Node, args: tuple[Node, ...], out: Node) -> tuple[Node, ...]:
-    return (apply("complex", g, const(0)),) if args[0].is_complex else (g,)
+    return (g,)  # without an imaginary part, also where the argument has one: products with g stay real ones
 
 
 def _pull_imag(g: Node, args: tuple[Node, ...], out: Node) -> tuple[Node | None, ...]:
