@@ -43,9 +43,15 @@ class Chunk:
         return self.form.form.value
 
     def times(self, tile: Value, *factors: Value | None, name: str | None = None) -> Value:
-        for factor in factors:
-            if factor is not None:
-                tile = self.b.mul(tile, factor, name=name or tile.name)
+        """The tile times each factor, in order; neighbours that are smaller than the tile are multiplied first."""
+        merged: list[Value] = []
+        for factor in (f for f in factors if f is not None):
+            if merged and {*merged[-1].axes, *factor.axes} < set(tile.axes):
+                merged[-1] = self.b.mul(merged[-1], factor, name="factor")
+            else:
+                merged.append(factor)
+        for factor in merged:
+            tile = self.b.mul(tile, factor, name=name or tile.name)
         return tile
 
     def full(self, rows: Rows) -> Value:
