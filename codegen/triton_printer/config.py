@@ -116,6 +116,7 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
             blocks[name] //= 2
     largest = max((parts * math.prod(blocks[a] for a in shape) for parts, shape in shapes), default=1)
     heavy = largest > limit or (dots >= MANY_DOTS and largest == limit)
+    heavy = heavy or (not tiled and dots > MANY_DOTS and 2 * largest >= limit)  # nothing to cut
     return Launch(tuple((name, blocks[name]) for name in tiled), num_warps=8 if heavy else 4, num_stages=2)
 
 
