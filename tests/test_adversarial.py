@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 import torch
-from compare import assert_close, compare, differentiate, log_scales, random_entries, run
+from compare import assert_close, cast, compare, differentiate, log_scales, random_entries, run
 from inputs import dim_sizes, random_inputs, reads_its_state
 from test_strategies import cases
 from torch import Tensor
@@ -108,16 +108,21 @@ def compare_values(
     loss: str = "both",
     initial: bool = True,
     tolerance: float = 1e-7,
+    dtype: torch.dtype = torch.float64,
+    backend: str = "torch",
 ) -> None:
-    """The op and its oracle on random inputs as ``change`` leaves them, gradients included."""
+    """The op in ``dtype`` and its oracle on random inputs as ``change`` leaves them, gradients included."""
     given = random_inputs(op.recurrence, 1, T, 2, seed=T)
-    tensors = {v.name: change(v, given[v.name]) for v in op.recurrence.inputs}
+    tensors = {v.name: cast(cast(change(v, given[v.name]), dtype), torch.float64) for v in op.recurrence.inputs}
     state = random_entries(op, 1, 2, None, T) if initial else {}
     base = log_scales(op, tensors, state)
     sides = []
-    for call, options in ((op, {"strategy": strategy}), (op.reference, {})):
-        x = {name: t.clone().requires_grad_() for name, t in tensors.items()}
-        s = {name: t.clone() for name, t in state.items()}
+    for call, kind, options in (
+        (op, dtype, {"strategy": strategy, "backend": backend}),
+        (op.reference, torch.float64, {}),
+    ):
+        x = {name: cast(t, kind).requires_grad_() for name, t in tensors.items()}
+        s = {name: cast(t, kind) for name, t in state.items()}
         leaves = x | {name: t.requires_grad_() for name, t in s.items() if not name.endswith(".log_scale")}
         found = run(op, call, x, s, base, **options)
         sides.append(found | differentiate(found, leaves, loss, T))
@@ -134,6 +139,12 @@ def is_factor(v: Variable) -> bool:
 
 def having(kind: Callable[[Variable], bool]) -> list[tuple[str, str]]:
     return [case for case in CASES if any(kind(v) for v in op_of(case[0]).recurrence.inputs)]
+
+
+def shifted(x: Tensor, values: tuple[float, ...]) -> Tensor:
+    """x plus ``values``, token by token in turn."""
+    T = x.shape[1]
+    return x + torch.tensor(values, dtype=x.dtype)[torch.arange(T) % len(values)].view(T, *(1 for _ in x.shape[2:]))
 
 
 def spread(x: Tensor, values: tuple[float, ...], period: int = 3) -> Tensor:
@@ -212,8 +223,7 @@ def test_exponential_gates(name: str, strategy: str, gates: tuple[float, ...]) -
     T = min(chunk_of(op, strategy), 64) + 3 if len(gates) > 1 else 13
 
     def change(v: Variable, x: Tensor) -> Tensor:
-        shift = torch.tensor(gates, dtype=x.dtype)[torch.arange(T) % len(gates)]
-        return x + shift.view(T, *(1 for _ in x.shape[2:])) if v.name == EXPONENTIAL[name] else x
+        return shifted(x, gates) if v.name == EXPONENTIAL[name] else x
 
     compare_values(op, strategy, change, T, initial=False)
     compare_values(op, strategy, change, T, initial=True)
