@@ -1,11 +1,11 @@
 """Chunks longer than a tile: gates in memory, and pairs of a tile of query rows with a tile of key rows.
 
-A chunk of L tokens is cut into tiles of R rows. With H[t] = G[t] - G_C, the running log2 decay counted from the
-chunk's *end* (and m the same for cuts), every decay is a difference of what two rows hold:
+A chunk of L tokens is cut into tiles of R rows. With G the running log2 decay from the chunk's start (counted from
+where nothing later can change it) every decay is a difference of what is held at two places:
 
-    from s to t    2^(H_t - H_s)        from s to the end    2^-H_s        from the start to t    2^(H_t + G_C)
+    from s to t    2^(G_t - G_s)        from s to the end    2^(G_C - G_s)        from the start to t    2^G_t
 
-Rows past the sequence's end read as H = 0, which is right for them: they lie at the end.
+Rows past the sequence's end hold G = -1e30: nothing decays less on the way to them, so no exponent overflows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from recur.strategies.chunk.gates import Gate, Gates, between, can_cut, class_de
 from recur.strategies.chunk.shape import Shape, token_access
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, signed
 
-GATE_EQUATIONS = ("H_t = G_t - G_C: the running log2 decay at token t, counted from the chunk's end",)
+GATE_EQUATIONS = ("G_t: the running log2 decay from the chunk's start to token t",)
+PAST_THE_END = -1e30
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,12 @@ class StoredGates:
         return Gate(found["log"], found.get("cuts"), found.get("unit"))
 
     def load_rows(self, b: Builder, rows: str, end: Gate) -> Gates:
-        """The gates of a tile's rows, counted from the chunk's end."""
+        """The gates of a tile's rows."""
         at: dict[int, Gate] = {}
         for stage in self.stages:
             found = {p: b.load(p, token_access(self.buffer(p, stage), (), rows), (rows,)) for p in self.parts}
-            gate = Gate(found["log"], found.get("cuts"), found.get("unit"))
+            log = b.valid(found["log"], rows, PAST_THE_END, name="log")
+            gate = Gate(log, found.get("cuts"), found.get("unit"))
             at |= {i: gate for i in range(len(self.form.events)) if self.stage(i) == stage}
         return Gates((), at, end)
 
@@ -107,11 +109,7 @@ def emit_gates_kernel(shape: Shape, stored: dict[str, StoredGates]) -> Kernel:
         store_gate(b, family, "chunk", gates.end, end_access)
         for stage in family.stages:
             gate = next(gates.at[i] for i in gates.at if family.stage(i) == stage)
-            log = b.sub(gate.log, gates.end.log, name="from_end")
-            cuts = (
-                None if gate.cuts is None or gates.end.cuts is None else b.sub(gate.cuts, gates.end.cuts, name="cuts")
-            )
-            store_gate(b, family, stage, Gate(log, cuts, gate.unit), lambda name: token_access(name, ()))
+            store_gate(b, family, stage, gate, lambda name: token_access(name, ()))
     axes = tuple(a for a in shape.axes if a.name not in shape.value)
     return Kernel("gates", ("batch", "head", "chunk"), axes, tuple(b.statements), GATE_EQUATIONS, "gates")
 
@@ -122,16 +120,9 @@ def store_gate(b: Builder, family: StoredGates, where: int | str, gate: Gate, ac
             b.store(access(family.buffer(part, where)), value)
 
 
-def from_start(b: Builder, gate: Gate, end: Gate, crossing: int = 0) -> Value:
-    """2^G: the decay from the chunk's start to the row; without the sign."""
-    cuts = None if gate.cuts is None or end.cuts is None else b.add(gate.cuts, end.cuts, name="cuts")
-    return chunk_gates.from_start(b, Gate(b.add(gate.log, end.log, name="elapsed"), cuts, None), crossing)
-
-
-def to_end(b: Builder, gate: Gate, end: Gate, crossing: int = 0) -> Value:
-    """2^(G_C - G): the decay from the row to the chunk's end; with the whole chunk's sign."""
-    here = Gate(b.const(0.0, name="zero"), None if gate.cuts is None else b.const(0.0, name="zero"), None)
-    factor = chunk_gates.to_end(b, gate, here, crossing)
+def to_end(b: Builder, gate: Gate, end: Gate, rows: str, crossing: int = 0) -> Value:
+    """2^(G_C - G): the decay from the row to the chunk's end; with the whole chunk's sign. Zero past the sequence."""
+    factor = b.valid(chunk_gates.to_end(b, gate, end, crossing), rows, name="to_end")
     return factor if end.unit is None else b.mul(factor, end.unit, name="to_end")
 
 
@@ -184,8 +175,12 @@ class RowTile:
             return None
         key = (which, gates.at[position].log.name, str(crossing))
         if key not in self.tiles.shared:
-            emit = from_start if which == "start" else to_end
-            self.tiles.shared[key] = emit(self.b, gates.at[position], gates.end, crossing)
+            gate = gates.at[position]
+            self.tiles.shared[key] = (
+                chunk_gates.from_start(self.b, gate, crossing)
+                if which == "start"
+                else to_end(self.b, gate, gates.end, self.rows, crossing)
+            )
         return self.tiles.shared[key]
 
 
@@ -256,7 +251,7 @@ class Pairs:
         return self._once(key, lambda: self.b.where(self.seen(later, earlier), pairs, zero, name=pairs.name))
 
     def decay(self, form: MatrixForm, later: int, earlier: int, crossing: int) -> Value | None:
-        """D[c, s] = 2^(H_c - H_s), zero where s has not happened."""
+        """D[c, s] = 2^(G_c - G_s), zero where s has not happened."""
         after, before = self.queries.gates(form), self.keys.gates(form)
         if after is None or before is None:
             return None

@@ -2,8 +2,8 @@
 
     R_0 = 2^G_C R + sum over tiles of (2^G Q)^T dO                          the reverse walk, R kept at chunk ends
     dQ_i = 2^G dO_i S^T + sum over j <= i of (dO_i V_j^T * D_ij) K_j        a program owns query tile i
-    dK_j = 2^-H V_j R^T + sum over i >= j of (dO_i V_j^T * D_ij)^T Q_i      a program owns key tile j
-    dV_j = 2^-H K_j R   + sum over i >= j of (Q_i K_j^T * D_ij)^T dO_i
+    dK_j = 2^(G_C - G) V_j R^T + sum over i >= j of (dO_i V_j^T * D_ij)^T Q_i      a program owns key tile j
+    dV_j = 2^(G_C - G) K_j R + sum over i >= j of (Q_i K_j^T * D_ij)^T dO_i
 
 The cotangent of the log decay of token t is the sum of what straddles it. With M = (Q K^T) (dO V^T) D and t in tile j,
 
@@ -280,8 +280,8 @@ def emit_key_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Ker
     return g.kernel(
         "key_gradients",
         (
-            "dK_j = 2^-H V_j R^T + sum over i >= j of (dO_i V_j^T * D_ij)^T Q_i",
-            "dV_j = 2^-H K_j R   + sum over i >= j of (Q_i K_j^T * D_ij)^T dO_i",
+            "dK_j = 2^(G_C - G) V_j R^T + sum over i >= j of (dO_i V_j^T * D_ij)^T Q_i",
+            "dV_j = 2^(G_C - G) K_j R + sum over i >= j of (Q_i K_j^T * D_ij)^T dO_i",
         ),
     )
 

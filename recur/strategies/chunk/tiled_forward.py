@@ -19,9 +19,9 @@ from recur.strategies.chunk.row_tiles import (
 from recur.strategies.chunk.shape import Shape, chunk_access, state_access, token_access
 from recur.strategies.chunk.tiles import Tiles
 
-STATE_EQUATIONS = ("S <- 2^G_C S + sum over the chunk's tiles of (2^-H K)^T V",)
+STATE_EQUATIONS = ("S <- 2^G_C S + sum over the chunk's tiles of (2^(G_C - G) K)^T V",)
 OUTPUT_EQUATIONS = (
-    "O_i = 2^G Q_i S + sum over tiles j <= i of (Q_i K_j^T D_ij) V_j,   D[t, s] = 2^(H_t - H_s), s <= t",
+    "O_i = 2^G Q_i S + sum over tiles j <= i of (Q_i K_j^T D_ij) V_j,   D[t, s] = 2^(G_t - G_s), s <= t",
 )
 
 Stored = dict[str, StoredGates]
