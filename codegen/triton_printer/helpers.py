@@ -79,18 +79,18 @@ def _sine_of_turns(n, r):
     value = tl.where(n - 2.0 * half == 0.0, sine, cosine)
     return tl.where(half - 2.0 * tl.floor(half * 0.5) == 0.0, value, -value)
 ''',
-    "_sin": '''
+    "_sin": """
 @triton.jit
 def _sin(x):
     n, r = _quarter_turns(x)
     return _sine_of_turns(n, r)
-''',
-    "_cos": '''
+""",
+    "_cos": """
 @triton.jit
 def _cos(x):
     n, r = _quarter_turns(x)
     return _sine_of_turns(n + 1.0, r)
-''',
+""",
     "_pow": '''
 @triton.jit
 def _pow(x, n: tl.constexpr):
