@@ -61,6 +61,7 @@ class Term:
 
 # --- products ---------------------------------------------------------------------------------------------------------
 
+MOST_FACTORS = 64  # of a product taken apart; one that squares a value again and again has 2^n
 _FLATTEN = ("mul", "div", "neg", "contract", "expand", "rename", "index")
 
 
@@ -77,7 +78,8 @@ def flatten(node: Node) -> tuple[Node, ...]:
             stack.extend(missing)
             continue
         stack.pop()
-        done[top] = _factors(top, [done[a] for a in inner]) if is_product else (top,)
+        factors = _factors(top, [done[a] for a in inner]) if is_product else (top,)
+        done[top] = factors if len(factors) <= MOST_FACTORS else (top,)
     return tuple(f for f in done[node] if not is_const(f, 1.0))
 
 

@@ -12,6 +12,9 @@ from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
 from recur.strategies.pointwise import emit_nodes
 
 
+MOST_FACTORS = 64  # of a product taken apart
+
+
 @dataclass
 class Tiles:
     """Evaluates per-token expressions in one body: each leaf is loaded, and each form's part computed, once.
@@ -94,6 +97,8 @@ def split_scale(node: Node) -> tuple[Node, Node]:
     rest: list[Node] = []
     stack = [node]
     while stack:
+        if len(scales) + len(rest) > MOST_FACTORS:
+            return const(1), node
         x = stack.pop()
         if x.op == "mul":
             stack.extend(reversed(x.args))
