@@ -191,7 +191,7 @@ def write_report(folder: Path, rows: list[dict[str, Any]]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
-    about |= {"command": "python bench/gpu_check.py"}
+    about |= {"command": " ".join(["python", *sys.argv])}
     (folder / "gpu_check.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
     lines = ["# Zoo on a GPU against float64", "", ", ".join(f"{k}: {v}" for k, v in about.items()), ""]
     lines += [

@@ -140,7 +140,7 @@ def write_report(folder: Path, rows: list[dict[str, Any]], rate: float) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
-    about |= {"copy_bytes_per_second": f"{rate:.3e}", "command": "python bench/gpu_times.py"}
+    about |= {"copy_bytes_per_second": f"{rate:.3e}", "command": " ".join(["python", *sys.argv])}
     (folder / "gpu_times.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     lines = ["# Times on a GPU", "", ", ".join(f"{k}: {v}" for k, v in about.items()), "", "```"]
     (folder / "gpu_times.md").write_text("\n".join([*lines, *(format_row(r) for r in rows), "```", ""]))

@@ -11,7 +11,6 @@ from recur.operators import OPERATORS
 from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
 from recur.strategies.pointwise import emit_nodes
 
-
 MOST_FACTORS = 64  # of a product taken apart
 
 
