@@ -89,7 +89,7 @@ def build_module(module: ModuleType, target: str = "sm_90", dtype: str = "bf16")
     """Compiles every kernel of a generated module for ``target`` (sm_80, sm_90, sm_100, ...).
 
     ``dtype``: the inputs' type as Triton spells it, "bf16", "fp16" or "fp32". Raises ValueError for a module without
-    kernels or one that was loaded for the interpreter, and what the compiler raises for a kernel that does not compile.
+    kernels or one that was loaded for the interpreter.
     """
     kernels = tuple(
         build_kernel(kernel, types, constants, target, dtype) for kernel, types, constants in kernels_of(module)
@@ -109,16 +109,18 @@ def kernels_of(module: ModuleType) -> Iterator[tuple[Any, tuple[str, ...], Mappi
 def build_kernel(
     kernel: Any, types: tuple[str, ...], constants: Mapping[str, int], target: str, dtype: str
 ) -> KernelReport:
-    """Compiles one kernel and reads its resources."""
+    """Compiles one kernel and reads its resources; a kernel that does not compile is a finding too."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile as compile_source
+    from triton.errors import TritonError
 
     options = {name: constants[name] for name in OPTIONS}
-    compiled = compile_source(
-        kernel_source(kernel, types, constants, dtype),
-        target=GPUTarget("cuda", capability(target), 32),
-        options=options,
-    )
+    source, gpu = kernel_source(kernel, types, constants, dtype), GPUTarget("cuda", capability(target), 32)
+    try:
+        compiled = compile_source(source, target=gpu, options=options)
+    except (TritonError, RuntimeError) as error:
+        said = f"does not compile: {str(error).strip().splitlines()[-1]}"
+        return KernelReport(kernel.__name__, target, *(options[name] for name in OPTIONS), 0, 0, 0, 0, 0, (said,))
     registers, stack = resource_usage(compiled.asm["cubin"])
     report = KernelReport(
         kernel.__name__,

@@ -144,8 +144,9 @@ def in_place(let: Let, args: Args, texts: list[str], dims: tuple[str, ...]) -> T
     # A sum rather takes a product in than overwrites it.
     at = 1 if not free[0] or (let.op == "add" and free[1] and args[0].factors is not None) else 0
     target, other, added = atom(texts[at]), bare(texts[1 - at]), args[1 - at]
-    if let.op == "add" and args[at].factors is not None and added.dims == dims and not added.is_number:
-        text = f"torch.addcmul({other}, {', '.join(args[at].factors)})"
+    factors = args[at].factors
+    if let.op == "add" and factors is not None and added.dims == dims and not added.is_number:
+        text = f"torch.addcmul({other}, {', '.join(factors)})"
     elif let.op == "add" and added.factors is not None and added.dims == dims:
         text = f"{target}.addcmul_({', '.join(added.factors)})"
     elif let.op == "add" and other.startswith("-"):

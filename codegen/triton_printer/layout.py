@@ -133,9 +133,10 @@ class Layout:
             return TileAxis(name, word, root, block, self.words["C" if is_whole else "R"], None, self.words["T"], chunk)
         extent = extent_size(root.extent, self.sizes)
         if root.place == "whole":
-            block = max(next_power_of_two(extent), DOT_SIDE if in_dot else 1)
+            block = next_power_of_two(extent)
         else:
             block = dict(self.config.launch(self.kernel.name).blocks)[root.name]
+        block = max(block, DOT_SIDE if in_dot else 1)
         fixed = root.extent.isdigit()
         block_name = (
             str(block)

@@ -32,8 +32,10 @@ def name_values(kernel: Kernel, layout: Layout, nameless: frozenset[str] = froze
     taken = _reserved(kernel, layout)
     names: dict[str, str] = {}
     for value in values_of(kernel.body):
-        owner = owners.get(value.name)
-        if owner is not None and owner not in names:
+        if value.name not in owners:
+            continue
+        owner = owners[value.name]
+        if owner not in names:
             names[owner] = _numbered(re.sub(r"_\d+$", "", shortest[owner]), taken)
             taken |= {f"{names[owner]}_re", f"{names[owner]}_im"} if value.is_complex else set()
     return {name: names[owner] for name, owner in owners.items()}

@@ -314,8 +314,14 @@ class OperationPrinter:
     # reductions and scans
 
     def _sum(self, text: str, axes: tuple[str, ...], over: tuple[str, ...], function: str = "tl.sum") -> str:
-        """Reduces the last axis first, so that the others keep their positions."""
+        """Reduces the last axis first, so that the others keep their positions.
+
+        Triton (3.6 at least) rewrites a sum of a broadcast product into a product of matrices; with more than three
+        axes its result does not verify ("expected all operands to have the same rank"). The zero keeps it away.
+        """
         text = bare(text) if over else text
+        if over and len(axes) > 3 and " * " in text:
+            text = f"{text} + 0.0"
         for position in reversed(range(len(axes))):
             if axes[position] in over:
                 text = f"{function}({text}, {position})"
