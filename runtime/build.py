@@ -120,7 +120,8 @@ def build_kernel(
         compiled = compile_source(source, target=gpu, options=options)
     except (TritonError, RuntimeError) as error:
         said = f"does not compile: {str(error).strip().splitlines()[-1]}"
-        return KernelReport(kernel.__name__, target, *(options[name] for name in OPTIONS), 0, 0, 0, 0, 0, (said,))
+        warps, stages = options["num_warps"], options["num_stages"]
+        return KernelReport(kernel.__name__, target, warps, stages, 0, 0, 0, 0, 0, findings=(said,))
     registers, stack = resource_usage(compiled.asm["cubin"])
     report = KernelReport(
         kernel.__name__,
