@@ -34,8 +34,8 @@ from recur.strategies.chunk.tiled_backward import (
     straddles,
 )
 from recur.strategies.chunk.tiled_forward import Stored, emit_outputs, emit_tiled_states
-from recur.strategies.chunkwise import Ledger, initial_lines, state_buffer
-from recur.strategies.operands import argument_buffer, argument_leaves
+from recur.strategies.chunkwise import Ledger, initial_lines, ordered_arguments, state_buffer
+from recur.strategies.operands import argument_buffer
 from recur.strategies.prune import prune_kernel
 
 NAME = "tiled"
@@ -60,7 +60,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     backward.append(emit_key_gradients(shape, stored, ledger.buffer_of))
     if straddles(stored):
         backward.append(emit_decay_gradients(shape, stored, ledger.buffer_of))
-    arguments = argument_leaves(shape.nodes)
+    arguments = ordered_arguments(shape)
     return Plan(
         stage=normal.stage.name,
         strategy="tiled",
