@@ -80,7 +80,14 @@ def chunk_of(op: Op, strategy: str) -> int:
     return max(s.plan.chunk or 4 for s in select(op.program, dim_sizes(op.recurrence), strategy))
 
 
-OTHERWISE = {"factor_elementwise": "associative_scan", "factor_over_values_signed": "sequential"}
+OTHERWISE = {
+    "factor_elementwise": "associative_scan",
+    "factor_over_values_signed": "sequential",
+    # Chunkwise refuses factors that may be zero where their gradient would be lost.
+    "factor_over_keys_signed": "sequential",
+    "factor_over_keys_before_a_read_signed": "sequential",
+    "factor_complex": "sequential",
+}
 ZOO = cases()
 CASES = [
     *ZOO,
@@ -94,7 +101,6 @@ BEYOND_FLOAT64 = {  # inputs that cannot be 10,000: exp(exp(w)) overflows, dt ti
 # A factor of exactly zero in a decay over a dimension: its gradient in chunks comes from the gradient of its log.
 ZERO_FACTORS = {
     ("slice_low_rank", "chunkwise"),
-    ("factor_complex", "chunkwise"),
     ("factor_product", "chunkwise"),
     *((name, "chunkwise") for name in CHOSEN if "over_" in name),
 }

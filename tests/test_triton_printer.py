@@ -56,7 +56,8 @@ def test_build(target: str) -> None:
 )
 def test_builds_odd_sizes(plan: Plan, sizes: dict[str, int]) -> None:
     report = build_module(load_stage(plan, sizes, chunk=16), "sm_90", "fp32")
-    assert all(kernel.stack == 0 for kernel in report.kernels)
+    # Whether so small a kernel spills is up to Triton's version; that it compiles and fits is not.
+    assert all(0 < kernel.registers <= 255 and kernel.shared <= shared_limit("sm_90") for kernel in report.kernels)
 
 
 def test_table_lists_every_kernel() -> None:
