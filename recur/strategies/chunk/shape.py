@@ -108,11 +108,11 @@ def _reason_against(forms: tuple[MatrixForm, ...], key: tuple[str, ...], value: 
             return f"the decay of {form.state} runs over its value dimension while its reads contract the key dimension"
         if any(d.sign is not None or d.angle is not None for d in over_values):
             return f"a decay over the value dimension of {form.state} may be negative or complex"
-        lost = [d for d in form.decays if is_plain_factor(d) and (d.angle is not None or (d.factor.dims and d.sign))]
+        lost = [d for d in form.decays if is_plain_factor(d) and (d.angle is not None or d.factor.dims)]
         if lost:
             return (
                 f"a decay of {form.state} is given as a factor that may be zero, whose gradient is not the gradient of "
-                "its log; write it as an exponential or a sigmoid, or declare its range"
+                "its log; write it as an exponential or a sigmoid"
             )
         if any(len(d.factor.dims) > 1 for d in form.decays):
             return f"a decay of {form.state} does not factor over its dimensions"
