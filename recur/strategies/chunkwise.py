@@ -23,6 +23,7 @@ from recur.strategies.chunk.gradients import (
     emit_reverse_walk,
 )
 from recur.strategies.chunk.kernels import (
+    computed_chunk,
     emit_prepare,
     emit_states,
     emit_walk,
@@ -30,6 +31,8 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
+from recur.strategies.chunk.key_gradients import emit_key_gradients
+from recur.strategies.chunk.key_side import emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk
 from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
 from recur.strategies.chunk.tiles import split_scale
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
@@ -38,6 +41,7 @@ from recur.strategies.prune import prune_kernel
 NAME = "chunkwise"
 
 CHUNK = 32  # tokens a chunk: twice as many spill the registers of a program that holds every gradient
+STORED_CHUNK = 64  # where the key side of every chunk lies in memory
 SHORT_CHUNK = 16  # where a decay runs over dims, whose pairs are evaluated one by one, and where a token reads twice
 KEY_ENTRIES = 8192  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
@@ -47,10 +51,14 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     if isinstance(shape, Reject):
         return shape
     ledger = Ledger()
+    stored = has_stored_key_side(shape)
+    chunk_of = stored_chunk if stored else computed_chunk
     reads = any(f.reads for f in shape.forms)
-    forward = ([emit_prepare(shape)] if reads else []) + [emit_walk(shape, keep_values=True)]
+    prepare = [emit_key_side(shape)] if stored else [emit_prepare(shape)] if reads else []
+    forward = [*prepare, emit_walk(shape, True, chunk_of)]
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+    backward += [emit_states(shape, chunk_of), emit_reverse_walk(shape, chunk_of)]
+    backward.append((emit_key_gradients if stored else emit_gradients)(shape, ledger.buffer_of))
     arguments = ordered_arguments(shape)
     return Plan(
         stage=normal.stage.name,
@@ -77,6 +85,8 @@ def ordered_arguments(shape: Shape) -> list[Node]:
 
 
 def chunk_length(shape: Shape) -> int:
+    if has_stored_key_side(shape):
+        return STORED_CHUNK
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
     many_reads = any(len(f.reads) > 1 for f in shape.forms)
     return SHORT_CHUNK if over_dims or many_reads or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
@@ -97,7 +107,7 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = []
+    buffers = list(key_side_buffers(shape)) if has_stored_key_side(shape) else []
     for form in shape.forms:
         solved = [j for j, w in enumerate(form.writes) if w.read is not None]
         for i in solved:

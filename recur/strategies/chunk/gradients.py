@@ -26,7 +26,7 @@ from recur.strategies.chunk.adjoint import (
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor
-from recur.strategies.chunk.kernels import known_values, load_inverse, readout_leaves
+from recur.strategies.chunk.kernels import ChunkOf, computed_chunk, known_values, load_inverse, readout_leaves
 from recur.strategies.chunk.shape import (
     Shape,
     chunk_access,
@@ -65,7 +65,7 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
-def emit_reverse_walk(shape: Shape) -> Kernel:
+def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
     last = [
@@ -77,7 +77,7 @@ def emit_reverse_walk(shape: Shape) -> Kernel:
     previous = []
     for form, adjoint in zip(shape.forms, adjoints, strict=True):
         inner.store(chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), adjoint)
-        chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
+        chunk = chunk_of(tiles, form)
         cotangents = load_cotangents(inner, shape, form)
         sides = readout_keys(chunk, cotangents)
         values = readout_values(chunk, cotangents)
@@ -128,6 +128,10 @@ class Cotangents:
         factor = apply("conj", decay.factor) if decay.factor.is_complex else decay.factor
         quotient = div(symbols[0], where(small, const(1), factor))
         self.factors.append((decay.factor, where(small, across, quotient)))
+
+    def drop(self, needed: set[Node]) -> None:
+        """Forgets the pairs from which none of the needed sources gets a share."""
+        self.pairs = [(n, t) for n, t in self.pairs if needed & set(leaves([n]))]
 
     def pull(self, tiles: Tiles, sources: list[Node]) -> dict[Node, Value]:
         """The cotangents of those sources that the expressions depend on, as tiles (rows still in them)."""

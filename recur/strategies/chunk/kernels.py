@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from recur.ir.core import Node, leaves
+from recur.ir.normal import MatrixForm
 from recur.ir.tile import Axis, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, state_access, token_access
@@ -14,6 +17,14 @@ FORWARD_EQUATIONS = (
     "O = Q~ S + tril(Q~ B^T) U",
     "S <- 2^G_C S + (2^(G_C - G) B)^T U",
 )
+
+
+ChunkOf = Callable[[Tiles, MatrixForm], Chunk]  # a chunk's equations with their tiles, wherever those come from
+
+
+def computed_chunk(tiles: Tiles, form: MatrixForm) -> Chunk:
+    """A chunk's tiles from the stage's inputs."""
+    return Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
 
 
 def inverse_name(form_state: str, i: int, j: int) -> str:
@@ -48,7 +59,7 @@ def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
     return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
 
 
-def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
+def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks."""
     b = Builder(complex_buffers=shape.complex_buffers)
     first = [b.load(f.state, state_access(f.state, shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms]
@@ -58,8 +69,8 @@ def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
     readouts: dict[Node, Value] = {}
     following: list[Value] = []
     for form, state in zip(shape.forms, states, strict=True):
-        part = load_values(tiles, load_keys(tiles, form))
-        chunk = Chunk(tiles, part)
+        chunk = chunk_of(tiles, form)
+        part = chunk.form
         u = chunk.pseudo_values(state, load_inverse(inner, form.state, part.solved))
         for j in part.solved:
             if keep_values:
@@ -99,7 +110,7 @@ def readout_leaves(shape: Shape) -> list[Node]:
     return leaves([n for _, n in shape.epilogue], "readout")
 
 
-def emit_states(shape: Shape) -> Kernel:
+def emit_states(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """The state at every chunk's start, again, from the pseudo-values kept by the forward pass."""
     b = Builder(complex_buffers=shape.complex_buffers)
     first = [b.load(f.state, state_access(f.state, shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms]
@@ -109,9 +120,8 @@ def emit_states(shape: Shape) -> Kernel:
     following = []
     for form, state in zip(shape.forms, states, strict=True):
         inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
-        part = load_values(tiles, load_keys(tiles, form))
-        chunk = Chunk(tiles, part)
-        following.append(chunk.next_state(state, known_values(inner, part)))
+        chunk = chunk_of(tiles, form)
+        following.append(chunk.next_state(state, known_values(inner, chunk.form)))
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)
     equations = ("S <- 2^G_C S + (2^(G_C - G) B)^T U",)
