@@ -163,43 +163,29 @@ def _hadamard_matrix(N: tl.constexpr):
     shared = shared ^ (shared >> 1)
     return (1 - 2 * (shared & 1)).to(tl.float32)
 ''',
-    "_at_row": '''
-@triton.jit
-def _at_row(g, i, W: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
-    """[C, K]: for each row, g at row i of its own block of W rows."""
-    lane = tl.arange(0, W)[None, :, None]
-    picked = tl.sum(tl.where(lane == i, tl.reshape(g, (C // W, W, K)), 0.0), 1)
-    return tl.reshape(tl.broadcast_to(picked[:, None, :], (C // W, W, K)), (C, K))
-''',
-    "_apart": '''
-@triton.jit
-def _apart(C: tl.constexpr, M: tl.constexpr):
-    """[C, C]: whether the row is in the right half and the column in the left half of one block of 2 M rows."""
-    row = tl.arange(0, C)[:, None]
-    column = tl.arange(0, C)[None, :]
-    return (row // (2 * M) == column // (2 * M)) & (row // M > column // M)
-''',
     "_to_middle": '''
 @triton.jit
-def _to_middle(gx, gy, M: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
-    """(which rows [C, 1] are in the right half of their block of 2 M rows, 2 ** the decay between them and its middle).
+def _to_middle(gx, gy, level, C: tl.constexpr, K: tl.constexpr):
+    """(which rows [C, 1] are in the right half of their block of 2 M rows, 2 ** the decay from there to its middle).
 
-    The middle is the left half's last write: nothing later than any row to its right, and no exponent is above 0.
+    M = 2 ** level. The middle is the left half's last write: nothing later than a row to its right, and no exponent is
+    above 0.
     """
-    right = (tl.arange(0, C) // M % 2 == 1)[:, None]
-    middle = _at_row(gy, M - 1, 2 * M, C, K)
+    half = tl.arange(0, C) >> level
+    right = (half & 1)[:, None] == 1
+    middle = tl.gather(gy, tl.broadcast_to((((half | 1) << level) - 1)[:, None], (C, K)), 0)
     return right, tl.exp2(tl.minimum(tl.where(right, gx - middle, middle - gy), 0.0))
 ''',
     "_to_first": '''
 @triton.jit
-def _to_first(gx, gy, W: tl.constexpr, C: tl.constexpr, K: tl.constexpr, DOT: tl.constexpr):
-    """Blocks of W rows, anchored at their first: (which rows [C] are near it, 2 ** (gx - g), 2 ** (g - gy)).
+def _to_first(gx, gy, C: tl.constexpr, K: tl.constexpr, DOT: tl.constexpr):
+    """Blocks of 16 rows, anchored at their first: (which rows [C, 1] are near it, 2 ** (gx - g), 2 ** (g - gy)).
 
     A row is near where the decays on the way there leave the operand type room: then its pairs need no other anchor.
     """
     ROOM: tl.constexpr = 0.0 if DOT == tl.float16 else 80.0
-    first = _at_row(gy, 0, W, C, K)
-    near = tl.max(first - gy, 1) <= ROOM
+    first = tl.gather(gy, tl.broadcast_to((tl.arange(0, C) // 16 * 16)[:, None], (C, K)), 0)
+    near = (tl.max(first - gy, 1) <= ROOM)[:, None]
     return near, tl.exp2(tl.minimum(gx - first, 0.0)), tl.exp2(tl.minimum(first - gy, ROOM))
 ''',
     "_weigh_sizes": '''
@@ -216,20 +202,17 @@ def _weigh_sizes(
     """
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
-    out = tl.where(row == column, tl.sum(x * y * tl.exp2(tl.minimum(gx - gy, 0.0)), 1)[:, None], 0.0)
-    for level in tl.static_range(4, LEVELS):
-        right, decay = _to_middle(gx, gy, 2**level, C, K)
-        z = (tl.where(right, x, y) * decay).to(DOT)
-        out = tl.where(_apart(C, 2**level), tl.dot(z, tl.trans(z), input_precision=PRECISION), out)
-    near, down, up = _to_first(gx, gy, 16, C, K, DOT)
+    apart = row ^ column
+    out = tl.where(apart == 0, tl.sum(x * y * tl.exp2(tl.minimum(gx - gy, 0.0)), 1)[:, None], 0.0)
+    near, down, up = _to_first(gx, gy, C, K, DOT)
     pairs = tl.dot((x * down).to(DOT), tl.trans((y * up).to(DOT)), input_precision=PRECISION)
-    out = tl.where(near[:, None] & (row // 16 == column // 16) & (row > column), pairs, out)
-    if tl.min(near.to(tl.int32)) == 0:
-        for level in tl.static_range(4):
-            right, decay = _to_middle(gx, gy, 2**level, C, K)
-            z = (tl.where(right, x, y) * decay).to(DOT)
-            far = _apart(C, 2**level) & (near[:, None] == 0)
-            out = tl.where(far, tl.dot(z, tl.trans(z), input_precision=PRECISION), out)
+    out = tl.where(near & (row > column) & (apart < 16), pairs, out)
+    for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
+        right, decay = _to_middle(gx, gy, level, C, K)
+        z = (tl.where(right, x, y) * decay).to(DOT)
+        pairs = tl.dot(z, tl.trans(z), input_precision=PRECISION)
+        here = (row > column) & (apart >> level == 1) & ((level >= 4) | (near == 0))
+        out = tl.where(here, pairs, out)
     return out
 ''',
     "_weigh_columns": '''
@@ -243,19 +226,15 @@ def _weigh_columns(
     """
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
-    out = tl.sum(tl.where(row == column, p, 0.0), 1)[:, None] * y * tl.exp2(tl.minimum(gx - gy, 0.0))
-    for level in tl.static_range(4, LEVELS):
-        right, decay = _to_middle(gx, gy, 2**level, C, K)
-        apart = tl.where(_apart(C, 2**level), p, 0.0).to(DOT)
-        out += decay * tl.dot(apart, (y * decay).to(DOT), input_precision=PRECISION)
-    near, down, up = _to_first(gx, gy, 16, C, K, DOT)
-    beside = near[:, None] & (row // 16 == column // 16) & (row > column)
-    out += down * tl.dot(tl.where(beside, p, 0.0).to(DOT), (y * up).to(DOT), input_precision=PRECISION)
-    if tl.min(near.to(tl.int32)) == 0:
-        for level in tl.static_range(4):
-            right, decay = _to_middle(gx, gy, 2**level, C, K)
-            far = tl.where(_apart(C, 2**level) & (near[:, None] == 0), p, 0.0).to(DOT)
-            out += decay * tl.dot(far, (y * decay).to(DOT), input_precision=PRECISION)
+    apart = row ^ column
+    out = tl.sum(tl.where(apart == 0, p, 0.0), 1)[:, None] * y * tl.exp2(tl.minimum(gx - gy, 0.0))
+    near, down, up = _to_first(gx, gy, C, K, DOT)
+    beside = tl.where(near & (row > column) & (apart < 16), p, 0.0).to(DOT)
+    out += down * tl.dot(beside, (y * up).to(DOT), input_precision=PRECISION)
+    for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
+        right, decay = _to_middle(gx, gy, level, C, K)
+        here = (row > column) & (apart >> level == 1) & ((level >= 4) | (near == 0))
+        out += decay * tl.dot(tl.where(here, p, 0.0).to(DOT), (y * decay).to(DOT), input_precision=PRECISION)
     return out
 ''',
     "_weigh_rows": '''
@@ -269,19 +248,16 @@ def _weigh_rows(
     """
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
-    out = tl.sum(tl.where(row == column, p, 0.0), 1)[:, None] * x * tl.exp2(tl.minimum(gx - gy, 0.0))
-    for level in tl.static_range(4, LEVELS):
-        right, decay = _to_middle(gx, gy, 2**level, C, K)
-        apart = tl.where(_apart(C, 2**level), p, 0.0).to(DOT)
-        out += decay * tl.dot(tl.trans(apart), (x * decay).to(DOT), input_precision=PRECISION)
-    near, down, up = _to_first(gx, gy, 16, C, K, DOT)
-    beside = near[:, None] & (row // 16 == column // 16) & (row > column)
-    out += up * tl.dot(tl.trans(tl.where(beside, p, 0.0).to(DOT)), (x * down).to(DOT), input_precision=PRECISION)
-    if tl.min(near.to(tl.int32)) == 0:
-        for level in tl.static_range(4):
-            right, decay = _to_middle(gx, gy, 2**level, C, K)
-            far = tl.where(_apart(C, 2**level) & (near[:, None] == 0), p, 0.0).to(DOT)
-            out += decay * tl.dot(tl.trans(far), (x * decay).to(DOT), input_precision=PRECISION)
+    apart = row ^ column
+    out = tl.sum(tl.where(apart == 0, p, 0.0), 1)[:, None] * x * tl.exp2(tl.minimum(gx - gy, 0.0))
+    near, down, up = _to_first(gx, gy, C, K, DOT)
+    beside = tl.where(near & (row > column) & (apart < 16), p, 0.0).to(DOT)
+    out += up * tl.dot(tl.trans(beside), (x * down).to(DOT), input_precision=PRECISION)
+    for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
+        right, decay = _to_middle(gx, gy, level, C, K)
+        here = (row > column) & (apart >> level == 1) & ((level >= 4) | (near == 0))
+        weights = tl.trans(tl.where(here, p, 0.0).to(DOT))
+        out += decay * tl.dot(weights, (x * decay).to(DOT), input_precision=PRECISION)
     return out
 ''',
 }

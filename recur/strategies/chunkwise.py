@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
-from recur.ir.tile import Buffer
+from recur.ir.tile import Buffer, Kernel
 from recur.strategies.chunk.gradients import (
     adjoint_name,
     emit_epilogue_gradient,
@@ -23,7 +23,6 @@ from recur.strategies.chunk.gradients import (
     emit_reverse_walk,
 )
 from recur.strategies.chunk.kernels import (
-    computed_chunk,
     emit_prepare,
     emit_states,
     emit_walk,
@@ -31,8 +30,9 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
-from recur.strategies.chunk.key_gradients import emit_key_gradients
-from recur.strategies.chunk.key_side import emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk
+from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients
+from recur.strategies.chunk.key_side import emit_inverse, emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk, system_buffers
+from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
 from recur.strategies.chunk.tiles import split_scale
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
@@ -51,15 +51,11 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     if isinstance(shape, Reject):
         return shape
     ledger = Ledger()
-    stored = has_stored_key_side(shape)
-    chunk_of = stored_chunk if stored else computed_chunk
-    reads = any(f.reads for f in shape.forms)
-    prepare = [emit_key_side(shape)] if stored else [emit_prepare(shape)] if reads else []
-    forward = [*prepare, emit_walk(shape, True, chunk_of)]
-    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += [emit_states(shape, chunk_of), emit_reverse_walk(shape, chunk_of)]
-    backward.append((emit_key_gradients if stored else emit_gradients)(shape, ledger.buffer_of))
     arguments = ordered_arguments(shape)
+    if has_stored_key_side(shape):
+        forward, backward, kept = stored_schedule(shape, ledger)
+    else:
+        forward, backward, kept = computed_schedule(shape, ledger)
     return Plan(
         stage=normal.stage.name,
         strategy="chunkwise",
@@ -69,14 +65,45 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
             Buffer(name, ("B", "T", "H", *node.dims), "operand", node.is_complex) for name, node in shape.epilogue
         ),
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
-        saved=saved_buffers(shape),
-        workspace=workspace_buffers(shape) + ledger.buffers(arguments),
+        saved=saved_buffers(shape) + tuple(k.buffer for k in kept),
+        workspace=workspace_buffers(shape) + tuple(k.gradient for k in kept) + ledger.buffers(arguments),
         forward=tuple(prune_kernel(k) for k in forward),
         backward=tuple(prune_kernel(k) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
     )
+
+
+Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]
+
+
+def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
+    """Every kernel works out from the inputs what it needs of a chunk."""
+    reads = any(f.reads for f in shape.forms)
+    forward = ([emit_prepare(shape)] if reads else []) + [emit_walk(shape, keep_values=True)]
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+    return forward, backward, ()
+
+
+def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
+    """The key side of every chunk goes to memory first; the other kernels have plain products to do."""
+    shape, kept = keep_rows(user_shape)
+    symbols = {k.symbol: k.gradient.name for k in kept}
+
+    def buffer_of(source: Node, part: str, tiles: str) -> str:
+        return symbols[source] if source in symbols else ledger.partial_buffer_of(source, part, tiles)
+
+    forward = [emit_rows(user_shape, kept)] if kept else []
+    forward.append(emit_key_side(shape))
+    forward += [emit_inverse(shape)] if any(f.reads for f in shape.forms) else []
+    forward.append(emit_walk(shape, keep_values=True, chunk_of=stored_chunk))
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward += [emit_states(shape, stored_chunk), emit_reverse_walk(shape, stored_chunk)]
+    backward += [emit_value_gradients(shape, buffer_of), emit_key_gradients(shape, buffer_of)]
+    backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
+    return forward, backward, kept
 
 
 def ordered_arguments(shape: Shape) -> list[Node]:
@@ -121,7 +148,7 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
 
 
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = []
+    buffers = list(system_buffers(shape)) if has_stored_key_side(shape) else []
     for form in shape.forms:
         layout = ("B", "N", "H", *shape.state_axes(form))
         buffers.append(
@@ -162,6 +189,13 @@ class Ledger:
             self.tiles[names[-1]] = f"tiles:{tiles}"
         return names[-1]
 
+    def partial_buffer_of(self, source: Node, part: str, axis: str) -> str:
+        """With a partial sum for every tile of an axis, where there is one."""
+        name = self.buffer_of(source, part)
+        if axis:
+            self.tiles[name] = f"tiles:{axis}"
+        return name
+
     def partial(self, name: str) -> tuple[str, ...]:
         return (self.tiles[name],) if name in self.tiles else ()
 
@@ -171,7 +205,7 @@ class Ledger:
             names = self.entries.get(x, [])
             is_param = x.attrs[0] == "param"
             lead = ("B", "N", "H") if is_param else ("B", "T", "H")
-            alone = len(names) == 1 and not is_param
+            alone = len(names) == 1 and not is_param and not self.partial(names[0])
             dtype = f"input:{tensor_name(x)}" if alone else "accumulate"
             result += [Buffer(name, (*lead, *self.partial(name), *x.dims), dtype, x.is_complex) for name in names]
         return tuple(result)
