@@ -188,6 +188,19 @@ def _to_first(gx, gy, C: tl.constexpr, K: tl.constexpr, DOT: tl.constexpr):
     near = (tl.max(first - gy, 1) <= ROOM)[:, None]
     return near, tl.exp2(tl.minimum(gx - first, 0.0)), tl.exp2(tl.minimum(first - gy, ROOM))
 ''',
+    "_halving": '''
+@triton.jit
+def _halving(near, C: tl.constexpr):
+    """[C, C]: by which anchors each pair is counted, (whether by the first of 16 rows, row ^ column where by middles).
+
+    Row c and column s < c are in the two halves of one block of 2 M rows where M is the highest bit of c ^ s.
+    """
+    row = tl.arange(0, C)[:, None]
+    column = tl.arange(0, C)[None, :]
+    apart = tl.where(row > column, row ^ column, 0)
+    beside = near & (apart > 0) & (apart < 16)
+    return beside, tl.where(beside, 0, apart)
+''',
     "_weigh_sizes": '''
 @triton.jit
 def _weigh_sizes(
@@ -202,17 +215,16 @@ def _weigh_sizes(
     """
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
-    apart = row ^ column
-    out = tl.where(apart == 0, tl.sum(x * y * tl.exp2(tl.minimum(gx - gy, 0.0)), 1)[:, None], 0.0)
+    out = tl.where(row == column, tl.sum(x * y * tl.exp2(tl.minimum(gx - gy, 0.0)), 1)[:, None], 0.0)
     near, down, up = _to_first(gx, gy, C, K, DOT)
+    beside, apart = _halving(near, C)
     pairs = tl.dot((x * down).to(DOT), tl.trans((y * up).to(DOT)), input_precision=PRECISION)
-    out = tl.where(near & (row > column) & (apart < 16), pairs, out)
+    out = tl.where(beside, pairs, out)
     for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
         right, decay = _to_middle(gx, gy, level, C, K)
         z = (tl.where(right, x, y) * decay).to(DOT)
         pairs = tl.dot(z, tl.trans(z), input_precision=PRECISION)
-        here = (row > column) & (apart >> level == 1) & ((level >= 4) | (near == 0))
-        out = tl.where(here, pairs, out)
+        out = tl.where(apart >> level == 1, pairs, out)
     return out
 ''',
     "_weigh_columns": '''
@@ -226,15 +238,13 @@ def _weigh_columns(
     """
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
-    apart = row ^ column
-    out = tl.sum(tl.where(apart == 0, p, 0.0), 1)[:, None] * y * tl.exp2(tl.minimum(gx - gy, 0.0))
+    out = tl.sum(tl.where(row == column, p, 0.0), 1)[:, None] * y * tl.exp2(tl.minimum(gx - gy, 0.0))
     near, down, up = _to_first(gx, gy, C, K, DOT)
-    beside = tl.where(near & (row > column) & (apart < 16), p, 0.0).to(DOT)
-    out += down * tl.dot(beside, (y * up).to(DOT), input_precision=PRECISION)
+    beside, apart = _halving(near, C)
+    out += down * tl.dot(tl.where(beside, p, 0.0).to(DOT), (y * up).to(DOT), input_precision=PRECISION)
     for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
         right, decay = _to_middle(gx, gy, level, C, K)
-        here = (row > column) & (apart >> level == 1) & ((level >= 4) | (near == 0))
-        out += decay * tl.dot(tl.where(here, p, 0.0).to(DOT), (y * decay).to(DOT), input_precision=PRECISION)
+        out += decay * tl.dot(tl.where(apart >> level == 1, p, 0.0).to(DOT), (y * decay).to(DOT), input_precision=PRECISION)
     return out
 ''',
     "_weigh_rows": '''
@@ -248,15 +258,13 @@ def _weigh_rows(
     """
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
-    apart = row ^ column
-    out = tl.sum(tl.where(apart == 0, p, 0.0), 1)[:, None] * x * tl.exp2(tl.minimum(gx - gy, 0.0))
+    out = tl.sum(tl.where(row == column, p, 0.0), 1)[:, None] * x * tl.exp2(tl.minimum(gx - gy, 0.0))
     near, down, up = _to_first(gx, gy, C, K, DOT)
-    beside = tl.where(near & (row > column) & (apart < 16), p, 0.0).to(DOT)
-    out += up * tl.dot(tl.trans(beside), (x * down).to(DOT), input_precision=PRECISION)
+    beside, apart = _halving(near, C)
+    out += up * tl.dot(tl.trans(tl.where(beside, p, 0.0).to(DOT)), (x * down).to(DOT), input_precision=PRECISION)
     for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
         right, decay = _to_middle(gx, gy, level, C, K)
-        here = (row > column) & (apart >> level == 1) & ((level >= 4) | (near == 0))
-        weights = tl.trans(tl.where(here, p, 0.0).to(DOT))
+        weights = tl.trans(tl.where(apart >> level == 1, p, 0.0).to(DOT))
         out += decay * tl.dot(weights, (x * decay).to(DOT), input_precision=PRECISION)
     return out
 ''',

@@ -31,7 +31,7 @@ from recur.strategies.chunk.kernels import (
     values_name,
 )
 from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients
-from recur.strategies.chunk.key_side import emit_inverse, emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk, system_buffers
+from recur.strategies.chunk.key_side import emit_inverse, emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk, stored_chunk_length, system_buffers
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
 from recur.strategies.chunk.tiles import split_scale
@@ -41,7 +41,6 @@ from recur.strategies.prune import prune_kernel
 NAME = "chunkwise"
 
 CHUNK = 32  # tokens a chunk: twice as many spill the registers of a program that holds every gradient
-STORED_CHUNK = 64  # where the key side of every chunk lies in memory
 SHORT_CHUNK = 16  # where a decay runs over dims, whose pairs are evaluated one by one, and where a token reads twice
 KEY_ENTRIES = 8192  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
@@ -113,7 +112,7 @@ def ordered_arguments(shape: Shape) -> list[Node]:
 
 def chunk_length(shape: Shape) -> int:
     if has_stored_key_side(shape):
-        return STORED_CHUNK
+        return stored_chunk_length(shape)
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
     many_reads = any(len(f.reads) > 1 for f in shape.forms)
     return SHORT_CHUNK if over_dims or many_reads or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK

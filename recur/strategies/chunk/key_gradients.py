@@ -31,7 +31,7 @@ from recur.strategies.chunk.gradients import (
     store_gradient,
 )
 from recur.strategies.chunk.kernels import values_name
-from recur.strategies.chunk.key_side import WARPS, place_keys, stored_chunk, tile_widths
+from recur.strategies.chunk.key_side import WARPS, place_keys, stored_chunk, stored_chunk_length, tile_widths
 from recur.strategies.chunk.shape import Shape, chunk_access, token_access
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, key_vector, load_gates, signed
 from recur.strategies.operands import argument_leaves
@@ -83,7 +83,7 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
         body.store_complete([n for later in phases[number + 1 :] for n in later.nodes])
     axes = tuple(place_keys(shape, a, "grid") for a in looped_values(shape))
     grid = ("batch", "head", "chunk", f"tile:{shape.key[0]}")
-    widths = tile_widths(shape, shape.key + shape.value)
+    widths = tile_widths(shape, shape.key + shape.value, stored_chunk_length(shape))
     return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, "gradients", widths, WARPS)
 
 
@@ -95,29 +95,20 @@ def looped_values(shape: Shape) -> tuple[Axis, ...]:
 
 @dataclass
 class Body:
-    """What the phases share: the cotangents of expressions, and the gates."""
+    """What the phases share: the cotangents of expressions."""
 
     b: Builder
     shape: Shape
     buffer_of: BufferOf
     cotangents: Cotangents = field(default_factory=Cotangents)
     stored: set[Node] = field(default_factory=set)
-    gates: Tiles = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.gates = Tiles(self.b)
-
-    def tiles(self) -> Tiles:
-        """Rows loaded anew: registers are for sums, not for rows that a later phase reads again."""
-        return Tiles(self.b, gates=self.gates.gates)
-
     def store_complete(self, open_nodes: list[Node]) -> None:
         """Stores the gradients of the sources that none of the open expressions reads."""
         still_open = set(argument_leaves(open_nodes))
         reached = argument_leaves(self.cotangents.nodes)
         ready = [s for s in reached if s not in still_open and s not in self.stored]
         self.stored.update(ready)
-        for source, tile in self.cotangents.pull_each(self.tiles(), ready):
+        for source, tile in self.cotangents.pull_each(Tiles(self.b), ready):
             self._store(source, tile)
         self.cotangents.drop(still_open)
 
@@ -201,10 +192,9 @@ class FormPhases:
 
     def __post_init__(self) -> None:
         self.b = self.body.b
-        form = self.form
-        self.key_gates = load_gates(self.body.gates, form, "key")
-        self.queries = queries_of(form)
-        self.positions = [form.events.index(w) for w in form.writes]
+        self.queries = queries_of(self.form)
+        self.positions = [self.form.events.index(w) for w in self.form.writes]
+        self.has_decay = bool(class_decays(self.form, "key"))
 
     def phases(self) -> list[Phase]:
         found = [Phase((q.node,), lambda q=q: self.emit_query(q)) for q in self.queries]  # type: ignore[misc]
@@ -213,8 +203,11 @@ class FormPhases:
         logs = tuple(d.log for _, d in class_decays(self.form, "key") if d.log is not None)
         return [*found, Phase(logs, self.emit_decays)] if logs else found
 
-    def chunk(self) -> Chunk:
-        return Chunk(self.body.tiles(), FormTiles(self.form, {}, {}, {}, {}, self.key_gates, None))
+    def open_chunk(self) -> Chunk:
+        """Gates and rows loaded anew: registers are for sums, not for what a later phase can read again."""
+        tiles = Tiles(self.b)
+        self.key_gates = load_gates(tiles, self.form, "key")
+        return Chunk(tiles, FormTiles(self.form, {}, {}, {}, {}, self.key_gates, None))
 
     def key(self, chunk: Chunk, j: int) -> Vector:
         return key_vector(chunk.tiles, self.key_gates, self.form.writes[j].key, self.positions[j], "b")
@@ -226,13 +219,13 @@ class FormPhases:
         read = loop.chunk.times(loop.b.contract(vx.tile, loop.state(), self.form.value, name="V_S"), vx.scale)
         from_state = loop.add("V_S", read)
         loop.close()
-        chunk = self.chunk()
+        chunk = self.open_chunk()
         total = self._decayed(chunk, from_state, query.position, "start", "d_inter")
         for (_, j), evidence in pairs.items():
             key = self.key(chunk, j)
             masked = chunk.masked(evidence, query.position, key.position, "E")
             total = b.add(total, chunk.spread_keys(masked, key, query.position, key.position), name="d_kx")
-        self._add_vector(query.node, query.position, total, "q", b.add)
+        self._add_vector(chunk, query.node, query.position, total, "q", b.add)
 
     def emit_write(self, j: int) -> None:
         loop, b = ValueLoop(self.body.shape, self.form, self.b), self.b
@@ -241,23 +234,23 @@ class FormPhases:
         u, adjoint = loop.written(j), loop.adjoint()
         kept = loop.chunk.times(loop.b.contract(u.tile, adjoint, self.form.value, name="U_R"), u.scale)
         to_adjoint = loop.add("U_R", kept)
-        if j == 0 and self.key_gates is not None:
+        if j == 0 and self.has_decay:
             both = loop.b.sum(loop.b.mul(loop.state(), adjoint, name="S_R"), self.form.value, name="S_R")
             across = loop.add("S_R", both)
         loop.close()
-        chunk = self.chunk()
+        chunk = self.open_chunk()
         if j == 0 and self.key_gates is not None:
             self.whole.append(b.mul(across, chunk.over_chunk(self.key_gates), name="S_R"))
         after = self._decayed(chunk, to_adjoint, position, "end", "d_after")
         if self.key_gates is not None:
-            key = self.key(self.chunk(), j)
+            key = self.key(chunk, j)
             self.whole.append(b.sum(b.mul(chunk.full(key), after, name="kept"), ("c",), name="kept"))
         total = after
         for (query, _), evidence in pairs.items():
             kx = key_vector(chunk.tiles, self.key_gates, query.node, query.position, "q")
             masked = chunk.masked(evidence, query.position, position, "E")
             total = b.add(total, chunk.gather_keys(masked, kx, query.position, position), name="d_b")
-        self._add_vector(self.form.writes[j].key, position, total, "b", b.sub)
+        self._add_vector(chunk, self.form.writes[j].key, position, total, "b", b.sub)
 
     def _evidence(self, loop: ValueLoop, wanted: list[tuple[Query, int]]) -> dict[tuple[Query, int], Value]:
         """E of each query and write, over all tiles."""
@@ -272,10 +265,10 @@ class FormPhases:
         return chunk.times(tile, *chunk.factors(self.key_gates, position, which), name=name)
 
     def _add_vector(
-        self, node: Node, position: int, cotangent: Value, name: str, grow: Callable[..., Value]
+        self, chunk: Chunk, node: Node, position: int, cotangent: Value, name: str, grow: Callable[..., Value]
     ) -> None:
         """A finished cotangent of the signed vector: the decays' share of it, and the expression's own cotangent."""
-        b, chunk = self.b, self.chunk()
+        b = self.b
         if self.key_gates is not None:
             vector = key_vector(chunk.tiles, self.key_gates, node, position, name)
             amount = b.mul(chunk.full(vector), cotangent, name="amount")
@@ -327,7 +320,7 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
         loop.close()
     for source, tile in sums.items():
         store_gradient(b, source, tile, buffer_of(source, "values", ""))
-    widths = tile_widths(shape, shape.value)
+    widths = tile_widths(shape, shape.value, stored_chunk_length(shape))
     return Kernel(
         "value_gradients", ("batch", "head", "chunk"), looped_values(shape), tuple(b.statements), VALUE_EQUATIONS,
         "value_gradients", widths, 4,

@@ -139,7 +139,7 @@ def emit_key_side(shape: Shape) -> Kernel:
     axes = tuple(place_keys(shape, a, "loop") for a in key_only(shape))
     return Kernel(
         "key_side", ("batch", "head", "chunk"), axes, tuple(outer.statements), KEY_SIDE_EQUATIONS, "key_side",
-        tile_widths(shape, shape.key), WARPS,
+        tile_widths(shape, shape.key, stored_chunk_length(shape)), WARPS,
     )  # fmt: skip
 
 
@@ -161,13 +161,18 @@ def solved_writes(form: MatrixForm) -> list[int]:
     return [j for j, w in enumerate(form.writes) if w.read is not None]
 
 
-WIDTH = 32  # of a tile of the key dims, and of the value dims beside it
+TILE = 2048  # entries of a chunk's rows in a tile of the key or value dims
 WARPS = 8  # hold the gates, vectors and sums of such a tile
 
 
-def tile_widths(shape: Shape, dims: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+def tile_widths(shape: Shape, dims: tuple[str, ...], chunk: int) -> tuple[tuple[str, int], ...]:
     sizes = dict(shape.sizes)
-    return tuple((d, max(16, min(WIDTH, 1 << (sizes[d] - 1).bit_length()))) for d in dims)
+    return tuple((d, max(16, min(TILE // chunk, 1 << (sizes[d] - 1).bit_length()))) for d in dims)
+
+
+def stored_chunk_length(shape: Shape) -> int:
+    """Systems are inverted in float32: longer ones spill."""
+    return 32 if any(f.reads for f in shape.forms) else 64
 
 
 def place_keys(shape: Shape, axis: Axis, place: Literal["grid", "loop"]) -> Axis:
