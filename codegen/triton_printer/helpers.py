@@ -244,7 +244,8 @@ def _weigh_columns(
     out += down * tl.dot(tl.where(beside, p, 0.0).to(DOT), (y * up).to(DOT), input_precision=PRECISION)
     for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
         right, decay = _to_middle(gx, gy, level, C, K)
-        out += decay * tl.dot(tl.where(apart >> level == 1, p, 0.0).to(DOT), (y * decay).to(DOT), input_precision=PRECISION)
+        weights = tl.where(apart >> level == 1, p, 0.0).to(DOT)
+        out += decay * tl.dot(weights, (y * decay).to(DOT), input_precision=PRECISION)
     return out
 ''',
     "_weigh_rows": '''

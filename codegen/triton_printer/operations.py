@@ -290,7 +290,7 @@ class OperationPrinter:
 
     def _weigh_per_pair(self, let: Let, left: Pair, right: Pair, over: tuple[str, ...]) -> list[str]:
         """The gates differ along a size axis: by blocks of rows, in helpers.py."""
-        x, y, gx, gy = let.args
+        x, _, gx, gy = let.args
         row = next(a for a in gx.axes if self.layout.axes[a].root.kind == "rows")
         column = next(a for a in gy.axes if self.layout.axes[a].root.kind == "rows")
         size = next(a for a in gx.axes + gy.axes if a not in (row, column))

@@ -31,7 +31,16 @@ from recur.strategies.chunk.kernels import (
     values_name,
 )
 from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients
-from recur.strategies.chunk.key_side import emit_inverse, emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk, stored_chunk_length, system_buffers
+from recur.strategies.chunk.key_side import (
+    emit_inverse,
+    emit_key_side,
+    has_stored_key_side,
+    key_side_buffers,
+    narrow_walk,
+    stored_chunk,
+    stored_chunk_length,
+    system_buffers,
+)
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
 from recur.strategies.chunk.tiles import split_scale
@@ -97,9 +106,10 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward = [emit_rows(user_shape, kept)] if kept else []
     forward.append(emit_key_side(shape))
     forward += [emit_inverse(shape)] if any(f.reads for f in shape.forms) else []
-    forward.append(emit_walk(shape, keep_values=True, chunk_of=stored_chunk))
+    forward.append(narrow_walk(shape, emit_walk(shape, keep_values=True, chunk_of=stored_chunk)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += [emit_states(shape, stored_chunk), emit_reverse_walk(shape, stored_chunk)]
+    backward.append(narrow_walk(shape, emit_states(shape, stored_chunk)))
+    backward.append(narrow_walk(shape, emit_reverse_walk(shape, stored_chunk)))
     backward += [emit_value_gradients(shape, buffer_of), emit_key_gradients(shape, buffer_of)]
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
     return forward, backward, kept

@@ -1,14 +1,15 @@
 """Gradients where the key side of every chunk lies in memory: a program for a chunk and a tile of the key dims.
 
-It takes one vector after the other, a phase each. A phase walks the tiles of the value dims for what its vector needs of them, then comes to the vector's cotangent; with
-(kx, vx) the queries (readouts (q, dO), reads (a, -Z)) and (b, u) the writes,
+It takes one vector after the other, a phase each, so that registers hold the sums of one at a time. A phase walks the
+tiles of the value dims for what its vector needs of them, then comes to the vector's cotangent. With (kx, vx) the
+queries (readouts (q, dO), reads (a, -Z)) and (b, u) the writes,
 
     dkx = 2^G (vx S^T) + sum over the writes of E b^,   db = 2^(G_C - G) (u R^T) + sum over the queries of E^T kx~
     E[c, s] = vx[c] u[s], s written before c
 
-so that registers hold the sums of one vector at a time. What the decays take from each vector, kx dkx and -b db, is
-added up in float32 on the way: their cotangents are running sums of it, anchored at the chunk's end. The writes' values
-have a kernel of their own, whose programs hold the key dims whole: dy = P^T vx + B R where a write is plain, else Z.
+What the decays take from each vector, kx dkx and -b db, is added up in float32 on the way: their cotangents are running
+sums of it, anchored at the chunk's end. The writes' values have a kernel of their own, whose programs hold the key dims
+whole: dy = P^T vx + B R where a write is plain, else Z.
 """
 
 from __future__ import annotations

@@ -161,6 +161,7 @@ def solved_writes(form: MatrixForm) -> list[int]:
     return [j for j, w in enumerate(form.writes) if w.read is not None]
 
 
+WALK_WIDTH = 32  # of a walk's tile of the value dims: with few heads, only many programs fill a GPU
 TILE = 2048  # entries of a chunk's rows in a tile of the key or value dims
 WARPS = 8  # hold the gates, vectors and sums of such a tile
 
@@ -168,6 +169,15 @@ WARPS = 8  # hold the gates, vectors and sums of such a tile
 def tile_widths(shape: Shape, dims: tuple[str, ...], chunk: int) -> tuple[tuple[str, int], ...]:
     sizes = dict(shape.sizes)
     return tuple((d, max(16, min(TILE // chunk, 1 << (sizes[d] - 1).bit_length()))) for d in dims)
+
+
+def narrow_walk(shape: Shape, kernel: Kernel) -> Kernel:
+    """A walk in narrow tiles of the value dims: it is serial, and has little to do in a chunk."""
+    if shape.whole_values:
+        return kernel
+    sizes = dict(shape.sizes)
+    widths = tuple((d, max(16, min(WALK_WIDTH, 1 << (sizes[d] - 1).bit_length()))) for d in shape.value)
+    return replace(kernel, widths=widths, warps=4)
 
 
 def stored_chunk_length(shape: Shape) -> int:

@@ -41,8 +41,9 @@ class KeptRows:
 def keep_rows(shape: Shape) -> tuple[Shape, tuple[KeptRows, ...]]:
     """The stage with its mixing rows as leaves, and what those stand for."""
     key = set(shape.key)
-    gates = {n for f in shape.forms for e in f.events if isinstance(e, Decay) for n in _mixing(key_side_nodes(f, e), key)}
-    roots = [n for f in shape.forms for e in f.events for n in key_side_nodes(f, e)]
+    events = [(f, e) for f in shape.forms for e in f.events]
+    gates = {n for f, e in events if isinstance(e, Decay) for n in _mixing(key_side_nodes(f, e), key)}
+    roots = [n for f, e in events for n in key_side_nodes(f, e)]
     kept = tuple(
         KeptRows(node, leaf("value", f"rows_{i}", node.dims), node in gates)
         for i, node in enumerate(_mixing(roots, key))
