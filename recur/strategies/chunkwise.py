@@ -42,7 +42,7 @@ from recur.strategies.chunk.key_side import (
     system_buffers,
 )
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
-from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
+from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
 from recur.strategies.chunk.tiles import split_scale
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.prune import prune_kernel
@@ -116,8 +116,14 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
 
 
 def ordered_arguments(shape: Shape) -> list[Node]:
-    """The stage's tensors, the user's vectors first: the first one's type is what the matrix units take."""
-    return sorted(argument_leaves(shape.nodes), key=lambda x: (x.attrs[0] != "input", not x.dims))
+    """The stage's tensors, the user's vectors first: the first one's type is what the matrix units take.
+
+    Gates come after vectors: they may well be float32 beside vectors in bfloat16.
+    """
+    vectors = [n for f in shape.forms for e in f.events if not isinstance(e, Decay) for n in event_nodes(e)]
+    in_products = set(leaves(vectors))
+    arguments = argument_leaves(shape.nodes)
+    return sorted(arguments, key=lambda x: (x.attrs[0] != "input", not x.dims, x not in in_products))
 
 
 def chunk_length(shape: Shape) -> int:
