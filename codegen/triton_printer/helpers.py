@@ -9,6 +9,13 @@ from __future__ import annotations
 import re
 
 HELPERS: dict[str, str] = {
+    "_segments": '''
+def _segments(sequences, chunks, programs=256, least=32):
+    """(number of segments, chunks in each): several runs of chunks at once where whole sequences do not fill a GPU."""
+    count = max(1, min(programs // sequences, chunks // least))
+    length = triton.cdiv(chunks, count)
+    return triton.cdiv(chunks, length), length
+''',
     "_dot_type": '''
 def _dot_type(x):
     """The type in which the matrix units take their operands: the inputs' own (float32 in the interpreter)."""

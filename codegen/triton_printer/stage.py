@@ -11,7 +11,7 @@ from recur.codegen.triton_printer.templates import render
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel
 
-COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "chunks": "N"}
+COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "segments": "G", "chunks": "N"}
 
 
 def print_stage(plan: Plan, config: StageConfig) -> str:
@@ -39,7 +39,7 @@ class StagePrinter:
             for kernel in plan.forward + plan.backward
         }
         taken = set(self.names.values()) | {"torch", "triton", "tl", "os"}
-        self.counts = {letter: safe_name(letter, taken) for letter in "BTHN"}
+        self.counts = {letter: safe_name(letter, taken) for letter in "BTHNGL"}
 
     def print(self) -> str:
         return render(
@@ -73,39 +73,61 @@ class StagePrinter:
     ) -> dict[str, object]:
         """One host function: its parameters, counts, allocations and launches."""
         used = dict.fromkeys(b for k in kernels for b in self.printed[k.name].buffers)
-        allocated = [name for name in dict.fromkeys([*(b.name for b in always), *used]) if name not in given]
-        allocations = [(self.names[name], self._shape(name), self._dtype(name)) for name in allocated]
-        launches = [self._launch(self.printed[k.name]) for k in kernels]
-        text = " ".join(shape for _, shape, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
+        views = {self.buffers[b].of: self.buffers[b] for b in used if self.buffers[b].of not in ("", *given)}
+        wanted = dict.fromkeys([*(b.name for b in always), *used])
+        allocated = [name for name in wanted if name not in given and name not in views]
+        allocations = [
+            (self.names[name], self._shape(name), self._dtype(name), self._alias(name, given)) for name in allocated
+        ]
+        launches = [self._launch(self.printed[k.name], k.joins_segments) for k in kernels]
+        text = " ".join(shape for _, shape, _, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
         return {
             "parameters": [self.names[name] for name in given],
             "device": self.names[given[0]],
             "counts": self._count_lines(given, text),
             "allocations": allocations,
             "launches": launches,
+            "segments": self.counts["G"],
+            "views": [(self.names[of], self.names[b.name], b.entry) for of, b in views.items()],
         }
+
+    def _alias(self, name: str, given: tuple[str, ...]) -> str:
+        """The given tensor that the buffer is where the sequence is one segment."""
+        of = self.buffers[name].of
+        return self.names[of] if of in given else ""
 
     def _count_lines(self, given: Iterable[str], text: str) -> list[str]:
         """Where B, T and H come from: the first tensor that has them."""
         lines = []
         words = set(text.replace("(", " ").replace(")", " ").replace(",", " ").replace("'", " ").split())
-        needs_chunks = self.counts["N"] in words
+        needs_segments = self.counts["G"] in words
+        needs_chunks = self.counts["N"] in words or needs_segments
         for letter, kind in (("B", "batch"), ("T", "time"), ("H", "head")):
-            if self.counts[letter] in words or (letter == "T" and needs_chunks):
+            if self.counts[letter] in words or (letter == "T" and needs_chunks) or needs_segments:
                 name, position = next(
                     (name, i) for name in given for i, dim in enumerate(self.dims[name]) if dim.kind == kind
                 )
                 lines.append(f"{self.counts[letter]} = {self.names[name]}.shape[{position}]")
         if needs_chunks:
             lines.append(f"{self.counts['N']} = triton.cdiv({self.counts['T']}, {self.config.chunk})")
+        if needs_segments:
+            B, H, N, G, L = (self.counts[letter] for letter in "BHNGL")
+            lines.append(f"{G}, {L} = _segments({B} * {H}, {N})")
         return lines
 
-    def _launch(self, kernel: PrintedKernel) -> dict[str, object]:
+    def _launch(self, kernel: PrintedKernel, joins_segments: bool) -> dict[str, object]:
         grid = " * ".join(self.counts.get(size, size) for _, size in kernel.grid if size != "1") or "1"
         arguments = [self._pointer(name) for name in kernel.buffers]
         arguments += [self.counts[letter] for letter, _ in kernel.counts]
         dot_type = f"DOT=_dot_type({self.names[self._operand()]})" if kernel.has_dot_type else ""
-        return {"kernel": kernel.name, "grid": grid, "arguments": arguments, "dot_type": dot_type}
+        condition = f"{self.counts['G']} > 1" if joins_segments else ""
+        return {
+            "kernel": kernel.name,
+            "grid": grid,
+            "arguments": arguments,
+            "dot_type": dot_type,
+            "condition": condition,
+        }
 
     def _pointer(self, buffer: str) -> str:
         name = self.names[buffer]
