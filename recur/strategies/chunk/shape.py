@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from recur.ir.core import Node, leaves, mul, topological
-from recur.ir.normal import Decay, MatrixForm, NormalForm, Read, Readout, Write
+from recur.ir.normal import Decay, Event, MatrixForm, NormalForm, Read, Readout, Write
 from recur.ir.plan import Reject
 from recur.ir.tile import Access, Axis
 from recur.strategies.chunk.fuse import NotFusable, fuse_dims
@@ -105,6 +105,7 @@ def infer_shape(normal: NormalForm, sizes: dict[str, int]) -> Shape | Reject:
     forms = tuple(f for f in normal.forms if isinstance(f, MatrixForm))
     if normal.family != "matrix" or len(forms) != len(normal.forms):
         return Reject(f"needs a matrix state with factored decays; this stage is {normal.family}")
+    forms = tuple(transpose(f) if _belongs_on_keys(f) else f for f in forms)
     key = max((f.key for f in forms), key=len)
     value = max((f.value for f in forms), key=len)
     reason = _reason_against(forms, key, value)
@@ -137,15 +138,36 @@ def _reason_against(forms: tuple[MatrixForm, ...], key: tuple[str, ...], value: 
         over_values = [d for d in form.decays if d.factor.dims and set(d.factor.dims) <= set(form.value)]
         if over_values and form.reads:
             return f"the decay of {form.state} runs over its value dimension while its reads contract the key dimension"
-        if any(d.sign is not None or d.angle is not None for d in over_values):
-            return f"a decay over the value dimension of {form.state} may be negative or complex"
-        lost = [d for d in form.decays if is_plain_factor(d) and (d.angle is not None or d.factor.dims)]
-        if lost:
+        if any(_is_bare(d) for d in over_values):
             return (
-                f"a decay of {form.state} is given as a factor that may be zero, whose gradient is not the gradient of "
-                "its log; write it as an exponential or a sigmoid"
+                f"{form.state} decays over its key and over its value dimension, and both decays are negative, complex "
+                "or factors that may be zero; a chunk keeps track of such a decay along one of them"
             )
     return None
+
+
+def _is_bare(decay: Decay) -> bool:
+    """Whether a decay has more to keep track of than its log: a sign, a phase, or a gradient at zero."""
+    return decay.sign is not None or decay.angle is not None or is_plain_factor(decay)
+
+
+def _belongs_on_keys(form: MatrixForm) -> bool:
+    """Whether the form is to be transposed: such a decay over its value dims, which only key dims have room for."""
+    over = {side: [d for d in form.decays if set(d.factor.dims) & set(dims)]
+            for side, dims in (("key", form.key), ("value", form.value))}
+    return not form.reads and any(map(_is_bare, over["value"])) and not any(map(_is_bare, over["key"]))
+
+
+def transpose(form: MatrixForm) -> MatrixForm:
+    """The same state with key and value dims exchanged; it has no reads."""
+
+    def event(e: Event) -> Event:
+        if isinstance(e, Write):
+            assert e.value is not None
+            return replace(e, key=e.value, value=e.key)
+        return replace(e, axis="value" if e.axis == "key" else "key") if isinstance(e, Readout) else e
+
+    return replace(form, key=form.value, value=form.key, events=tuple(map(event, form.events)))
 
 
 def absorb_scales(
