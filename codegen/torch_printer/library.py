@@ -61,7 +61,7 @@ def _after(C: int, offset: int, device: torch.device) -> torch.Tensor:
 
 
 def _part(fused: int, size: int, *inner: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[fused, size]: one where an entry of the fused dim has the column as its part; ``inner``: sizes of later parts."""
+    """[fused, size]: one where the column is the part of an entry of the fused dim; ``inner``: sizes of later parts."""
     index = torch.arange(fused, device=device)
     for count in inner:
         index = index // count

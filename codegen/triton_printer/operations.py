@@ -502,8 +502,8 @@ class OperationPrinter:
                           if y.name in self.selections), (let.out, None))
         if select is None:
             return None
-        fused, part, outer, inner = (attr for _, attr in select.attrs)
-        assert isinstance(fused, str) and isinstance(part, str) and isinstance(outer, tuple) and isinstance(inner, tuple)
+        fused, part = select.out.axes
+        outer, inner = tuple(select.attr("outer")), tuple(select.attr("inner"))  # type: ignore[arg-type]
         old, new = (part, fused) if let.attr("over") == (part,) else (fused, part)
         axes, split = self.tile(x).axes, (*outer, part, *inner)
         exact = not self.layout.axes[fused].padded and self.layout.axes[part].block == self.layout.sizes[part]

@@ -38,7 +38,7 @@ from recur.strategies.prune import prune_kernel
 NAME = "chunkwise"
 
 CHUNK = 32  # tokens a chunk: twice as many spill the registers of a program that holds every gradient
-SHORT_CHUNK = 16  # where a decay runs over dims (pairs are evaluated one by one), a token reads twice, or dims are fused
+SHORT_CHUNK = 16  # where a decay runs over dims (its pairs are evaluated one by one), for two reads, and fused dims
 KEY_ENTRIES = 8192  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
 

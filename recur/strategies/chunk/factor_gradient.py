@@ -32,7 +32,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Reader:
-    """x [c, dims] at an event's position; M [c, s] by writer; what the state at the chunk's start gives it [c, dims]."""
+    """x [c, dims] at an event's position; M [c, s] by writer; what it reads of the state at the start [c, dims]."""
 
     rows: Value
     pairs: tuple[Value, ...]
