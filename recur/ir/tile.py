@@ -36,6 +36,8 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
                                     chunk's start, also where the axes are tiles of rows
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
+    select (fused, part, outer, inner)  one where the index of `fused`, which runs over all combinations of the axes
+                                    outer, part, inner, row-major, has the index of `part`
     eye (row, column), index x (axis, i), place x (axis, i), hadamard x (axis)
     zeros (axes), full (axes, value)
 """

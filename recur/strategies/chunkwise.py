@@ -47,7 +47,7 @@ from recur.strategies.prune import prune_kernel
 NAME = "chunkwise"
 
 CHUNK = 64  # tokens a chunk
-SHORT_CHUNK = 16  # where a decay runs over dims, whose pairs are evaluated one by one, and where a token reads twice
+SHORT_CHUNK = 16  # where a decay runs over dims (its pairs are evaluated one by one), for two reads, and fused dims
 KEY_ENTRIES = 64 * 512  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
 
@@ -81,6 +81,10 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
+        fixed_sizes=shape.fixed_sizes,
+        fused=shape.fused,
+        views=shape.views,
+        limits=shape.limits,
     )
 
 
@@ -98,7 +102,7 @@ def ordered_arguments(shape: Shape) -> list[Node]:
 def chunk_length(shape: Shape) -> int:
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
     many_reads = any(len(f.reads) > 1 for f in shape.forms)
-    return SHORT_CHUNK if over_dims or many_reads or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
+    return SHORT_CHUNK if over_dims or many_reads or shape.fused or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
 
 
 def key_entries(shape: Shape) -> int:

@@ -25,6 +25,7 @@ from recur.strategies.chunk.adjoint import (
 )
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
 from recur.strategies.chunk.equations import Chunk
+from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
 from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor
 from recur.strategies.chunk.kernels import known_values, load_inverse, load_starts, readout_leaves
 from recur.strategies.chunk.segments import Advance, walks
@@ -431,6 +432,9 @@ class FormGradients:
                 assert kept is not None
                 whole = b.add(whole, kept, name="at_end")
             for i, decay in class_decays(self.form, "key"):
+                if is_plain_factor(decay):
+                    self._add_factor(cotangents, decay, self._factor_gradient(masked, reads, writes).of(i))
+                    continue
                 rows = self._dims_sum(b, inner_reads, inner_writes, whole, i)
                 add_decay(cotangents, b, decay, rows, self.form.key)
             return
@@ -438,6 +442,42 @@ class FormGradients:
             d_log = self._straddling(masked, reads, writes, i, 0)
             at_cut = self._straddling(masked, reads, writes, i, 1) if gates.end.cuts is not None else None
             add_decay(cotangents, b, decay, d_log, (), at_cut)
+
+    def _factor_gradient(
+        self,
+        masked: dict[tuple[str, int], Value],
+        reads: list[tuple[KeySide, Value | None, Value]],
+        writes: list[tuple[int, Value | None, Value]],
+    ) -> FactorGradient:
+        b, gates, keys = self.b, self.part.key_gates, self.part.keys
+        assert gates is not None
+        vectors = {j: conj(b, self.outer.full(keys[j])) for j, _, _ in writes}
+        writers = [
+            Writer(y, b.mul(y, self.to_adjoint[j], name="y_R"), keys[j].position) for j, y in vectors.items()
+        ]
+        readers = [
+            Reader(
+                conj(b, self.outer.full(side.vector)),
+                tuple(masked[side.name, j] for j in vectors),
+                self.from_state[side.name],
+                side.vector.position,
+            )
+            for side, _, _ in reads
+        ]
+        return FactorGradient(b, gates, readers, writers, self.both)
+
+    def _add_factor(self, cotangents: Cotangents, decay: Decay, d_modulus: Value) -> None:
+        """The pairs carry the decay's own sign or phase: times it again, they are the factor's cotangent."""
+        b, factor = self.b, decay.factor
+        extra = tuple(d for d in self.form.key if d not in factor.dims)
+        symbol = leaf("tile", d_modulus.name, factor.dims, d_modulus.is_complex)
+        cotangents.tiles[symbol] = b.sum(d_modulus, extra, name="d_factor")
+        unit: Node = const(1)
+        if decay.sign is not None:
+            unit = where(apply("lt", decay.sign, const(0)), const(-1), const(1))
+        if decay.angle is not None:
+            unit = mul(unit, apply("polar", const(1), decay.angle))
+        cotangents.factors.append((factor, mul(unit, symbol)))
 
     def _straddling(
         self,

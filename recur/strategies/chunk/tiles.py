@@ -52,7 +52,10 @@ class Tiles:
             value = self.b.expand(value, axes, name)
         if fill == 0.0 and vanishes(node):
             return value
-        return self.b.valid(value, self.rows_axis, fill, name)
+        key = ("valid", value.name, str(fill))
+        if key not in self.shared:
+            self.shared[key] = self.b.valid(value, self.rows_axis, fill, name)
+        return self.shared[key]
 
     def rows(self, node: Node, name: str) -> Rows:
         """The expression as rows, with what has no dims taken out of the tile."""
