@@ -166,8 +166,8 @@ class Buffer:
     "G"             segments of the sequence (runs of whole chunks, which programs walk at the same time)
     "tiles:X"       one entry a tile of axis X;  any other name: a dimension of the recurrence
 
-    B, T, G, N and "N+1" stand before "H" only, and what follows "H" is "C", "tiles:X" or a dimension, so that a recurrence
-    may have a dimension named N or B.
+    B, T, G, N and "N+1" stand before "H" only, and what follows "H" is "C", "tiles:X" or a dimension, so that a
+    recurrence may have a dimension named N or B.
 
     dtype: "input:NAME" that tensor's, "operand" the inputs' own type, "accumulate" float32 (float64 for float64).
 

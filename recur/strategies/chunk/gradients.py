@@ -27,7 +27,14 @@ from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, s
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
 from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor
-from recur.strategies.chunk.kernels import known_values, load_inverse, load_starts, readout_leaves
+from recur.strategies.chunk.kernels import (
+    ChunkOf,
+    computed_chunk,
+    known_values,
+    load_inverse,
+    load_starts,
+    readout_leaves,
+)
 from recur.strategies.chunk.segments import Advance, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, token_access
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
@@ -60,13 +67,13 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
-def emit_reverse_walk(shape: Shape) -> Kernel:
+def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
     last = load_starts(b, walks(shape, adjoint=True))
     inner = b.nested()
     adjoints = [inner.phi(f"R_{f.state}", r) for f, r in zip(shape.forms, last, strict=True)]
-    advance = begin_adjoints(shape, inner)
+    advance = begin_adjoints(shape, chunk_of, inner)
     previous = []
     for i, (form, adjoint) in enumerate(zip(shape.forms, adjoints, strict=True)):
         inner.store(chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), adjoint)
@@ -78,13 +85,13 @@ def emit_reverse_walk(shape: Shape) -> Kernel:
     return Kernel("reverse", shape.grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
 
 
-def begin_adjoints(shape: Shape, inner: Builder) -> Advance:
+def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
     """The step of R over a chunk in a body; it leaves the solved writes' Z in memory."""
     tiles = Tiles(inner)
 
     def advance(index: int, adjoint: Value) -> tuple[Value, Chunk]:
         form = shape.forms[index]
-        chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
+        chunk = chunk_of(tiles, form)
         cotangents = load_cotangents(inner, shape, form)
         sides = readout_keys(chunk, cotangents)
         values = readout_values(chunk, cotangents)
@@ -132,6 +139,10 @@ class Cotangents:
         factor = apply("conj", decay.factor) if decay.factor.is_complex else decay.factor
         quotient = div(symbols[0], where(small, const(1), factor))
         self.factors.append((decay.factor, where(small, across, quotient)))
+
+    def drop(self, needed: set[Node]) -> None:
+        """Forgets the pairs from which none of the needed sources gets a share."""
+        self.pairs = [(n, t) for n, t in self.pairs if needed & set(leaves([n]))]
 
     def pull(self, tiles: Tiles, sources: list[Node]) -> dict[Node, Value]:
         """The cotangents of those sources that the expressions depend on, as tiles (rows still in them)."""

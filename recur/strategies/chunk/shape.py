@@ -55,7 +55,7 @@ class Shape:
 
     @property
     def splits(self) -> bool:
-        """Whether segments of the sequence are walked at the same time: nothing that is written depends on the state."""
+        """Whether segments of a sequence may be walked at the same time: no write depends on the state."""
         return not any(f.reads for f in self.forms)
 
     @property
