@@ -37,6 +37,7 @@ from recur.strategies.chunk.kernels import (
 )
 from recur.strategies.chunk.segments import Advance, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, token_access
+from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
@@ -87,7 +88,7 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kerne
 
 def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
     """The step of R over a chunk in a body; it leaves the solved writes' Z in memory."""
-    tiles = Tiles(inner)
+    tiles = Tiles(inner, stored=scalar_gates(shape))
 
     def advance(index: int, adjoint: Value) -> tuple[Value, Chunk]:
         form = shape.forms[index]
@@ -174,7 +175,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     "keys" (after all tiles).
     """
     b = Builder(complex_buffers=shape.complex_buffers)
-    tiles = Tiles(b)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     parts = [FormGradients(shape, form) for form in shape.forms]
     by_value, by_key = Cotangents(), Cotangents()
     for part in parts:
@@ -196,7 +197,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     if shape.value:
         b.loop("tiles", inner, tuple(c for part in parts for c in part.carries), axis=shape.value[0])
     # The loop's registers are for its sums: what comes after it loads its rows again.
-    tiles = Tiles(b)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     for part in parts:
         part.load(tiles)
         if not part.form.value:
