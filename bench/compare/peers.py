@@ -111,7 +111,7 @@ def _mamba() -> Callable[..., Any]:
         spec = importlib.util.find_spec("mamba_ssm")
         assert spec is not None and spec.submodule_search_locations is not None
         package = types.ModuleType("mamba_ssm")
-        package.__path__ = list(spec.submodule_search_locations)
+        package.__spec__, package.__path__ = spec, list(spec.submodule_search_locations)
         sys.modules["mamba_ssm"] = package
     found: Callable[..., Any] = importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     return found

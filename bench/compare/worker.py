@@ -23,9 +23,18 @@ from pathlib import Path
 from typing import Any
 
 STARTED = time.time()
+
+from triton.errors import TritonError  # noqa: E402
+
+from recur.diagnostics import RecurError  # noqa: E402
+
 MARK = "@@ "
 TUNING = {"warmup": 2, "rep": 10}  # milliseconds a candidate of a peer's autotuner is run for
-Failures = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, ImportError, KeyError, OSError)
+Failures = (
+    RuntimeError, ValueError, TypeError, AssertionError, AttributeError, ImportError, KeyError, OSError, RecurError,
+    TritonError,
+)  # fmt: skip
+POISON = ("illegal memory access", "misaligned address", "unspecified launch failure", "device-side assert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +212,7 @@ def check_all(task: Task, op: Any, what: Any, shape: Any, peers: list[Any]) -> I
             off = check.over_limit(errors, what)
             found |= {"tokens": tokens, "errors": errors, "off": off, "failed": result.failed}
         except Failures as error:
+            leave_if_poisoned(error)
             found |= {"errors": {}, "off": ["everything"], "failed": f"{type(error).__name__}: {str(error)[:200]}"}
         tell("check", **found)
         yield peer.name, not found["off"] and not found["failed"]
@@ -235,6 +245,7 @@ def time_all(task: Task, op: Any, what: Any, shape: Any, peers: list[Any], check
             if is_recur and mine is None:
                 mine = peer
         except Failures as error:
+            leave_if_poisoned(error)
             row |= {"skipped": f"{type(error).__name__}: {str(error)[:200]}"}
         release(task.device)
         tell("row", **row)
@@ -294,6 +305,12 @@ def beside(what: Any, mine: Any, peer: Any, inputs: dict[str, Any]) -> dict[str,
     second = check.run(mine, inputs, with_states=False)
     found = check.errors(second, first)
     return {"apart": found, "apart_off": check.over_limit(found, what, check.BETWEEN_TWO)}
+
+
+def leave_if_poisoned(error: BaseException) -> None:
+    """After a fault on the GPU nothing more can run in this process; another one goes on without the contestant."""
+    if any(sign in str(error) for sign in POISON):
+        raise error
 
 
 def release(device: str) -> None:
