@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.compare import check, report, worker  # noqa: E402
-from bench.compare.operators import OPERATORS, Operator, Shape, draw, load, operator  # noqa: E402
-from bench.compare.peers import PEERS, Peer, recur_itself  # noqa: E402
+from bench.compare import __main__ as command
+from bench.compare import check, report, worker
+from bench.compare.operators import OPERATORS, Operator, Shape, draw, load, operator
+from bench.compare.peers import PEERS, Peer, recur_itself
 
 TINY = Shape(1, 9, 2, 4)
 
@@ -23,7 +25,11 @@ TINY = Shape(1, 9, 2, 4)
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What a worker tells, as its parent reads it."""
     events: list[dict[str, Any]] = []
-    monkeypatch.setattr(worker, "tell", lambda event, **found: events.append(json.loads(json.dumps({"event": event, **found}))))
+
+    def tell(event: str, **found: Any) -> None:
+        events.append(json.loads(json.dumps({"event": event, **found})))
+
+    monkeypatch.setattr(worker, "tell", tell)
     return events
 
 
@@ -46,7 +52,7 @@ def test_every_peer_has_an_operator_and_every_gate_is_an_input() -> None:
 def test_peers_get_their_tensors_ready(peer: Peer) -> None:
     what = small(operator(peer.recurrence))
     inputs = draw(load(what), what, TINY, "cpu")
-    prepared = [x for x in peer.prepare(inputs, peer.derived).values() if x is not None]
+    prepared = list(peer.prepare(inputs, peer.derived).values())
     assert all(torch.isfinite(x).all() and x.dtype in (torch.bfloat16, torch.float32) for x in prepared)
 
 
@@ -109,6 +115,39 @@ def test_limits_tell_gates_from_vectors() -> None:
     assert check.over_limit(found, what) == ["output", "gradient q", "state S"]
 
 
+# --- child processes -----------------------------------------------------------------------------------------------
+
+FAULTY = """
+import json, sys, time
+task = json.load(sys.stdin)
+for name in task["contestants"]:
+    print("noise")
+    for event in ({"event": "begin", "stage": "time"}, {"event": "row", "forward_ms": 1.0}):
+        if name == "crashes" and event["event"] == "row":
+            sys.exit(3)
+        if name == "hangs" and event["event"] == "row":
+            time.sleep(60)
+        print("@@ " + json.dumps(event | {"contestant": name, "shape": "B1 T9 H1 D4"}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("culprit", ["crashes", "hangs"])
+def test_a_contestant_that_takes_its_worker_down_costs_itself(
+    culprit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "WORKER", (sys.executable, "-c", FAULTY))
+    monkeypatch.setattr(command, "GRACE", 0.5)
+    found = report.Findings("compare", {"command": "x", "python": "3"})
+    session = command.Session(tmp_path, "cpu", time.time() + 60, found, tmp_path / "log")
+    seconds = 2.0 if culprit == "hangs" else 30.0
+    command.compare(session, operator("gla"), (Shape.parse("B1 T9 H1 D4"),), ("first", culprit, "last"), seconds)
+    rows = {r["contestant"]: r for r in found.rows}
+    assert rows["first"]["forward_ms"] == 1.0
+    assert rows[culprit]["skipped"] == f"{'stopped' if culprit == 'hangs' else 'crashed'} during time"
+    assert ("last" in rows) == (culprit == "crashes")
+    assert (tmp_path / "compare.md").exists()
+
+
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +157,8 @@ def findings() -> report.Findings:
     errors = {"output": 0.002, "gradient g": 0.003}
     for name, scale in (("recur", 1.0), ("fla chunk_simple_gla", 2.0), ("something else", 50.0)):
         checked = {k: scale * e for k, e in errors.items()}
-        found.add("simple_gla", {"event": "check", "contestant": name, **shape, "errors": checked, "off": [], "failed": ""})
+        verdict = {"errors": checked, "off": [], "failed": ""}
+        found.add("simple_gla", {"event": "check", "contestant": name, **shape, **verdict})
     times = {"forward_ms": 0.1, "both_ms": 0.4, "forward_graph_ms": 0.08, "peak_mb": 100.0}
     found.add("simple_gla", {"event": "row", "contestant": "recur", **shape, **times})
     found.add("simple_gla", {"event": "row", "contestant": "fla chunk_simple_gla", **shape, "forward_ms": 0.3})

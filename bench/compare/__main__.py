@@ -35,6 +35,8 @@ from .report import Findings, plot, write
 from .worker import MARK, Task
 
 WARMING = 0.45  # of the time, at most
+FIRST_CALLS = 0.2  # of the time, kept for them
+WORKER = (sys.executable, "-m", "bench.compare.worker")
 GRACE = 20.0  # seconds that a worker gets past its deadline to finish what it started
 VERSIONS = ("torch", "triton", "fla-core", "mlstm-kernels", "accelerated-scan", "mamba-ssm")
 
@@ -62,10 +64,9 @@ class Session:
     def work(self, task: Task, seconds: float, environment: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
         """What a worker tells, as it tells it; at last {"event": "end", "how": "done" | "crashed" | "stopped"}."""
         ends = time.time() + max(seconds, 1.0)
-        command = [sys.executable, "-m", "bench.compare.worker"]
         with self.log.open("a") as log:
             child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, text=True, bufsize=1,
+                WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, text=True, bufsize=1,
                 env=os.environ | (environment or {}),
             )  # fmt: skip
             assert child.stdin is not None and child.stdout is not None
@@ -120,45 +121,49 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "bench" / "results")
 def main(
     ops: str, shapes: str, everything: bool, peers: str, strategies: str, peer_times: Path | None, accuracy: bool,
-    profiled: bool, first_call: bool, warmed: bool, minutes: float, jobs: int, check_tokens: int, device: str, out: Path,
+    profiled: bool, first_call: bool, warmed: bool, minutes: float, jobs: int, check_tokens: int, device: str,
+    out: Path,
 ) -> None:  # fmt: skip
     started = time.time()
-    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # what one process tunes, the others find
-    out.mkdir(parents=True, exist_ok=True)
-    name = "accuracy" if accuracy else "compare"
-    log = out / f"{name}.log"
-    log.write_text("")
-    session = Session(out, device, started + 60 * minutes, Findings(name, about()), log)
-    session.common = {"check_tokens": check_tokens, "timed": not accuracy, "profiled": profiled}
-    chosen_peers = () if device == "cpu" or peers == "none" else tuple(peers.split(","))
-    mine = tuple("recur" if s == "auto" else f"recur {s}" for s in strategies.split(","))
-    plan = [
-        (o, shapes_of(o, shapes, everything, accuracy), (*mine, *(p.name for p in peers_of(o.name, chosen_peers))))
-        for o in choose(ops, everything or accuracy)
-    ]
-    if accuracy and device == "cuda":
-        plan = [(o, s, names) for o, s, names in plan if len(names) > len(mine)]
-    for event in session.work(session.task("machine"), 120):
-        if event["event"] == "machine":
-            session.findings.about |= {k: event[k] for k in ("device", "copy", "matmul")}
-            session.common |= {k: event[k] for k in ("copy", "matmul")}
+    session = begin(out, device, "accuracy" if accuracy else "compare", check_tokens, profiled)
+    whole = started + 60 * minutes
+    session.ends = whole - (FIRST_CALLS * 60 * minutes if first_call and not accuracy else 0)
     if peer_times is not None:
         session.findings.take_peer_times(peer_times)
+    plan = make_plan(ops, shapes, everything, accuracy, () if device == "cpu" else tuple(peers.split(",")), strategies)
     with tempfile.NamedTemporaryFile(prefix="tuning") as lock:
         session.common["lock"] = lock.name
         if accuracy:
             with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(lambda row: compare(session, *row, session.left), plan))
+                list(pool.map(lambda row: compare(session, row[0], row[1], row[2], session.left), plan))
         else:
             cold = warm(session, plan, jobs) if warmed and device == "cuda" else set()
             time_in_turn(session, plan, cold)
     if first_call and not accuracy:
+        session.ends = whole
         for what, sizes, _ in plan:
             time_first_call(session, what, sizes[0])
     session.save()
     if not accuracy:
         plot(out, session.findings)
-    click.echo(f"{time.time() - started:.0f} s; {out / name}.md")
+    click.echo(f"{time.time() - started:.0f} s; {out / session.findings.name}.md")
+
+
+def begin(out: Path, device: str, name: str, check_tokens: int, profiled: bool) -> Session:
+    """A session that knows its device and what that does at best."""
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # what one process tunes, the others find
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / f"{name}.log"
+    log.write_text("")
+    session = Session(out, device, time.time() + 120, Findings(name, about()), log)
+    session.common = {"check_tokens": check_tokens, "timed": name == "compare", "profiled": profiled}
+    for event in session.work(session.task("machine"), session.left):
+        if event["event"] == "machine":
+            session.findings.about |= {k: event[k] for k in ("device", "copy", "matmul")}
+            session.common |= {k: event[k] for k in ("copy", "matmul")}
+    if "device" not in session.findings.about:
+        raise click.ClickException(f"nothing runs on {device}; see {log}")
+    return session
 
 
 def about() -> dict[str, Any]:
@@ -172,21 +177,23 @@ def about() -> dict[str, Any]:
     return {"command": command, "python": platform.python_version(), "versions": versions}
 
 
-def choose(ops: str, everything: bool) -> list[Operator]:
-    if ops:
-        return [operator(name) for name in ops.split(",")]
-    return list(OPERATORS if everything else OPERATORS[:TIMED])
-
-
-def shapes_of(what: Operator, asked: str, everything: bool, accuracy: bool) -> tuple[Shape, ...]:
-    if asked:
-        return tuple(map(Shape.parse, asked.split(";")))
-    if accuracy:
-        return what.shapes[:1]
-    return what.shapes if everything else what.shapes[:SHORT_LIST]
-
-
 Plan = list[tuple[Operator, tuple[Shape, ...], tuple[str, ...]]]
+
+
+def make_plan(
+    ops: str, shapes: str, everything: bool, accuracy: bool, peers: tuple[str, ...], strategies: str
+) -> Plan:  # fmt: skip
+    """Operators with their shapes and their contestants, recur first."""
+    mine = tuple("recur" if s == "auto" else f"recur {s}" for s in strategies.split(","))
+    chosen = OPERATORS if everything or accuracy else OPERATORS[:TIMED]
+    plan: Plan = []
+    for what in map(operator, ops.split(",")) if ops else chosen:
+        sizes = what.shapes if everything else what.shapes[: 1 if accuracy else SHORT_LIST]
+        sizes = tuple(map(Shape.parse, shapes.split(";"))) if shapes else sizes
+        beside = tuple(p.name for p in peers_of(what.name, peers))
+        if beside or not accuracy or ops:
+            plan.append((what, sizes, (*mine, *beside)))
+    return plan
 
 
 def warm(session: Session, plan: Plan, jobs: int) -> set[tuple[str, str]]:
@@ -236,10 +243,10 @@ def compare(
 ) -> None:
     """One operator's rows. A contestant that takes its worker down is noted, and the others go on without it."""
     ends = min(time.time() + seconds, session.ends)
+    if time.time() >= ends:
+        session.findings.add(what.name, {"event": "note", "text": "not begun: out of time"})
     while names and time.time() < ends:
-        task = session.task(
-            "measure", operator=what.name, shapes=labels(sizes), contestants=names, deadline=ends
-        )  # fmt: skip
+        task = session.task("measure", operator=what.name, shapes=labels(sizes), contestants=names, deadline=ends)
         running: dict[str, Any] = {}
         for event in session.work(task, ends + GRACE - time.time()):
             if event["event"] == "begin":
@@ -247,7 +254,7 @@ def compare(
             elif event["event"] == "end":
                 break
             else:
-                running = {} if event.get("contestant") == running.get("contestant") else running
+                running = {} if event["event"] in ("check", "row") else running
                 session.findings.add(what.name, event)
                 session.save()
         if event["how"] == "done":

@@ -33,7 +33,6 @@ def measure_machine(device: str) -> Machine:
     source = torch.randn(words, device=device)
     target = torch.empty_like(source)
     copy = 2 * 4 * words / (1e-3 * milliseconds([lambda: target.copy_(source)], device, 200))
-    del source, target
     a, b = (torch.randn(side, side, device=device).to(torch.bfloat16) for _ in range(2))
     return Machine(copy, 2 * side**3 / (1e-3 * milliseconds([lambda: a @ b], device, 200)))
 

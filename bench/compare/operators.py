@@ -49,8 +49,9 @@ class Shape:
         found = re.fullmatch(r"B(\d+)[, ]T(\d+)[, ]H(\d+)[, ]D(\d+)(?:/(\d+))?", text.strip())
         if found is None:
             raise ValueError(f"{text!r} is not of the form B4,T2048,H16,D128")
-        *sizes, value = found.groups()
-        return cls(*map(int, sizes), value=None if value is None else int(value))
+        batch, tokens, heads, head, value = (None if x is None else int(x) for x in found.groups())
+        assert batch and tokens and heads and head
+        return cls(batch, tokens, heads, head, value)
 
 
 SHAPES = tuple(

@@ -52,7 +52,10 @@ class Peer:
 
 
 def peers_of(recurrence: str, chosen: tuple[str, ...]) -> list[Peer]:
-    """The installed peers of a recurrence whose package or name contains one of ``chosen`` ("all": every one)."""
+    """The installed peers of a recurrence whose package or name contains one of ``chosen`` ("all": every one).
+
+    "none" is in no name.
+    """
     return [
         p
         for p in PEERS
@@ -87,7 +90,8 @@ def mlstm(kernel: str, **fixed: Any) -> Kernel:
     """A chunkwise kernel of mlstm-kernels at the chunk size its authors report."""
 
     def call(x: Tensors, final: bool) -> tuple[Tensor, Any]:
-        found = _mlstm(kernel)(**x, **fixed, chunk_size=128, return_last_states=final, autocast_kernel_dtype=torch.bfloat16)
+        options = fixed | {"chunk_size": 128, "autocast_kernel_dtype": torch.bfloat16}
+        found = _mlstm(kernel)(**x, **options, return_last_states=final)
         return found if final else (found, None)
 
     return call
@@ -128,7 +132,7 @@ def _accelerated_scan() -> Callable[..., Any]:
 
 
 def attention(x: Tensors, final: bool) -> tuple[Tensor, Any]:
-    return F.scaled_dot_product_attention(**x, is_causal=True), None
+    return F.scaled_dot_product_attention(x["q"], x["k"], x["v"], is_causal=True), None
 
 
 # --- layouts and coefficients -----------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def comba_prepared(x: Tensors, derived: torch.dtype) -> Tensors:
 def families_as_steps(x: Tensors, derived: torch.dtype) -> Tensors:
     """k, v [B, T, H, n, *] and beta [B, T, H, n] with the n corrections of a token in a row of T * n."""
     found = {n: x[n].movedim(3, 2).flatten(1, 2).contiguous() for n in ("k", "v", "beta")}
-    return {"q": x["q"], "g": x.get("g")} | found  # type: ignore[dict-item]
+    return {n: x[n] for n in ("q", "g") if n in x} | found
 
 
 def slots(x: Tensors, derived: torch.dtype) -> Tensors:
@@ -380,13 +384,14 @@ PEERS: tuple[Peer, ...] = (
     Peer("fla chunk_dplr_delta_rule", "fla", "dplr", take(*QKV, "a", "b", gk="g"),
          fla("generalized_delta_rule", "chunk_dplr_delta_rule"), states=only("S")),
     Peer("fla chunk_gated_delta_product", "fla", "gated_delta_product", families_as_steps,
-         fla("gated_delta_product", "chunk_gated_delta_product", num_householder=2), states=only("S"), guarded=True),
-    Peer("fla chunk_gated_delta_product", "fla", "delta_product", families_as_steps,
          fla("gated_delta_product", "chunk_gated_delta_product", num_householder=2), states=only("S")),
+    Peer("fla chunk_gated_delta_product", "fla", "delta_product", families_as_steps,
+         fla("gated_delta_product", "chunk_gated_delta_product", g=None, num_householder=2), states=only("S")),
     Peer("fla chunk_gsa", "fla", "gated_slot_attention", slots, fla("gsa", "chunk_gsa"),
          states=lambda final, x: {"R": final[0].transpose(-1, -2), "S": final[1]}, note="1 - exp(g) ready"),
     Peer("TFLA exp, chunk 128", "mlstm_kernels", "mlstm_exp", heads_first(*QKV, gates=("i", "f")),
-         mlstm("triton_xl_chunk"), tokens_first, mlstm_states, multiple=128, note="heads before time"),
+         mlstm("triton_xl_chunk"), tokens_first, mlstm_states, multiple=128,
+         note="heads before time; its gradient takes the normaliser as a constant"),
     Peer("TFLA sig, chunk 128", "mlstm_kernels", "mlstm_sig", heads_first(*QKV, gates=("i", "f")),
          mlstm("triton_xl_chunk_siging", normalize=False), tokens_first, lambda final, x: {"C": final[0]},
          multiple=128, note="heads before time"),

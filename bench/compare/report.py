@@ -197,11 +197,13 @@ def heading(findings: Findings) -> str:
     lines = [f"# recur beside its peers: {'accuracy' if findings.name == 'accuracy' else 'times'}", ""]
     lines += [f"`{about['command']}`", "", f"{about.get('device', 'no device')}; Python {about['python']}, {versions}."]
     if "copy" in about:
-        lines.append(f"Copies {about['copy'] / 1e12:.2f} TB/s, multiplies bfloat16 at {about['matmul'] / 1e12:.0f} TFLOP/s.")
+        copy, matmul = about["copy"] / 1e12, about["matmul"] / 1e12
+        lines.append(f"Copies {copy:.2f} TB/s, multiplies bfloat16 at {matmul:.0f} TFLOP/s.")
     lines += [
         "",
-        "bfloat16 inputs, the same for all. recur evaluates a recurrence's coefficients inside its kernels; a peer gets "
-        "them ready, and only its kernels are timed. A dash: not measured. † from an earlier run on the same GPU model.",
+        "bfloat16 inputs, the same for all. recur evaluates a recurrence's coefficients inside its kernels; a peer "
+        "gets them ready, and only its kernels are timed. A dash: not measured. †: from an earlier run on the same GPU "
+        "model.",
     ]
     return "\n".join(lines)
 
@@ -277,8 +279,8 @@ def accuracy_table(findings: Findings) -> str:
     ]  # fmt: skip
     compared = [a for a in lines if "closer" in a]
     counts = {k: sum(a["closer"] == k for a in compared) for k in ("recur", "equal", "peer")}
-    text = ", ".join(f"{k} {n}" for k, n in counts.items())
-    return f"## Errors against float64\n\nRMS(reference - found) / RMS(reference). Closer: {text}.\n\n" + table(titles, rows)
+    text = f"RMS(reference - found) / RMS(reference). Closer: {', '.join(f'{k} {n}' for k, n in counts.items())}."
+    return f"## Errors against float64\n\n{text}\n\n" + table(titles, rows)
 
 
 def _of_strategy(row: Row) -> str:
