@@ -92,7 +92,8 @@ def is_recur(row: Row) -> bool:
 
 def best(rows: list[Row], quantity: str, findings: Findings) -> Row | None:
     """The row with the least of a quantity, among peers that compute the same function."""
-    fit = [r for r in rows if quantity in r and not is_recur(r) and not is_yardstick(r) and _same(r, findings)]
+    fit = [r for r in rows if not is_recur(r) and not is_yardstick(r) and _same(r, findings)]
+    fit = [r for r in fit if r.get(quantity) is not None]
     return min(fit, key=lambda r: r[quantity], default=None)
 
 
