@@ -1,5 +1,6 @@
 """Checks and times recur's operators beside the installed hand-written kernels, on this GPU.
 
+\b
     python -m bench.compare --out bench/results --minutes 20
     python -m bench.compare --accuracy --minutes 8
 
@@ -34,7 +35,7 @@ from .peers import peers_of
 from .report import Findings, plot, write
 from .worker import MARK, Task
 
-WARMING = 0.45  # of the time, at most
+WARMING = 0.45  # of the time, at most, where timing follows
 FIRST_CALLS = 0.2  # of the time, kept for them
 WORKER = (sys.executable, "-m", "bench.compare.worker")
 GRACE = 20.0  # seconds that a worker gets past its deadline to finish what it started
@@ -84,8 +85,9 @@ class Session:
                     continue
                 if line is None:
                     break
-                if line.startswith(MARK):
-                    yield json.loads(line.removeprefix(MARK))
+                _, mark, told = line.partition(MARK)
+                if mark:
+                    yield json.loads(told)
             code = child.wait()
             how = "stopped" if stopped else "done" if code == 0 else "crashed"
             if how != "done":
@@ -113,7 +115,8 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 @click.option("--accuracy", is_flag=True, help="Only the comparison with float64, for every operator with a peer.")
 @click.option("--profile", "profiled", is_flag=True, help="GPU time by kernel, of recur's runs.")
 @click.option("--first-call/--no-first-call", default=True, help="recur's first call, caches empty and warm.")
-@click.option("--warm/--no-warm", "warmed", default=True, help="Compile everything in parallel first.")
+@click.option("--warm", "warming", type=click.Choice(["first", "only", "off"]), default="first",
+              help="Compile and tune everything in parallel: first, for part of the time; and stop there; not at all.")
 @click.option("--minutes", default=20.0, help="Nothing is started after this long.")
 @click.option("--jobs", default=max(2, (os.cpu_count() or 4) - 2), help="Processes that compile.")
 @click.option("--check-tokens", default=1000, help="The length at which results are checked.")
@@ -121,7 +124,7 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "bench" / "results")
 def main(
     ops: str, shapes: str, everything: bool, peers: str, strategies: str, peer_times: Path | None, accuracy: bool,
-    profiled: bool, first_call: bool, warmed: bool, minutes: float, jobs: int, check_tokens: int, device: str,
+    profiled: bool, first_call: bool, warming: str, minutes: float, jobs: int, check_tokens: int, device: str,
     out: Path,
 ) -> None:  # fmt: skip
     started = time.time()
@@ -137,7 +140,10 @@ def main(
             with ThreadPoolExecutor(jobs) as pool:
                 list(pool.map(lambda row: compare(session, row[0], row[1], row[2], session.left), plan))
         else:
-            cold = warm(session, plan, jobs) if warmed and device == "cuda" else set()
+            wanted = warming != "off" and device == "cuda"
+            cold = warm(session, plan, jobs, session.left * (1 if warming == "only" else WARMING)) if wanted else set()
+            if warming == "only":
+                return
             time_in_turn(session, plan, cold)
     if first_call and not accuracy:
         session.ends = whole
@@ -196,9 +202,8 @@ def make_plan(
     return plan
 
 
-def warm(session: Session, plan: Plan, jobs: int) -> set[tuple[str, str]]:
-    """Compiles and tunes everything in parallel; gives the peers that did not get through in their part of the time."""
-    seconds = WARMING * session.left
+def warm(session: Session, plan: Plan, jobs: int, seconds: float) -> set[tuple[str, str]]:
+    """Compiles and tunes everything in parallel; gives the peers that did not get through in time."""
     ends = time.time() + seconds
     pairs = [(what, sizes, n) for what, sizes, names in plan for n in names]
     pairs.sort(key=lambda pair: pair[2].startswith("recur"))  # peers, whose tuning is long, first

@@ -259,6 +259,8 @@ def remarks(row: Row, findings: Findings) -> str:
         found += [GUARDED] if peer.guarded else []
     if check is not None and (check["off"] or check["failed"]):
         found.append(f"off in its check: {', '.join(check['off'])} {check['failed']}".strip())
+    if is_recur(row):
+        found += off_from_peers(row, findings)
     found += [f"no gradient: {row['no_gradient']}"] if "no_gradient" in row else []
     for stage in STAGES:
         if f"{stage}_graph_failed" in row:
@@ -268,6 +270,14 @@ def remarks(row: Row, findings: Findings) -> str:
         off = f", over the limit: {', '.join(row['apart_off'])}" if row["apart_off"] else ""
         found.append(f"at this shape at most {worst[1]:.1e} ({worst[0]}) from recur{off}")
     return "; ".join(found)
+
+
+def off_from_peers(row: Row, findings: Findings) -> list[str]:
+    """A remark where, at the timed shape, no peer that passed its check agrees with recur."""
+    rows = [r for r in findings.rows_of(row["operator"], row["shape"]) if r.get("apart") and "earlier" not in r]
+    checks = [(r, findings.check_of(r)) for r in rows]
+    passed = [r for r, check in checks if check is not None and not check["off"] and not check["failed"]]
+    return ["off from every peer at this shape"] if passed and all(r["apart_off"] for r in passed) else []
 
 
 def accuracy_table(findings: Findings) -> str:
