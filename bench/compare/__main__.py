@@ -114,7 +114,8 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
               "GPU model: its peers' times stand in, marked, for peers that this run does not measure.")  # fmt: skip
 @click.option("--accuracy", is_flag=True, help="Only the comparison with float64, for every operator with a peer.")
 @click.option("--profile", "profiled", is_flag=True, help="GPU time by kernel, of recur's runs.")
-@click.option("--first-call/--no-first-call", default=True, help="recur's first call, caches empty and warm.")
+@click.option("--first-call", type=click.Choice(["last", "only", "off"]), default="last",
+              help="recur's first call in a new process, caches empty and warm: after the times; alone; not at all.")
 @click.option("--warm", "warming", type=click.Choice(["first", "only", "off"]), default="first",
               help="Compile and tune everything in parallel: first, for part of the time; and stop there; not at all.")
 @click.option("--minutes", default=20.0, help="Nothing is started after this long.")
@@ -124,13 +125,14 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "bench" / "results")
 def main(
     ops: str, shapes: str, everything: bool, peers: str, strategies: str, peer_times: Path | None, accuracy: bool,
-    profiled: bool, first_call: bool, warming: str, minutes: float, jobs: int, check_tokens: int, device: str,
+    profiled: bool, first_call: str, warming: str, minutes: float, jobs: int, check_tokens: int, device: str,
     out: Path,
 ) -> None:  # fmt: skip
     started = time.time()
-    session = begin(out, device, "accuracy" if accuracy else "compare", check_tokens, profiled)
+    name = "accuracy" if accuracy else "first_call" if first_call == "only" else "compare"
+    session = begin(out, device, name, check_tokens, profiled)
     whole = started + 60 * minutes
-    session.ends = whole - (FIRST_CALLS * 60 * minutes if first_call and not accuracy else 0)
+    session.ends = whole - (FIRST_CALLS * 60 * minutes if name == "compare" and first_call == "last" else 0)
     if peer_times is not None:
         session.findings.take_peer_times(peer_times)
     plan = make_plan(ops, shapes, everything, accuracy, () if device == "cpu" else tuple(peers.split(",")), strategies)
@@ -139,13 +141,13 @@ def main(
         if accuracy:
             with ThreadPoolExecutor(jobs) as pool:
                 list(pool.map(lambda row: compare(session, row[0], row[1], row[2], session.left), plan))
-        else:
+        elif name == "compare":
             wanted = warming != "off" and device == "cuda"
             cold = warm(session, plan, jobs, session.left * (1 if warming == "only" else WARMING)) if wanted else set()
             if warming == "only":
                 return
             time_in_turn(session, plan, cold)
-    if first_call and not accuracy:
+    if first_call != "off" and not accuracy:
         session.ends = whole
         for what, sizes, _ in plan:
             time_first_call(session, what, sizes[0])

@@ -195,7 +195,8 @@ def markdown(findings: Findings) -> str:
 def heading(findings: Findings) -> str:
     about = findings.about
     versions = ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())
-    lines = [f"# recur beside its peers: {'accuracy' if findings.name == 'accuracy' else 'times'}", ""]
+    titles = {"accuracy": "recur and its peers against float64", "first_call": "recur's first call"}
+    lines = [f"# {titles.get(findings.name, 'recur beside its peers')}", ""]
     lines += [f"`{about['command']}`", "", f"{about.get('device', 'no device')}; Python {about['python']}, {versions}."]
     if "copy" in about:
         copy, matmul = about["copy"] / 1e12, about["matmul"] / 1e12
