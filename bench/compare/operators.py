@@ -118,6 +118,8 @@ OPERATORS = (
     Operator("comba", 3, ("g", "beta", "b", "d")),
     Operator("gated_oja", 3, ("g", "beta")),
     Operator("lightnet", 2),
+    Operator("based", sizes=(("K", 16),)),
+    Operator("rebased", sizes=(("K", 16),)),
     Operator("rwkv4", gates=("w", "u"), shapes=SCANS),
 )
 TIMED = 13  # the first so many are timed unless others are asked for; all of them are in the accuracy table

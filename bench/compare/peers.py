@@ -306,6 +306,17 @@ def rwkv4_kernel(x: Tensors, final: bool) -> tuple[Tensor, Any]:
     return _fla("rwkv4.fused_recurrent", "fused_recurrent_rwkv4")(*x.values())
 
 
+def taylor(module: str, function: str, **fixed: Any) -> Kernel:
+    """fla's kernels for the second-order feature maps, which keep no state."""
+    return lambda x, final: (_fla(module, function)(**x, **fixed), None)
+
+
+def rebased_prepared(x: Tensors, derived: torch.dtype) -> Tensors:
+    q = x["gamma_q"].float() * x["q"].float() + x["beta_q"].float()
+    k = x["gamma_k"].float() * x["k"].float() + x["beta_k"].float()
+    return {"q": like(x["q"], q), "k": like(x["k"], k), "v": x["v"]}
+
+
 def silu(x: Tensor) -> Tensor:
     return like(x, F.silu(x.float()))
 
@@ -399,6 +410,10 @@ PEERS: tuple[Peer, ...] = (
          lambda x, derived: {"q": x["q"], "k": x["k"], "v": like(x["v"], x["i"].float().sigmoid()[..., None] * x["v"]),
                              "g": F.logsigmoid(x["f"].float()).to(derived)},
          fla("simple_gla", "chunk_simple_gla"), states=only("C"), guarded=True, note="gates and gated values ready"),
+    Peer("fla fused_chunk_based", "fla", "based", take(*QKV), taylor("based", "fused_chunk_based")),
+    Peer("fla parallel_based", "fla", "based", take(*QKV), taylor("based", "parallel_based")),
+    Peer("fla parallel_rebased", "fla", "rebased", rebased_prepared,
+         taylor("rebased", "parallel_rebased", use_scale=False, eps=1e-6), note="scaled and shifted q and k ready"),
     *scan_rows("hgrn", hgrn),
     *scan_rows("mingru", mingru),
     *scan_rows("minlstm", minlstm),

@@ -283,7 +283,7 @@ def off_from_peers(row: Row, findings: Findings) -> list[str]:
 
 def accuracy_table(findings: Findings) -> str:
     titles = ["operator", "quantity", "recur's error", "most accurate peer", "its error", "closer"]
-    lines = accuracy(findings)
+    lines = sorted(accuracy(findings), key=lambda a: a.get("closer") != "peer")  # what is to be explained, first
     rows = [
         [a["operator"] + _of_strategy(a), a["quantity"], _error(a["recur"]), a.get("peer", "-"), _error(a.get("error")),
          a.get("closer", "-")]
