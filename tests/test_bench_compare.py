@@ -182,6 +182,14 @@ def test_a_later_finding_replaces_the_earlier_one() -> None:
     assert [r.get("skipped") for r in found.rows if r["contestant"] == "recur"] == ["crashed"]
 
 
+def test_a_fault_while_capturing_leaves_the_eager_times() -> None:
+    found = findings()
+    running = {"contestant": "recur", "shape": "B4 T2048 H16 D128", "stage": "capture"}
+    found.fail("simple_gla", running, "crashed during capture")
+    (row,) = (r for r in found.rows if r["contestant"] == "recur")
+    assert row["forward_ms"] == 0.1 and row["forward_graph_failed"] == "crashed during capture"
+
+
 def test_earlier_peer_times_stand_in_and_are_marked(tmp_path: Path) -> None:
     report.write(tmp_path, findings())
     later = report.Findings("compare", {"command": "y", "python": "3", "device": "H100"})

@@ -270,12 +270,10 @@ def compare(
             session.findings.add(what.name, {"event": "note", "text": f"worker {event['how']}; see {session.log.name}"})
             session.save()
             return
-        session.findings.add(
-            what.name,
-            {"event": "row", "contestant": running["contestant"], "shape": running["shape"],
-             "skipped": f"{event['how']} during {running['stage']}"},
-        )  # fmt: skip
+        session.findings.fail(what.name, running, f"{event['how']} during {running['stage']}")
         session.save()
+        if running["stage"] == "capture":
+            return
         names = tuple(n for n in names if n != running["contestant"]) if event["how"] == "crashed" else ()
 
 

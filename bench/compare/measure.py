@@ -132,7 +132,7 @@ def graphed(runs: Sequence[Run]) -> tuple[list[Run], str]:
             graphs.append(graph)
     except (RuntimeError, ValueError, AssertionError) as error:
         torch.cuda.synchronize()
-        return [], f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+        return [], f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
     return [_replay(graph, result) for graph, result in zip(graphs, results, strict=True)], ""
 
 

@@ -43,6 +43,13 @@ class Findings:
             kept[:] = [r for r in kept if _key(r) != _key(found)]
         kept.append(found)
 
+    def fail(self, operator: str, running: Row, why: str) -> None:
+        """A contestant took its worker down; times that it has already stay."""
+        row = {"contestant": running["contestant"], "shape": running["shape"]}
+        had = next((r for r in self.rows if _key(r) == _key({"operator": operator} | row)), row)
+        failed = "forward_graph_failed" if running["stage"] == "capture" else "skipped"
+        self.add(operator, {"event": "row"} | had | {failed: why})
+
     def take_peer_times(self, path: Path) -> None:
         """The peers' rows of an earlier file, if it was written on the same GPU model."""
         found = json.loads(path.read_text())

@@ -182,13 +182,16 @@ def measure(task: Task) -> None:
     op = load(what)
     peers = contestants(task, op)
     checked: dict[tuple[str, Any], bool] = {}
+    timed: list[tuple[Any, Any, dict[str, Any]]] = []
     with short_tuning(task):
         for shape in map(Shape.parse, task.shapes):
             if (peers[0].name, shape.per_token) not in checked:
                 for name, passed in check_all(task, op, what, shape, peers):
                     checked[name, shape.per_token] = passed
             if task.timed:
-                time_all(task, op, what, shape, peers, checked)
+                timed += [(shape, *found) for found in time_all(task, op, what, shape, peers, checked)]
+        if task.device == "cuda":
+            capture_all(task, op, what, timed)
 
 
 def check_all(task: Task, op: Any, what: Any, shape: Any, peers: list[Any]) -> Iterator[tuple[str, bool]]:
@@ -219,7 +222,10 @@ def check_all(task: Task, op: Any, what: Any, shape: Any, peers: list[Any]) -> I
     gc.collect()
 
 
-def time_all(task: Task, op: Any, what: Any, shape: Any, peers: list[Any], checked: dict[Any, bool]) -> None:
+def time_all(
+    task: Task, op: Any, what: Any, shape: Any, peers: list[Any], checked: dict[Any, bool]
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Eager times; gives the contestants that were timed and their rows."""
     from . import measure as m
     from .operators import draw
 
@@ -239,7 +245,7 @@ def time_all(task: Task, op: Any, what: Any, shape: Any, peers: list[Any], check
         try:
             if is_recur and mine is None:
                 tell("floors", shape=shape.label, **floors_of(task, op, what, shape, inputs, peer))
-            row |= time_one(task, peer, sets, shape)
+            row |= time_one(task, peer, sets, shape.label)
             if not is_recur and not peer.yardstick and mine is not None:
                 row |= beside(what, mine, peer, inputs)
             if is_recur and mine is None:
@@ -249,6 +255,23 @@ def time_all(task: Task, op: Any, what: Any, shape: Any, peers: list[Any], check
             row |= {"skipped": f"{type(error).__name__}: {str(error)[:200]}"}
         release(task.device)
         tell("row", **row)
+        if "skipped" not in row:
+            yield peer, row
+
+
+def capture_all(task: Task, op: Any, what: Any, timed: list[tuple[Any, Any, dict[str, Any]]]) -> None:
+    """Times as CUDA graphs, after everything else: a capture that fails can leave the allocator in disorder."""
+    from . import measure as m
+    from .operators import draw
+
+    for shape in dict.fromkeys(shape for shape, _, _ in timed):
+        sets = m.input_sets(draw(op, what, shape, task.device), task.device)
+        for peer, row in ((p, r) for s, p, r in timed if s == shape):
+            if time.time() > task.deadline:
+                return
+            tell("begin", contestant=peer.name, shape=shape.label, stage="capture")
+            row |= capture_one(task, peer, sets, with_gradient="no_gradient" not in row)
+            tell("row", **row)
 
 
 def floors_of(task: Task, op: Any, what: Any, shape: Any, inputs: dict[str, Any], peer: Any) -> dict[str, float]:
@@ -259,19 +282,12 @@ def floors_of(task: Task, op: Any, what: Any, shape: Any, inputs: dict[str, Any]
     return dataclasses.asdict(m.floors(op, what, shape, inputs, output, rates))
 
 
-def time_one(task: Task, peer: Any, sets: list[dict[str, Any]], shape: Any) -> dict[str, Any]:
-    """Eager and captured times in milliseconds, peak memory in MiB, and, for recur, its kernels."""
-    import torch
-
+def time_one(task: Task, peer: Any, sets: list[dict[str, Any]], label: str) -> dict[str, Any]:
+    """Eager times in milliseconds, peak memory in MiB, and, for recur, its kernels."""
     from . import measure as m
 
-    prepared = m.prepared_sets(peer, sets)
-    output = m.forward(peer, prepared[0])()
-    weights = torch.randn_like(output)
-    del output
-    stages = {"forward": [m.forward(peer, x) for x in prepared]}
-    stages["both"] = [m.forward_backward(peer, x, weights) for x in prepared]
-    found: dict[str, Any] = {"sets": len(prepared)}
+    stages = stages_of(peer, sets)
+    found: dict[str, Any] = {"sets": len(sets)}
     try:
         stages["both"][0]()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -284,16 +300,36 @@ def time_one(task: Task, peer: Any, sets: list[dict[str, Any]], shape: Any) -> d
     if task.profiled and peer.package == "recur" and task.device == "cuda":
         for stage, runs in stages.items():
             kernels = m.profile(runs[0])
-            tell("profile", contestant=peer.name, shape=shape.label, stage=stage, kernels=kernels)
-    if task.device == "cuda":
-        for stage, runs in stages.items():
-            captured, why = m.graphed(runs)
-            if captured:
-                found[f"{stage}_graph_ms"] = m.milliseconds(captured, task.device, task.budget)
-            else:
-                found[f"{stage}_graph_failed"] = why
-            del captured
-            release(task.device)
+            tell("profile", contestant=peer.name, shape=label, stage=stage, kernels=kernels)
+    return found
+
+
+def stages_of(peer: Any, sets: list[dict[str, Any]]) -> dict[str, list[Callable[[], Any]]]:
+    """The runs that are timed, one for each set of inputs."""
+    import torch
+
+    from . import measure as m
+
+    prepared = m.prepared_sets(peer, sets)
+    weights = torch.randn_like(m.forward(peer, prepared[0])())
+    forward = [m.forward(peer, x) for x in prepared]
+    return {"forward": forward, "both": [m.forward_backward(peer, x, weights) for x in prepared]}
+
+
+def capture_one(task: Task, peer: Any, sets: list[dict[str, Any]], with_gradient: bool) -> dict[str, Any]:
+    from . import measure as m
+
+    found: dict[str, Any] = {}
+    for stage, runs in stages_of(peer, sets).items():
+        if stage == "both" and not with_gradient:
+            continue
+        captured, why = m.graphed(runs)
+        if captured:
+            found[f"{stage}_graph_ms"] = m.milliseconds(captured, task.device, task.budget)
+        else:
+            found[f"{stage}_graph_failed"] = why
+        del captured
+        release(task.device)
     return found
 
 
