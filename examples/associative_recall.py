@@ -5,9 +5,9 @@ r"""Multi-query associative recall: how many pairs of a key and a value a state 
     python examples/associative_recall.py --small --recurrence retnet --recurrence kda
 
 A sequence shows pairs of a key and a value, then the keys again in random places; at each, the model is asked for the
-key's value. A purely additive memory of size K x V mixes what it holds under keys that are not orthogonal; a decay
-forgets; the delta rule corrects what it stored under a key and fills the state best. After arXiv 2312.04927, which sets
-the task, and arXiv 2406.06484, figure 2.
+key's value. An additive memory of size K x V mixes what it holds under keys that are not orthogonal, and the delta rule
+corrects what it stored under a key. arXiv 2312.04927 sets the task; arXiv 2406.06484 finds the delta rule ahead at its
+sizes. The small setting does not show that: bench/results/recall_cpu.md.
 """
 
 from __future__ import annotations
