@@ -153,7 +153,7 @@ def compare(recurrences: Sequence[str], settings: Settings, report: Report = pri
 @click.option("--recurrence", "recurrences", multiple=True, default=COMPARED, help="Of the zoo; repeatable.")
 @click.option("--state", "states", type=int, multiple=True, help="Size of the recurrence's dims; repeatable.")
 @click.option("--vocabulary", type=int, help="Half keys, half values.")
-@click.option("--small", is_flag=True, help="Two or three minutes on a CPU.")
+@click.option("--small", is_flag=True, help="Some minutes on a CPU, about 80 s a model.")
 @click.option("--steps", type=int, help="Of training, for each model.")
 @click.option("--minutes", type=float, help="For all models together; training ends early where it does not suffice.")
 @click.option("--rate", type=float)
