@@ -163,7 +163,7 @@ def bound(x: Tensor, axes: Sequence[int]) -> Tensor:
     """
     if len(axes) < 2:
         return F.normalize(x, dim=axes[0]) if axes else x
-    columns, rows = (x.abs().sum(axis, keepdim=True).amax(axes[-2:], keepdim=True) for axis in axes[-2:])
+    columns, rows = (x.abs().sum(axis, keepdim=True).amax(tuple(axes[-2:]), keepdim=True) for axis in axes[-2:])
     return x / (columns * rows).sqrt().clamp(min=1)
 
 
