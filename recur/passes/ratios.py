@@ -31,11 +31,11 @@ def _ratio(node: Node, ranges: Ranges) -> Node | None:
     above, below = node.args
     if below.op != "add":
         return None
-    logs = [_exact_log(term, ranges) for term in below.args]
-    if logs[0] is None or logs[1] is None:
+    first, second = (_exact_log(term, ranges) for term in below.args)
+    if first is None or second is None:
         return None
     factors = flatten(above)
-    pairs = list(zip(below.args, logs, logs[::-1], strict=True))
+    pairs = [(below.args[0], first, second), (below.args[1], second, first)]
     # A constant divides anything: the other term comes first.
     for term, own, other in sorted(pairs, key=lambda pair: -len(_variables(pair[0]))):
         left = list(factors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from recur.ir.core import Node, apply, contract, expand, index, leaf, place, reduce, rename, topological
-from recur.ir.normal import Decay, Event, MatrixForm, Write
+from recur.ir.normal import MatrixForm, map_event
 from recur.ir.printing import format_node
 from recur.operators import OPERATORS
 from recur.strategies.operands import TENSOR_KINDS, tensor_name
@@ -41,16 +41,7 @@ class Folding:
         return tuple(self.form(f) if f.batch == self.batch else f for f in forms), epilogue
 
     def form(self, form: MatrixForm) -> MatrixForm:
-        return replace(form, batch=(), events=tuple(self.event(e) for e in form.events))
-
-    def event(self, event: Event) -> Event:
-        if isinstance(event, Decay):
-            parts = {part: getattr(event, part) for part in ("factor", "log", "sign", "angle")}
-            return replace(event, **{part: None if node is None else self.folded(node) for part, node in parts.items()})
-        if isinstance(event, Write):
-            value = None if event.value is None else self.folded(event.value)
-            return replace(event, key=self.folded(event.key), value=value)
-        return replace(event, vector=self.folded(event.vector))
+        return replace(form, batch=(), events=tuple(map_event(e, self.folded) for e in form.events))
 
     def epilogue(self, epilogue: Epilogue) -> Epilogue:
         for name, node in epilogue:

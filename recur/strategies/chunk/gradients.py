@@ -530,7 +530,9 @@ def add_decay(
         cotangents.add_factor(decay, b.sum(d_log, extra, name="d_log"), at_cut)
         return
     # A decay below the cut has no gradient: what is left of it in sums would be multiplied by its log's derivative.
-    log = apply("max", decay.log, const(CUT / LOG2_E)) if can_cut(decay.log) else decay.log
+    log = decay.log
+    if log is not None and can_cut(log):
+        log = apply("max", log, const(CUT / LOG2_E))
     parts = [(log, d_log)]
     if decay.angle is not None and d_log.is_complex:
         parts.append((decay.angle, b.map("imag", d_log, name="d_angle")))
