@@ -94,6 +94,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         chunk=chunk_length(shape),
         fixed_sizes=shape.fixed_sizes,
         fused=shape.fused,
+        folded=shape.folded,
         views=shape.views,
         limits=shape.limits,
     )

@@ -26,7 +26,7 @@ from recur.strategies.chunk.adjoint import (
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
-from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor
+from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_plain_factor
 from recur.strategies.chunk.kernels import (
     ChunkOf,
     computed_chunk,
@@ -544,7 +544,11 @@ def add_decay(
         extra = tuple(d for d in dims if d not in decay.factor.dims)
         cotangents.add_factor(decay, b.sum(d_log, extra, name="d_log"), at_cut)
         return
-    parts = [(decay.log, d_log)]
+    # A decay below the cut has no gradient: what is left of it in sums would be multiplied by its log's derivative.
+    log = decay.log
+    if log is not None and can_cut(log):
+        log = apply("max", log, const(CUT / LOG2_E))
+    parts = [(log, d_log)]
     if decay.angle is not None and d_log.is_complex:
         parts.append((decay.angle, b.map("imag", d_log, name="d_angle")))
     for node, rows in parts:
