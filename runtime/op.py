@@ -142,7 +142,7 @@ class Op:
         May also be given the tensors of a call. The result is text; its ``data`` holds the same as plain values.
         """
         call, bound = self._sizes(args, sizes)
-        compiled = self._compile(bound, strategy, self._backend(call, backend))
+        compiled = compile_for(self.program, bound, strategy, self._backend(call, backend))
         remark = f"backend      {compiled.backend.name}: {compiled.backend.why}"
         return explain(self.program, bound, compiled.selections, (remark,))
 
@@ -179,7 +179,7 @@ class Op:
         initial = states.bind_state(self.states, state, call, argument)
         if debug:
             arguments.check_ranges(self.recurrence, call.tensors)
-        compiled = self._compile(call.sizes, strategy, self._backend(call, backend))
+        compiled = self._compile(call, strategy, backend)
         with _current(call.device):
             outputs, final = compiled.function(
                 *call.tensors.values(), initial_state=initial, output_final_state=output_final_state
@@ -200,11 +200,12 @@ class Op:
             if self.states[name].kind != "log_scale":
                 arguments.check_finite(f"the final state's `{name}`", x)
 
-    def _compile(self, sizes: dict[str, int], strategy: Request, backend: Backend) -> Compiled:
+    def _compile(self, call: Call, strategy: Request, backend: str) -> Compiled:
         request = strategy if isinstance(strategy, str) else tuple(strategy)
-        key = (tuple(sizes.items()), request, backend, triton_interprets())
+        sizes = tuple(call.sizes.values())
+        key = (sizes, request, backend, call.device.type, call.dtype, triton_interprets())
         if key not in self._compiled:
-            self._compiled[key] = compile_for(self.program, sizes, request, backend)
+            self._compiled[key] = compile_for(self.program, call.sizes, request, self._backend(call, backend))
         return self._compiled[key]
 
     def _backend(self, call: Call | None, requested: str) -> Backend:
@@ -226,7 +227,8 @@ class Op:
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
     """Kernels are launched on the current GPU, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    is_other = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if is_other else nullcontext()
 
 
 def _refuse_packed(cu_seqlens: Tensor | None, reset: Tensor | None) -> None:
