@@ -1,7 +1,7 @@
 """Compiles a generated module's Triton kernels ahead of time, without a GPU, and reports what each one takes.
 
-A generated module lists its kernels in tables ``<stage>_FORWARD`` and ``<stage>_BACKWARD``, whose rows are (kernel,
-types of its arguments, constants and options). Nothing here runs a kernel.
+A generated module lists its kernels in tables ``<stage>_FORWARD`` and ``<stage>_BACKWARD``, and in ``..._JOINS`` those
+for several segments; rows are (kernel, types of its arguments, constants and options). Nothing here runs a kernel.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def build_module(module: ModuleType, target: str = "sm_90", dtype: str = "bf16")
 def kernels_of(module: ModuleType) -> Iterator[tuple[Any, tuple[str, ...], Mapping[str, int]]]:
     """The rows of the module's kernel tables, in the order of the file."""
     for name, table in vars(module).items():
-        if name.endswith(("_FORWARD", "_BACKWARD")):
+        if name.endswith(("_FORWARD", "_BACKWARD", "_JOINS")):
             yield from table.rows
 
 

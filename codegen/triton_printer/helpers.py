@@ -12,6 +12,13 @@ from pathlib import Path
 from recur.codegen.helpers import needed_functions
 
 HELPERS: dict[str, str] = {
+    "_segments": '''
+def _segments(sequences, chunks, programs=256, least=32):
+    """(number of segments, chunks in each): several runs of chunks at once where whole sequences do not fill a GPU."""
+    count = max(1, min(programs // sequences, chunks // least))
+    length = (chunks + count - 1) // count
+    return (chunks + length - 1) // length, length
+''',
     "_expm1": '''
 @triton.jit
 def _expm1(x):

@@ -31,7 +31,7 @@ class Line:
 class PrintedKernel:
     """The function's text and what its launch must hand over, in order.
 
-    ``buffers``: names of tensors; ``counts``: runtime integers, of B, T, H; ``constants``: name and value;
+    ``buffers``: names of tensors; ``counts``: runtime integers, of B, T, H, G, L; ``constants``: name and value;
     ``grid``: names of counts, or numbers, whose product is the grid.
     """
 
@@ -97,7 +97,7 @@ class KernelPrinter:
         lines = pruned(self.lines)
         body = "\n".join(lines)
         words = set(re.findall(r"\w+", body))
-        counts = tuple((letter, self.words.get(letter, letter)) for letter in "BTH")
+        counts = tuple((letter, self.words.get(letter, letter)) for letter in "BTHGL")
         constants = self._constants(words)
         counts = tuple((letter, word) for letter, word in counts if word in words)
         text = render(
@@ -119,7 +119,7 @@ class KernelPrinter:
 
     def _grid(self) -> tuple[tuple[str, str], ...]:
         """(what it counts, its size): the letter of a count, "N" for chunks, or a number."""
-        sizes = {"batch": "B", "head": "H", "chunk": "N"}
+        sizes = {"batch": "B", "head": "H", "segment": "G", "chunk": "N"}
         return tuple((g, sizes[g] if g in sizes else str(self._tiles(g))) for g in self.kernel.grid)
 
     def _tiles(self, grid_entry: str) -> int:
@@ -130,7 +130,7 @@ class KernelPrinter:
         self._define(self.words["N"], f"tl.cdiv({self.words['T']}, {self.words['C']})")
         self._define("program", "tl.program_id(0)")
         rest = "program"
-        sizes = {"head": self.words["H"], "chunk": self.words["N"]}
+        sizes = {"head": self.words["H"], "segment": self.words["G"], "chunk": self.words["N"]}
         for entry in reversed(self.kernel.grid):
             size = sizes[entry] if entry in sizes else "" if entry == "batch" else str(self._tiles(entry))
             if size == "1":
@@ -141,7 +141,8 @@ class KernelPrinter:
                 value, rest = f"{rest} % {size}", f"{rest} // {size}"
             if entry in ("batch", "head"):
                 value = f"{value}.to(tl.int64)" if value == "program" else f"({value}).to(tl.int64)"
-            self._define(entry if entry in ("batch", "head", "chunk") else self._tile_index(entry), value)
+            named = ("batch", "head", "segment", "chunk")
+            self._define(entry if entry in named else self._tile_index(entry), value)
 
     def _tile_index(self, grid_entry: str) -> str:
         return self.layout.tile_index(grid_entry.removeprefix("tile:"))
@@ -215,20 +216,27 @@ class KernelPrinter:
             self._line(line)
         if loop.over == "chunks":
             index, count = "chunk", self.words["N"]
+        elif loop.over == "segments":
+            index, count = "segment", self.words["G"]
         elif loop.over == "tiles":
             assert loop.axis is not None
             index, count = self.layout.tile_index(loop.axis), str(self.layout.axes[loop.axis].tiles)
         else:
             index, count = "token", self.words["T"]
         in_chunk = loop.over == "steps" and "chunk" in self.kernel.grid
+        in_segment = loop.over == "chunks" and "segment" in self.kernel.grid
         first = f"chunk * {self.words['C']}" if in_chunk else "0"
         bound = f"tl.minimum({first} + {self.words['C']}, {self.words['T']})" if in_chunk else count
+        if in_segment:
+            first, bound = "first", "end"
+            self._define("first", f"segment * {self.words['L']}")
+            self._define("end", f"tl.minimum(first + {self.words['L']}, {self.words['N']})")
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
         self._line(f"for {'step' if loop.reverse else index} in range({first}, {bound}):")
         self.depth += 1
         if loop.reverse:
-            total = f"{first} + {bound}" if in_chunk else count
+            total = f"{first} + {bound}" if in_chunk or in_segment else count
             self._define(index, f"{total} - 1 - step")
         if loop.over == "chunks":
             self._define_rows_masks()
@@ -289,7 +297,7 @@ class KernelPrinter:
             return f"token{shift}", None
         if entry == "chunk":
             return f"chunk + {access.chunk_offset}" if access.chunk_offset else "chunk", None
-        if entry in ("batch", "head"):
+        if entry in ("batch", "head", "segment"):
             return entry, None
         if entry.startswith("tile:"):
             single = self._tiles(entry) == 1
@@ -305,6 +313,7 @@ class KernelPrinter:
             "batch": "B",
             "head": self.words["H"],
             "time": self.words["T"],
+            "segments": self.words["G"],
             "chunks": self.words["N"],
             "boundaries": f"({self.words['N']} + 1)",
             "rows": self.words["C"],

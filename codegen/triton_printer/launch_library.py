@@ -104,20 +104,18 @@ class _Kernels:
     """The kernels of one pass, compiled together for every set of types that its tensors come in.
 
     ``given``: the names of the tensors whose types decide; ``rows``: each kernel, its arguments' types and its options.
-    A pointer's type is "*fp32", "*x" (as the tensor x has) or "*fp32 x" (float32, absent where x is None).
+    A pointer's type is "*fp32", "*x" (as the tensor x has) or "*fp32 x" (x itself, which may be absent).
     """
 
     def __init__(self, given: tuple[str, ...], *rows: tuple[Any, tuple[str, ...], dict[str, Any]]) -> None:
         self.given, self.rows = given, rows
         self.known: dict[tuple[Any, ...], list[Any]] = {}
 
-    def __call__(self, *tensors: torch.Tensor | None, ahead: _Kernels | None = None) -> list[Any]:
-        """The rows' launchers for the given tensors. ``ahead``: the kernels of a pass that will follow."""
+    def __call__(self, *tensors: torch.Tensor | None) -> list[Any]:
+        """The rows' launchers for the given tensors; kernels that are new are compiled in the background."""
         key = (tensors[0].device, *[None if x is None else x.dtype for x in tensors])
         if key not in self.known:
             self.known[key] = [self.bind(row, tensors) for row in self.rows]
-            if ahead is not None:
-                ahead(*tensors, *[None] * (len(ahead.given) - len(tensors)))
         return self.known[key]
 
     def bind(self, row: tuple[Any, tuple[str, ...], dict[str, Any]], tensors: tuple[torch.Tensor | None, ...]) -> Any:

@@ -59,7 +59,8 @@ def values_of(body: tuple[Statement, ...]) -> Iterator[Value]:
 
 
 def _reserved(kernel: Kernel, layout: Layout) -> set[str]:
-    taken = {"tl", "triton", "torch", "os", "program", "batch", "head", "chunk", "token", "step", "B", "DOT"}
+    taken = {"tl", "triton", "torch", "os", "program", "batch", "head", "segment", "first", "end", "chunk", "token"}
+    taken |= {"step", "B", "DOT"}
     taken |= set(layout.words.values()) | set(layout.sizes)
     for axis in layout.axes.values():
         taken |= {axis.index, axis.mask, axis.block_name, axis.extent_name, layout.tile_index(axis.name)}

@@ -11,7 +11,7 @@ from recur.codegen.triton_printer.templates import render
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel
 
-COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "chunks": "N"}
+COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "segments": "G", "chunks": "N"}
 
 
 def print_stage(plan: Plan, config: StageConfig, absent: Mapping[str, float] | None = None) -> str:
@@ -30,10 +30,12 @@ class StagePrinter:
 
     def __init__(self, plan: Plan, config: StageConfig, absent: Mapping[str, float]) -> None:
         self.plan, self.config = plan, config
+        self.buffers = all_buffers(plan)
         states = zip(plan.initial, plan.final, strict=True)
         self.absent = {**absent, **{f"d_{final.name}": 0.0 for initial, final in states if initial.name in absent}}
+        aliases = (b for b in self.buffers.values() if b.of in self.absent)
+        self.absent |= {b.name: self.absent[b.of] for b in aliases}
         self.sizes = dict(config.sizes)
-        self.buffers = all_buffers(plan)
         self.dims = resolve_dims(plan, self.sizes)
         self.names = _identifiers(self.buffers)
         complex_buffers = frozenset(b.name for b in self.buffers.values() if b.is_complex)
@@ -44,7 +46,7 @@ class StagePrinter:
             for kernel in plan.forward + plan.backward
         }
         taken = set(self.names.values()) | {"torch", "triton", "tl", "os", "with_backward"}
-        self.counts = {letter: safe_name(letter, taken) for letter in "BTHN"}
+        self.counts = {letter: safe_name(letter, taken) for letter in "BTHNGL"}
         self.launchers = {
             name: safe_name(f"launch_{kernel.name.removesuffix('_kernel').removeprefix(f'{plan.stage}_')}", taken)
             for name, kernel in self.printed.items()
@@ -60,21 +62,33 @@ class StagePrinter:
                 p.name: [self._pointer_type(b) for b in p.buffers] + ["i32"] * len(p.counts)
                 for p in self.printed.values()
             },
-            with_backward=bool(self.plan.backward),
+            expected=self._expected(),
             forward=self._host(
-                self.plan.forward, self._given_forward(), self.plan.results + self.plan.final + self.plan.saved
+                "FORWARD", self.plan.forward, self._given_forward(), self.plan.results + self.plan.final + self.plan.saved
             ),
-            backward=self._host(self.plan.backward, self._given_backward(), ()),
+            backward=self._host("BACKWARD", self.plan.backward, self._given_backward(), ()),
             results=print_tuple([self.names[b.name] for b in self.plan.results]),
             final=print_tuple([self.names[b.name] for b in self.plan.final]),
             saved=print_tuple([self.names[b.name] for b in self.plan.saved]),
             gradients=print_tuple([self._gradient(line) for line in self.plan.gradients]),
         )
 
-    def _given_types(self) -> tuple[str, ...]:
-        """The tensors whose types decide those of all others: the arguments, and what may be absent."""
-        cotangents = (f"d_{b.name}" for b in self.plan.final)
-        return self._given_forward() + tuple(name for name in cotangents if name in self.absent)
+    def _typed(self, kernels: tuple[Kernel, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+        """The tensors of a pass whose types decide those of all others: the arguments, and what may be absent."""
+        used = dict.fromkeys([*given, *(b for k in kernels for b in self.printed[k.name].buffers)])
+        arguments = self._given_forward()
+        return arguments + tuple(name for name in used if name in self.absent and name not in arguments)
+
+    def _expected(self) -> list[str]:
+        """What the backward pass's typed tensors are expected to be, in terms of the forward pass's."""
+        here = self._typed(self.plan.forward, self._given_forward())
+        several = next((self.names[name] for name in here if self.buffers[name].of), "None")
+        return [
+            self.names[name] if name in here
+            else f"None if {self.counts['G']} == 1 else {several}" if self.buffers[name].of
+            else "None"
+            for name in self._typed(self.plan.backward, self._given_backward())
+        ]  # fmt: skip
 
     def _given_forward(self) -> tuple[str, ...]:
         return tuple(b.name for b in self.plan.arguments + self.plan.initial)
@@ -84,18 +98,22 @@ class StagePrinter:
         return self._given_forward() + tuple(b.name for b in self.plan.saved) + cotangents
 
     def _host(
-        self, kernels: tuple[Kernel, ...], given: tuple[str, ...], always: tuple[Buffer, ...]
+        self, name: str, kernels: tuple[Kernel, ...], given: tuple[str, ...], always: tuple[Buffer, ...]
     ) -> dict[str, object]:
-        """One host function: its parameters, counts, allocations and launches."""
+        """One host function: its parameters, counts, allocations and launches, with the tables of its kernels."""
         used = dict.fromkeys(b for k in kernels for b in self.printed[k.name].buffers)
-        allocated = [name for name in dict.fromkeys([*(b.name for b in always), *used]) if name not in given]
-        allocations = [(self.names[name], self._shape(name), self._dtype(name)) for name in allocated]
+        views = {self.buffers[b].of: self.buffers[b] for b in used if self.buffers[b].of not in ("", *given)}
+        wanted = dict.fromkeys([*(b.name for b in always), *used])
+        allocated = [name for name in wanted if name not in given and name not in views]
+        allocations = [
+            (self.names[name], self._shape(name), self._dtype(name), self._alias(name, given)) for name in allocated
+        ]
         launches = [self._launch(k) for k in kernels]
-        text = " ".join(shape for _, shape, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
+        text = " ".join(shape for _, shape, _, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
         return {
             "parameters": [self.names[name] for name in given],
-            "kernels": [self.printed[k.name] for k in kernels],
-            "typed": [self.names[name] for name in self._given_types() if name in given],
+            "tables": [t for t in (self._table(name, kernels, False), self._table(f"{name}_JOINS", kernels, True)) if t],
+            "typed": [self.names[name] for name in self._typed(kernels, given)],
             "zeros": [
                 (self.names[f"d_{b.name}"], self._shape(b.name), self._dtype(b.name))
                 for b in self.plan.results
@@ -105,29 +123,58 @@ class StagePrinter:
             "counts": self._count_lines(given, text),
             "allocations": allocations,
             "launches": launches,
+            "segments": self.counts["G"],
+            "views": [(self.names[of], self.names[b.name], b.entry) for of, b in views.items()],
         }
+
+    def _alias(self, name: str, given: tuple[str, ...]) -> str:
+        """The given tensor that the buffer is where the sequence is one segment."""
+        of = self.buffers[name].of
+        return self.names[of] if of in given else ""
 
     def _count_lines(self, given: Iterable[str], text: str) -> list[str]:
         """Where B, T and H come from: the first tensor that has them."""
         lines = []
         words = set(text.replace("(", " ").replace(")", " ").replace(",", " ").replace("'", " ").split())
-        needs_chunks = self.counts["N"] in words
+        needs_segments = self.counts["G"] in words
+        needs_chunks = self.counts["N"] in words or needs_segments
         for letter, kind in (("B", "batch"), ("T", "time"), ("H", "head")):
-            if self.counts[letter] in words or (letter == "T" and needs_chunks):
+            if self.counts[letter] in words or (letter == "T" and needs_chunks) or needs_segments:
                 name, position = next(
                     (name, i) for name in given for i, dim in enumerate(self.dims[name]) if dim.kind == kind
                 )
                 lines.append(f"{self.counts[letter]} = {self.names[name]}.shape[{position}]")
         if needs_chunks:
             lines.append(f"{self.counts['N']} = ({self.counts['T']} + {self.config.chunk - 1}) // {self.config.chunk}")
+        if needs_segments:
+            B, H, N, G, L = (self.counts[letter] for letter in "BHNGL")
+            lines.append(f"{G}, {L} = _segments({B} * {H}, {N})")
         return lines
+
+    def _table(self, name: str, kernels: tuple[Kernel, ...], joins_segments: bool) -> dict[str, object]:
+        """The kernels of a pass that are launched under one condition, as a table; empty where there are none."""
+        found = [k for k in kernels if k.joins_segments == joins_segments]
+        if not found:
+            return {}
+        return {
+            "name": f"{self.plan.stage}_{name}",
+            "kernels": [self.printed[k.name] for k in found],
+            "launchers": [self.launchers[k.name] for k in found],
+            "condition": f"{self.counts['G']} > 1" if joins_segments else "",
+        }
 
     def _launch(self, kernel: Kernel) -> dict[str, object]:
         printed = self.printed[kernel.name]
         grid = " * ".join(self.counts.get(size, size) for _, size in printed.grid if size != "1") or "1"
         arguments = [self.names[name] for name in printed.buffers]
         arguments += [self.counts[letter] for letter, _ in printed.counts]
-        return {"launcher": self.launchers[kernel.name], "grid": grid, "arguments": arguments}
+        condition = f"{self.counts['G']} > 1" if kernel.joins_segments else ""
+        return {
+            "launcher": self.launchers[kernel.name],
+            "grid": grid,
+            "arguments": arguments,
+            "condition": condition,
+        }
 
     def _shape(self, buffer: str) -> str:
         entries = [self._entry(dim, buffer) for dim in self.dims[buffer]]
@@ -168,7 +215,7 @@ class StagePrinter:
         return "torch.complex64" if declared.is_complex else "torch.float32"
 
     def _pointer_type(self, buffer: str) -> str:
-        """ "*x": as the tensor x has, which the caller chooses; "*fp32 x": float32, and absent where x is."""
+        """ "*x": as the tensor x has, which the caller chooses; "*fp32 x": x itself, float32 or absent."""
         if buffer in self.absent:
             return f"*fp32 {self.names[buffer]}"
         dtype = self._dtype(buffer)

@@ -1,6 +1,7 @@
 """Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
 
-forward     prepare       Tm = (I + L)^{-1}, all chunks at once (only where the state is read)
+forward     local, starts the state at every segment's start (only where it is not read, and several segments run)
+            prepare       Tm = (I + L)^{-1}, all chunks at once (only where the state is read)
             forward       walks the chunks with S in registers: pseudo-values, readouts, epilogue, next state
 backward    epilogue      cotangents of the readouts (only where results are more than readouts)
             states        walks again, leaving S at every chunk's start
@@ -11,18 +12,23 @@ backward    epilogue      cotangents of the readouts (only where results are mor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
-from recur.ir.tile import Buffer
+from recur.ir.tile import Buffer, Kernel
 from recur.strategies.chunk.gradients import (
+    ADJOINT_EQUATION,
     adjoint_name,
+    begin_adjoints,
     emit_epilogue_gradient,
     emit_gradients,
     emit_reverse_walk,
 )
 from recur.strategies.chunk.kernels import (
+    STATE_EQUATION,
+    begin_states,
     emit_prepare,
     emit_states,
     emit_walk,
@@ -30,16 +36,19 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
+from recur.strategies.chunk.passes import emit_query_gradients, emit_write_gradients, pass_buffers, takes_passes
+from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
 from recur.strategies.chunk.tiles import split_scale
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
+from recur.strategies.order import order_kernel
 from recur.strategies.prune import prune_kernel
 
 NAME = "chunkwise"
 
-CHUNK = 32  # tokens a chunk: twice as many spill the registers of a program that holds every gradient
+CHUNK = 64  # tokens a chunk
 SHORT_CHUNK = 16  # where a decay runs over dims, whose pairs are evaluated one by one, and where a token reads twice
-KEY_ENTRIES = 8192  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
+KEY_ENTRIES = 64 * 512  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Plan | Reject:
@@ -47,10 +56,14 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     if isinstance(shape, Reject):
         return shape
     ledger = Ledger()
-    reads = any(f.reads for f in shape.forms)
-    forward = ([emit_prepare(shape)] if reads else []) + [emit_walk(shape, keep_values=True)]
+    forward = starting_kernels(shape, adjoint=False) if shape.splits else [emit_prepare(shape)]
+    forward += [emit_walk(shape, keep_values=True)]
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+    backward += starting_kernels(shape, adjoint=True) if shape.splits else []
+    if takes_passes(shape):
+        backward += [emit_query_gradients(shape, ledger.buffer_of), emit_write_gradients(shape, ledger.buffer_of)]
+    else:
+        backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
     arguments = ordered_arguments(shape)
     return Plan(
         stage=normal.stage.name,
@@ -63,12 +76,18 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
         saved=saved_buffers(shape),
         workspace=workspace_buffers(shape) + ledger.buffers(arguments),
-        forward=tuple(prune_kernel(k) for k in forward),
-        backward=tuple(prune_kernel(k) for k in backward),
+        forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
+        backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
     )
+
+
+def starting_kernels(shape: Shape, adjoint: bool) -> list[Kernel]:
+    """What gives every segment the state that its walk starts from."""
+    begin, equation = (begin_adjoints, ADJOINT_EQUATION) if adjoint else (begin_states, STATE_EQUATION)
+    return [emit_local(shape, adjoint, partial(begin, shape), equation), emit_starts(shape, adjoint)]
 
 
 def ordered_arguments(shape: Shape) -> list[Node]:
@@ -97,7 +116,7 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = []
+    buffers = [b for w in walks(shape) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     for form in shape.forms:
         solved = [j for j, w in enumerate(form.writes) if w.read is not None]
         for i in solved:
@@ -111,7 +130,9 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
 
 
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = []
+    buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
+    buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    buffers += pass_buffers(shape) if takes_passes(shape) else []
     for form in shape.forms:
         layout = ("B", "N", "H", *shape.state_axes(form))
         buffers.append(

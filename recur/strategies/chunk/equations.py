@@ -63,7 +63,7 @@ class Chunk:
             result = self.b.add(result, term, name=name)
         return result
 
-    def _once(self, key: tuple[str, ...], emit: Callable[[], Value]) -> Value:
+    def once(self, key: tuple[str, ...], emit: Callable[[], Value]) -> Value:
         shared = self.tiles.shared
         if key not in shared:
             shared[key] = emit()
@@ -78,7 +78,7 @@ class Chunk:
     def seen(self, later: int, earlier: int) -> Value:
         """Whether the event at position ``earlier`` of token s has happened at position ``later`` of token c."""
         offset = 0 if earlier < later else 1
-        return self._once(("after", str(offset)), lambda: self.b.after("c", "s", offset))
+        return self.once(("after", str(offset)), lambda: self.b.after("c", "s", offset))
 
     def decay(self, later: int, earlier: int, crossing: int = 0) -> Value | None:
         """D[c, s], the scalar decay between two rows; None without decay."""
@@ -87,7 +87,7 @@ class Chunk:
             return None
         x, y = gates.at[later], gates.at[earlier]
         key = ("D", x.log.name, y.log.name, str(crossing))
-        return self._once(key, lambda: between(self.b, x, y, self.seen(1, 0), crossing))
+        return self.once(key, lambda: between(self.b, x, y, self.seen(1, 0), crossing))
 
     def masked(self, pairs: Value, later: int, earlier: int, name: str) -> Value:
         zero = self.b.const(0.0, name="zero")
@@ -99,7 +99,7 @@ class Chunk:
         logs = [g.at[p].log.name for g in (self.form.key_gates,) if g is not None for p in (x.position, y.position)]
         offset = str(int(y.position > x.position))
         key = ("P", x.tile.name, y.tile.name, *scales, *logs, offset, str(crossing))
-        return self._once(key, lambda: self._scores(x, y, name, crossing))
+        return self.once(key, lambda: self._scores(x, y, name, crossing))
 
     def _scores(self, x: Vector, y: Vector, name: str, crossing: int) -> Value:
         gates = self.form.key_gates
@@ -174,7 +174,7 @@ class Chunk:
             factor = to_end(b, gate, end, crossing)
             return factor if end.unit is None else b.mul(factor, end.unit, name="to_end")
 
-        factor = self._once((which, gate.log.name, str(crossing)), emit)
+        factor = self.once((which, gate.log.name, str(crossing)), emit)
         return (None, factor) if gates.axes else (factor, None)
 
     def against_state(
@@ -213,7 +213,7 @@ class Chunk:
 
     def over_chunk(self, gates: Gates, crossing: int = 0) -> Value:
         key = ("over", gates.end.log.name, str(crossing))
-        return self._once(key, lambda: whole_chunk(self.b, gates.end, crossing))
+        return self.once(key, lambda: whole_chunk(self.b, gates.end, crossing))
 
     # --- forward -----------------------------------------------------------------------------------------------------
 
