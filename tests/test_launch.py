@@ -59,7 +59,7 @@ def test_a_launch_gets_addresses_counts_and_constants(gpu: MockDriver) -> None:
     assert set(addresses) <= set(arguments) and None in arguments  # the initial state is absent
     ((kernel, types, options),) = tables(op)[0].rows
     counts = arguments[len([t for t in types if t.startswith("*")]) :]
-    assert counts[:2] == (8, 3) and counts[2:5] == (16, 16, options["C"])
+    assert counts[:4] == (8, 3, 1, 1) and counts[4:7] == (16, 16, options["C"])  # T, H, one segment of one chunk
     assert kernel.arg_names[-1] == "DOT" and str(counts[-1]) == "bf16"
 
 
@@ -112,6 +112,20 @@ def test_given_and_absent_states(gpu: MockDriver) -> None:
     op(**x, initial_state=start)
     assert None in gpu.launches[0][1] and None not in gpu.launches[1][1]
     assert start.data_ptr() in gpu.launches[1][1]
+
+
+def test_kernels_that_join_segments_are_compiled_where_there_are_several(gpu: MockDriver) -> None:
+    op = recur.loads(LINEAR)
+    op(**draw(op))
+    module = sys.modules[next(iter(op._compiled.values())).function.__module__]
+    assert not module.S_FORWARD_JOINS.known and len(gpu.launches) == 1
+    o, _ = op(**draw(op, T=64 * 64, requires_grad=True))
+    names = [row[0].__name__ for row in (*module.S_FORWARD_JOINS.rows, *module.S_FORWARD.rows)]
+    assert len(names) == 3 and [name for name, _ in gpu.launches[1:]] == names
+    o.sum().backward()
+    passes = (module.S_FORWARD_JOINS, module.S_BACKWARD, module.S_BACKWARD_JOINS)
+    for kernel in (k for table in passes for k in next(iter(table.known.values()))):
+        assert list(kernel.compiled) == list(kernel.started)  # each was compiled once, as expected
 
 
 def test_tensors_that_are_not_as_they_lie_in_memory(gpu: MockDriver) -> None:

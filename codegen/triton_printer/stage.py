@@ -53,6 +53,7 @@ class StagePrinter:
         }
 
     def print(self) -> str:
+        given_out = self.plan.results + self.plan.final + self.plan.saved
         return render(
             "stage.jinja",
             stage=self.plan.stage,
@@ -63,9 +64,7 @@ class StagePrinter:
                 for p in self.printed.values()
             },
             expected=self._expected(),
-            forward=self._host(
-                "FORWARD", self.plan.forward, self._given_forward(), self.plan.results + self.plan.final + self.plan.saved
-            ),
+            forward=self._host("FORWARD", self.plan.forward, self._given_forward(), given_out),
             backward=self._host("BACKWARD", self.plan.backward, self._given_backward(), ()),
             results=print_tuple([self.names[b.name] for b in self.plan.results]),
             final=print_tuple([self.names[b.name] for b in self.plan.final]),
@@ -112,7 +111,7 @@ class StagePrinter:
         text = " ".join(shape for _, shape, _, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
         return {
             "parameters": [self.names[name] for name in given],
-            "tables": [t for t in (self._table(name, kernels, False), self._table(f"{name}_JOINS", kernels, True)) if t],
+            "tables": self._table(name, kernels, False) + self._table(f"{name}_JOINS", kernels, True),
             "typed": [self.names[name] for name in self._typed(kernels, given)],
             "zeros": [
                 (self.names[f"d_{b.name}"], self._shape(b.name), self._dtype(b.name))
@@ -151,17 +150,16 @@ class StagePrinter:
             lines.append(f"{G}, {L} = _segments({B} * {H}, {N})")
         return lines
 
-    def _table(self, name: str, kernels: tuple[Kernel, ...], joins_segments: bool) -> dict[str, object]:
-        """The kernels of a pass that are launched under one condition, as a table; empty where there are none."""
+    def _table(self, name: str, kernels: tuple[Kernel, ...], joins_segments: bool) -> list[dict[str, object]]:
+        """The table of the kernels of a pass that are launched under one condition, where there are some."""
         found = [k for k in kernels if k.joins_segments == joins_segments]
-        if not found:
-            return {}
-        return {
+        table = {
             "name": f"{self.plan.stage}_{name}",
             "kernels": [self.printed[k.name] for k in found],
             "launchers": [self.launchers[k.name] for k in found],
             "condition": f"{self.counts['G']} > 1" if joins_segments else "",
         }
+        return [table] if found else []
 
     def _launch(self, kernel: Kernel) -> dict[str, object]:
         printed = self.printed[kernel.name]
