@@ -8,6 +8,7 @@ from functools import cached_property
 from textwrap import wrap
 
 from recur.codegen.torch_printer.function import identifier, identifiers
+from recur.codegen.torch_printer.tensors import permuted
 from recur.ir.core import leaves
 from recur.ir.normal import MaxPlusForm, NormalForm, Program
 from recur.ir.plan import Plan
@@ -29,6 +30,28 @@ def signature(inputs: list[str], outputs: list[str]) -> str:
     """What an autograd function takes and gives, as lines of its docstring."""
     text = f"({', '.join(inputs)}) -> ({', '.join(outputs)})"
     return "\n    ".join(wrap(text, 112, break_long_words=False))
+
+
+def caller_layout(plan: Plan, buffer: Buffer) -> tuple[str, ...]:
+    """The dimensions that the caller's tensor has, where the buffer's layout has one in place of several."""
+    own = dict(plan.views).get(buffer.name)
+    return buffer.layout if own is None else (*(d for d in buffer.layout if d in ("B", "T", "H")), *own)
+
+
+def split_layout(plan: Plan, buffer: Buffer) -> tuple[str, ...]:
+    """The buffer's layout with the several dims for each fused one."""
+    groups = dict(plan.fused)
+    return tuple(part for d in buffer.layout for part in groups.get(d, (d,)))
+
+
+def fused_view(text: str, plan: Plan, buffer: Buffer) -> str:
+    """The caller's tensor in the buffer's layout."""
+    text = permuted(text, caller_layout(plan, buffer), split_layout(plan, buffer))
+    groups = dict(plan.fused)
+    for i, dim in enumerate(buffer.layout):
+        if dim in groups:
+            text += f".flatten({i}, {i + len(groups[dim]) - 1})"
+    return text
 
 
 @dataclass
@@ -241,7 +264,8 @@ class Shell:
         """Runs a stage; its results and final states get names."""
         states = [f.state for f in normal.forms]
         starts = {b.name: self.variables[state + ".initial"] for state, b in zip(states, plan.initial, strict=True)}
-        inputs = [self.variables[b.name] for b in plan.arguments] + [starts[b.name] for b in plan.initial]
+        inputs = [fused_view(self.variables[b.name], plan, b) for b in plan.arguments]
+        inputs += [fused_view(starts[b.name], plan, b) for b in plan.initial]
         results = [self.result_name(b) for b in plan.results]
         finals = []
         for state in states:
@@ -249,13 +273,28 @@ class Shell:
             finals.append(name)
         arguments = ", ".join(inputs)
         if plan.gradients:
-            return [f"{tuple_target(results + finals)} = {stage_function(plan.stage)}.apply({arguments})"]
+            call = f"{tuple_target(results + finals)} = {stage_function(plan.stage)}.apply({arguments})"
+            return [call, *self.split_lines(plan, dict(zip(results + finals, plan.results + plan.final, strict=True)))]
         return [
             "with torch.no_grad():",
             f"    results, states, _ = {plan.stage}_forward(*(_dense(x) for x in ({arguments})))",
             f"{tuple_target(results)} = results",
             f"{tuple_target(finals)} = states",
         ]
+
+    def split_lines(self, plan: Plan, given: dict[str, Buffer]) -> list[str]:
+        """Results whose dims the stage fuses, in the caller's shape again."""
+        lines, groups = [], dict(plan.fused)
+        for name, buffer in given.items():
+            text = name
+            for i, dim in enumerate(buffer.layout):
+                if dim in groups:
+                    sizes = ", ".join(self.size(d) for d in groups[dim])
+                    text += f".unflatten({i - len(buffer.layout)}, ({sizes}))"
+            text = permuted(text, split_layout(plan, buffer), caller_layout(plan, buffer))
+            if text != name:
+                lines.append(f"{name} = {text}")
+        return lines
 
     def result_name(self, buffer: Buffer) -> str:
         self.variables[buffer.name] = self.names.take(buffer.name)

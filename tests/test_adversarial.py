@@ -82,10 +82,7 @@ def chunk_of(op: Op, strategy: str) -> int:
 
 OTHERWISE = {
     "factor_elementwise": "associative_scan",
-    # Chunkwise refuses factors over a dimension: at zero, their gradient is not the gradient of their log.
-    **{name: "sequential" for name in CHOSEN if "_over_" in name},
-    "factor_product": "sequential",
-    "factor_complex": "sequential",
+    "factor_product": "sequential",  # factors along both axes
 }
 ZOO = cases()
 CASES = [

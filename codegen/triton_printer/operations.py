@@ -52,6 +52,7 @@ class OperationPrinter:
         self.layout, self.names, self.padding, self.inlinable = layout, names, padding, inlinable
         self.tiles: dict[str, Tile] = {}
         self.inlined: set[str] = set()
+        self.selections: dict[str, Let] = {}
 
     # values
 
@@ -234,6 +235,9 @@ class OperationPrinter:
     def _print_contract(self, let: Let) -> list[str]:
         x, y = let.args
         over = tuple(let.attr("over"))  # type: ignore[arg-type]
+        reshaped = self._reshaped(let)
+        if reshaped is not None:
+            return self.bind(let.out, reshaped)
         left, right = self.summable(x, y, over)
         if is_matrix_product(x, y, over):
             return self._print_dot(let, left, right, over[0])
@@ -289,23 +293,19 @@ class OperationPrinter:
         return self._print_dot(dotted, left.map(lambda part: f"({part} * {decay})"), right, over)
 
     def _weigh_per_pair(self, let: Let, left: Pair, right: Pair, over: tuple[str, ...]) -> list[str]:
-        """The gates differ along a size axis: one column at a time, in helpers.py."""
-        x, y, gx, gy = let.args
+        """The gates differ along a size axis: by blocks of rows, in helpers.py."""
+        x, _, gx, gy = let.args
         row = next(a for a in gx.axes if self.layout.axes[a].root.kind == "rows")
         column = next(a for a in gy.axes if self.layout.axes[a].root.kind == "rows")
         size = next(a for a in gx.axes + gy.axes if a not in (row, column))
-        shapes = {a: self.layout.axes[a].block_name for a in (row, column, size)}
         gates = f"{self.expanded(gx, (row, size)).re}, {self.expanded(gy, (column, size)).re}"
-        extents = f"{shapes[row]}, {shapes[column]}"
-        if over == (size,):
-            call, extra = "_weigh_sizes", ""
-        elif over == (column,):
-            call, extra = "_weigh_columns", f", {shapes[size]}"
-        else:
-            call, extra = "_weigh_rows", f", {shapes[size]}"
-            if row in y.axes and size in x.axes:
-                x, y, left, right = y, x, right, left
-        weigh = lambda a, b: f"{call}({a}, {b}, {gates}, {extents}{extra})"  # noqa: E731
+        rows, entries = self.layout.axes[row], self.layout.axes[size]
+        precision = "ieee" if max(rows.block, entries.block) <= IEEE_SIDE else "tf32x3"
+        shape = f'{rows.block_name}, {entries.block_name}, {rows.block.bit_length() - 1}, DOT, "{precision}"'
+        call = "_weigh_sizes" if over == (size,) else "_weigh_columns" if over == (column,) else "_weigh_rows"
+        if over != (size,) and size in x.axes:
+            left, right = right, left
+        weigh = lambda a, b: f"{call}({a}, {b}, {gates}, {shape})"  # noqa: E731
         parts = complex_numbers.multiply_with(weigh, left, right)
         if self.layout.order(let.out.axes) != tuple(a for a in (row, column, size) if a not in over):
             parts = parts.map(lambda part: f"tl.trans({part})")
@@ -476,6 +476,50 @@ class OperationPrinter:
         row, column = self.layout.order(let.out.axes)
         lanes = f"{self._lane(row, (row, column))} == {self._lane(column, (row, column))}"
         return self.bind(let.out, Pair(f"tl.where({lanes}, 1.0, 0.0)"))
+
+    def _print_select(self, let: Let) -> list[str]:
+        """Which of the fused axis' entries belong to which of a part's."""
+        fused, part = str(let.attr("fused")), str(let.attr("part"))
+        inner: tuple[str, ...] = let.attr("inner")  # type: ignore[assignment]
+        axes = self.layout.order((fused, part))
+        lanes = align(self.layout.axes[fused].index, (fused,), axes)
+        if inner:
+            stride = " * ".join(inner)
+            lanes = f"{lanes} // {stride if len(inner) == 1 else f'({stride})'}"
+        chosen = f"{lanes} % {part} == {align(self.layout.axes[part].index, (part,), axes)}"
+        if self.layout.axes[fused].padded:
+            chosen = f"({chosen}) & {align(self.layout.axes[fused].mask, (fused,), axes)}"
+        self.selections[let.out.name] = let
+        return self.alias(let.out, Pair(f"tl.where({chosen}, 1.0, 0.0)"))
+
+    def _reshaped(self, let: Let) -> Pair | None:
+        """A product with a selection as a change of shape, where every block is as wide as its axis."""
+        x, select = next(((x, self.selections.get(y.name)) for x, y in (let.args, let.args[::-1])
+                          if y.name in self.selections), (let.out, None))
+        if select is None:
+            return None
+        fused, part = select.out.axes
+        outer, inner = tuple(select.attr("outer")), tuple(select.attr("inner"))  # type: ignore[arg-type]
+        old, new = (part, fused) if let.attr("over") == (part,) else (fused, part)
+        axes, split = self.tile(x).axes, (*outer, part, *inner)
+        exact = not self.layout.axes[fused].padded and self.layout.axes[part].block == self.layout.sizes[part]
+        wanted = tuple(new if a == old else a for a in axes)
+        if not exact or let.attr("over") != (old,) or wanted != self.layout.order(let.out.axes):
+            return None
+        at = axes.index(old)
+        blocks = [self.layout.axes[a].block_name for a in axes]
+        whole = f"({', '.join((*blocks[:at], *split, *blocks[at + 1 :]))})"
+        if new == fused:
+            lanes = ", ".join([":"] * at + [":" if d == part else "None" for d in split] + [":"] * len(axes[at + 1 :]))
+            shape = self.layout.shape(wanted)
+            return self.tile(x).parts.map(
+                lambda text: f"tl.reshape(tl.broadcast_to({text}[{lanes}], {whole}), {shape})")
+        summed = [at + i for i, d in enumerate(split) if d != part]
+        text_of = lambda text: f"tl.reshape({bare(text)}, {whole})"  # noqa: E731
+        parts = self.tile(x).parts.map(text_of)
+        for position in reversed(summed):
+            parts = parts.map(lambda text, position=position: f"tl.sum({text}, {position})")
+        return parts
 
     def _print_hadamard(self, let: Let) -> list[str]:
         """x H with Sylvester's symmetric H: a product of matrices where x is one."""

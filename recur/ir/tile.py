@@ -36,6 +36,8 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
                                     chunk's start, also where the axes are tiles of rows
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
+    select (fused, part, outer, inner)  one where the index of `fused`, which runs over all combinations of the axes
+                                    outer, part, inner, row-major, has the index of `part`
     eye (row, column), index x (axis, i), place x (axis, i), hadamard x (axis)
     zeros (axes), full (axes, value)
 """
@@ -164,8 +166,8 @@ class Buffer:
     "G"             segments of the sequence (runs of whole chunks, which programs walk at the same time)
     "tiles:X"       one entry a tile of axis X;  any other name: a dimension of the recurrence
 
-    B, T, G, N and "N+1" stand before "H" only, and what follows "H" is "C", "tiles:X" or a dimension, so that a recurrence
-    may have a dimension named N or B.
+    B, T, G, N and "N+1" stand before "H" only, and what follows "H" is "C", "tiles:X" or a dimension, so that a
+    recurrence may have a dimension named N or B.
 
     dtype: "input:NAME" that tensor's, "operand" the inputs' own type, "accumulate" float32 (float64 for float64).
 

@@ -118,7 +118,7 @@ def _pull(node: Node, g: Node, region: _Region) -> tuple[Node | None, ...]:
         return _pull_elementwise(node, g, node in region.branch)
     if node.op == "contract":
         return _pull_contract(node, g, region)
-    if node.op in ("leaf", "const", "size", "eye"):
+    if node.op in ("leaf", "const", "size", "eye", "select"):
         return ()
     return (_pull_structural(node, g, node in region.branch),)
 

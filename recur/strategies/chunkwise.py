@@ -28,7 +28,9 @@ from recur.strategies.chunk.gradients import (
 )
 from recur.strategies.chunk.kernels import (
     STATE_EQUATION,
+    ChunkOf,
     begin_states,
+    computed_chunk,
     emit_prepare,
     emit_states,
     emit_walk,
@@ -36,6 +38,8 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
+from recur.strategies.chunk.key_gradients import emit_key_gradients
+from recur.strategies.chunk.key_side import emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk
 from recur.strategies.chunk.passes import emit_query_gradients, emit_write_gradients, pass_buffers, takes_passes
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
@@ -47,7 +51,7 @@ from recur.strategies.prune import prune_kernel
 NAME = "chunkwise"
 
 CHUNK = 64  # tokens a chunk
-SHORT_CHUNK = 16  # where a decay runs over dims, whose pairs are evaluated one by one, and where a token reads twice
+SHORT_CHUNK = 16  # where a decay runs over dims whose pairs are evaluated one by one, for two reads, and fused dims
 KEY_ENTRIES = 64 * 512  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
 
@@ -56,14 +60,17 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     if isinstance(shape, Reject):
         return shape
     ledger = Ledger()
-    forward = starting_kernels(shape, adjoint=False) if shape.splits else [emit_prepare(shape)]
-    forward += [emit_walk(shape, keep_values=True)]
+    stored = has_stored_key_side(shape)
+    chunk_of = stored_chunk if stored else computed_chunk
+    prepare = [emit_key_side(shape)] if stored else [] if shape.splits else [emit_prepare(shape)]
+    forward = [*prepare, *starting_kernels(shape, chunk_of, adjoint=False), emit_walk(shape, True, chunk_of)]
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += starting_kernels(shape, adjoint=True) if shape.splits else []
+    backward += starting_kernels(shape, chunk_of, adjoint=True)
     if takes_passes(shape):
         backward += [emit_query_gradients(shape, ledger.buffer_of), emit_write_gradients(shape, ledger.buffer_of)]
     else:
-        backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+        backward += [emit_states(shape, chunk_of), emit_reverse_walk(shape, chunk_of)]
+        backward.append((emit_key_gradients if stored else emit_gradients)(shape, ledger.buffer_of))
     arguments = ordered_arguments(shape)
     return Plan(
         stage=normal.stage.name,
@@ -81,13 +88,19 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
+        fixed_sizes=shape.fixed_sizes,
+        fused=shape.fused,
+        views=shape.views,
+        limits=shape.limits,
     )
 
 
-def starting_kernels(shape: Shape, adjoint: bool) -> list[Kernel]:
+def starting_kernels(shape: Shape, chunk_of: ChunkOf, adjoint: bool) -> list[Kernel]:
     """What gives every segment the state that its walk starts from."""
+    if not shape.splits:
+        return []
     begin, equation = (begin_adjoints, ADJOINT_EQUATION) if adjoint else (begin_states, STATE_EQUATION)
-    return [emit_local(shape, adjoint, partial(begin, shape), equation), emit_starts(shape, adjoint)]
+    return [emit_local(shape, adjoint, partial(begin, shape, chunk_of), equation), emit_starts(shape, adjoint)]
 
 
 def ordered_arguments(shape: Shape) -> list[Node]:
@@ -96,9 +109,11 @@ def ordered_arguments(shape: Shape) -> list[Node]:
 
 
 def chunk_length(shape: Shape) -> int:
+    if has_stored_key_side(shape):
+        return CHUNK
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
     many_reads = any(len(f.reads) > 1 for f in shape.forms)
-    return SHORT_CHUNK if over_dims or many_reads or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
+    return SHORT_CHUNK if over_dims or many_reads or shape.fused or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
 
 
 def key_entries(shape: Shape) -> int:
@@ -117,6 +132,7 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for w in walks(shape) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    buffers += key_side_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         solved = [j for j, w in enumerate(form.writes) if w.read is not None]
         for i in solved:

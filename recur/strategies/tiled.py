@@ -75,6 +75,10 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape, stored),
         chunk=CHUNK,
+        fixed_sizes=shape.fixed_sizes,
+        fused=shape.fused,
+        views=shape.views,
+        limits=shape.limits,
     )
 
 

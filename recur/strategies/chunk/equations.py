@@ -211,6 +211,12 @@ class Chunk:
                 state = self.b.mul(state, conj(self.b, factor) if adjoint else factor, name=name)
         return state
 
+    def class_over_chunk(self, which: str) -> Value:
+        """The decay of the "key" or "value" class over the whole chunk, where the form has one."""
+        gates = self.form.key_gates if which == "key" else self.form.value_gates
+        assert gates is not None
+        return self.over_chunk(gates)
+
     def over_chunk(self, gates: Gates, crossing: int = 0) -> Value:
         key = ("over", gates.end.log.name, str(crossing))
         return self.once(key, lambda: whole_chunk(self.b, gates.end, crossing))

@@ -25,8 +25,16 @@ from recur.strategies.chunk.adjoint import (
 )
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
 from recur.strategies.chunk.equations import Chunk
+from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
 from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor
-from recur.strategies.chunk.kernels import known_values, load_inverse, load_starts, readout_leaves
+from recur.strategies.chunk.kernels import (
+    ChunkOf,
+    computed_chunk,
+    known_values,
+    load_inverse,
+    load_starts,
+    readout_leaves,
+)
 from recur.strategies.chunk.segments import Advance, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, token_access
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
@@ -59,13 +67,13 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
-def emit_reverse_walk(shape: Shape) -> Kernel:
+def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
     last = load_starts(b, walks(shape, adjoint=True))
     inner = b.nested()
     adjoints = [inner.phi(f"R_{f.state}", r) for f, r in zip(shape.forms, last, strict=True)]
-    advance = begin_adjoints(shape, inner)
+    advance = begin_adjoints(shape, chunk_of, inner)
     previous = []
     for i, (form, adjoint) in enumerate(zip(shape.forms, adjoints, strict=True)):
         inner.store(chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), adjoint)
@@ -77,13 +85,13 @@ def emit_reverse_walk(shape: Shape) -> Kernel:
     return Kernel("reverse", shape.grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
 
 
-def begin_adjoints(shape: Shape, inner: Builder) -> Advance:
+def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
     """The step of R over a chunk in a body; it leaves the solved writes' Z in memory."""
     tiles = Tiles(inner)
 
     def advance(index: int, adjoint: Value) -> tuple[Value, Chunk]:
         form = shape.forms[index]
-        chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
+        chunk = chunk_of(tiles, form)
         cotangents = load_cotangents(inner, shape, form)
         sides = readout_keys(chunk, cotangents)
         values = readout_values(chunk, cotangents)
@@ -131,6 +139,10 @@ class Cotangents:
         factor = apply("conj", decay.factor) if decay.factor.is_complex else decay.factor
         quotient = div(symbols[0], where(small, const(1), factor))
         self.factors.append((decay.factor, where(small, across, quotient)))
+
+    def drop(self, needed: set[Node]) -> None:
+        """Forgets the pairs from which none of the needed sources gets a share."""
+        self.pairs = [(n, t) for n, t in self.pairs if needed & set(leaves([n]))]
 
     def pull(self, tiles: Tiles, sources: list[Node]) -> dict[Node, Value]:
         """The cotangents of those sources that the expressions depend on, as tiles (rows still in them)."""
@@ -431,6 +443,9 @@ class FormGradients:
                 assert kept is not None
                 whole = b.add(whole, kept, name="at_end")
             for i, decay in class_decays(self.form, "key"):
+                if is_plain_factor(decay):
+                    self._add_factor(cotangents, decay, self._factor_gradient(masked, reads, writes).of(i))
+                    continue
                 rows = self._dims_sum(b, inner_reads, inner_writes, whole, i)
                 add_decay(cotangents, b, decay, rows, self.form.key)
             return
@@ -438,6 +453,42 @@ class FormGradients:
             d_log = self._straddling(masked, reads, writes, i, 0)
             at_cut = self._straddling(masked, reads, writes, i, 1) if gates.end.cuts is not None else None
             add_decay(cotangents, b, decay, d_log, (), at_cut)
+
+    def _factor_gradient(
+        self,
+        masked: dict[tuple[str, int], Value],
+        reads: list[tuple[KeySide, Value | None, Value]],
+        writes: list[tuple[int, Value | None, Value]],
+    ) -> FactorGradient:
+        b, gates, keys = self.b, self.part.key_gates, self.part.keys
+        assert gates is not None
+        vectors = {j: conj(b, self.outer.full(keys[j])) for j, _, _ in writes}
+        writers = [
+            Writer(y, b.mul(y, self.to_adjoint[j], name="y_R"), keys[j].position) for j, y in vectors.items()
+        ]
+        readers = [
+            Reader(
+                conj(b, self.outer.full(side.vector)),
+                tuple(masked[side.name, j] for j in vectors),
+                self.from_state[side.name],
+                side.vector.position,
+            )
+            for side, _, _ in reads
+        ]
+        return FactorGradient(b, gates, readers, writers, self.both)
+
+    def _add_factor(self, cotangents: Cotangents, decay: Decay, d_modulus: Value) -> None:
+        """The pairs carry the decay's own sign or phase: times it again, they are the factor's cotangent."""
+        b, factor = self.b, decay.factor
+        extra = tuple(d for d in self.form.key if d not in factor.dims)
+        symbol = leaf("tile", d_modulus.name, factor.dims, d_modulus.is_complex)
+        cotangents.tiles[symbol] = b.sum(d_modulus, extra, name="d_factor")
+        unit: Node = const(1)
+        if decay.sign is not None:
+            unit = where(apply("lt", decay.sign, const(0)), const(-1), const(1))
+        if decay.angle is not None:
+            unit = mul(unit, apply("polar", const(1), decay.angle))
+        cotangents.factors.append((factor, mul(unit, symbol)))
 
     def _straddling(
         self,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from recur.ir.core import Node, leaves
-from recur.ir.tile import Axis, Builder, Carry, Kernel, Value
+from recur.ir.normal import MatrixForm
+from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.segments import Advance, Walk, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, key_only, pair_access, token_access
@@ -16,6 +19,14 @@ FORWARD_EQUATIONS = (
     "O = Q~ S + tril(Q~ B^T) U",
     STATE_EQUATION,
 )
+
+
+ChunkOf = Callable[[Tiles, MatrixForm], Chunk]  # a chunk's equations with their tiles, wherever those come from
+
+
+def computed_chunk(tiles: Tiles, form: MatrixForm) -> Chunk:
+    """A chunk's tiles from the stage's inputs."""
+    return Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
 
 
 def inverse_name(form_state: str, i: int, j: int) -> str:
@@ -46,7 +57,7 @@ def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
     return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
 
 
-def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
+def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks."""
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
@@ -56,8 +67,8 @@ def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
     readouts: dict[Node, Value] = {}
     following: list[Value] = []
     for form, state in zip(shape.forms, states, strict=True):
-        part = load_values(tiles, load_keys(tiles, form))
-        chunk = Chunk(tiles, part)
+        chunk = chunk_of(tiles, form)
+        part = chunk.form
         u = chunk.pseudo_values(state, load_inverse(inner, form.state, part.solved))
         for j in part.solved:
             if keep_values:
@@ -96,13 +107,13 @@ def readout_leaves(shape: Shape) -> list[Node]:
     return leaves([n for _, n in shape.epilogue], "readout")
 
 
-def emit_states(shape: Shape) -> Kernel:
+def emit_states(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """The state at every chunk's start, again, from the pseudo-values kept by the forward pass."""
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
     inner = b.nested()
     states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]
-    advance = begin_states(shape, inner)
+    advance = begin_states(shape, chunk_of, inner)
     following = []
     for i, (form, state) in enumerate(zip(shape.forms, states, strict=True)):
         inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
@@ -116,14 +127,13 @@ def load_starts(b: Builder, of: list[Walk]) -> list[Value]:
     return [b.load(w.state, w.start, w.axes) for w in of]
 
 
-def begin_states(shape: Shape, b: Builder) -> Advance:
+def begin_states(shape: Shape, chunk_of: ChunkOf, b: Builder) -> Advance:
     """The step S <- 2^G_C S + (2^(G_C - G) B)^T U in a body, with the pseudo-values as the forward pass kept them."""
     tiles = Tiles(b)
 
     def advance(index: int, state: Value) -> tuple[Value, Chunk]:
-        part = load_values(tiles, load_keys(tiles, shape.forms[index]))
-        chunk = Chunk(tiles, part)
-        return chunk.next_state(state, known_values(b, part)), chunk
+        chunk = chunk_of(tiles, shape.forms[index])
+        return chunk.next_state(state, known_values(b, chunk.form)), chunk
 
     return advance
 

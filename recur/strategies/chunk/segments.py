@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.gates import Gates, class_decays
+from recur.strategies.chunk.gates import class_decays
 from recur.strategies.chunk.shape import Shape, state_access
 from recur.strategies.chunk.tiles import conj
 
@@ -63,7 +63,9 @@ class Walk:
         return self._access(self.result, "end")
 
     def _access(self, whole: str, part: str) -> Access:
-        return segment_access(f"{part}_{self.state}", self.axes) if self.shape.splits else state_access(whole, self.axes)
+        if not self.shape.splits:
+            return state_access(whole, self.axes)
+        return segment_access(f"{part}_{self.state}", self.axes)
 
     def decay_axes(self, which: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(d for _, e in class_decays(self.form, which) for d in e.factor.dims))
@@ -122,9 +124,8 @@ def emit_local(shape: Shape, adjoint: bool, begin: Callable[[Builder], Advance],
         carries.append(Carry(state, empty, following))
         ends.append((segment_access(f"local_{walk.state}", walk.axes), state))
         for which in walk.classes:
-            gates = chunk.form.key_gates if which == "key" else chunk.form.value_gates
-            assert gates is not None
-            carry = decay_carry(b, inner, chunk, gates, adjoint)
+            factor = chunk.class_over_chunk(which)
+            carry = decay_carry(b, inner, conj(inner, factor) if adjoint else factor)
             carries.append(carry)
             ends.append((segment_access(walk.decay(which), walk.decay_axes(which)), carry.phi))
     b.loop("chunks", inner, tuple(carries), reverse=adjoint)
@@ -135,13 +136,10 @@ def emit_local(shape: Shape, adjoint: bool, begin: Callable[[Builder], Advance],
     return Kernel(name, shape.grid, shape.axes, tuple(b.statements), equations, "segments", joins_segments=True)
 
 
-def decay_carry(b: Builder, inner: Builder, chunk: Chunk, gates: Gates, adjoint: bool) -> Carry:
+def decay_carry(b: Builder, inner: Builder, factor: Value) -> Carry:
     """The running product of one class's decays over the chunks."""
-    factor = chunk.over_chunk(gates)
-    if adjoint:
-        factor = conj(inner, factor)
-    one = b.full(gates.axes, 1.0, name="D")
-    phi = Value(inner.name("D"), gates.axes, factor.is_complex)
+    one = b.full(factor.axes, 1.0, name="D")
+    phi = Value(inner.name("D"), factor.axes, factor.is_complex)
     return Carry(phi, one, inner.mul(phi, factor, name="D"))
 
 

@@ -52,7 +52,10 @@ class Tiles:
             value = self.b.expand(value, axes, name)
         if fill == 0.0 and vanishes(node):
             return value
-        return self.b.valid(value, self.rows_axis, fill, name)
+        key = ("valid", value.name, str(fill))
+        if key not in self.shared:
+            self.shared[key] = self.b.valid(value, self.rows_axis, fill, name)
+        return self.shared[key]
 
     def rows(self, node: Node, name: str) -> Rows:
         """The expression as rows, with what has no dims taken out of the tile."""
@@ -172,17 +175,17 @@ class FormTiles:
 
 def load_keys(tiles: Tiles, form: MatrixForm) -> FormTiles:
     """Everything but the writes' values and the value-axis queries: what does not have value dims."""
-    gates = _load_gates(tiles, form, "key")
+    gates = load_gates(tiles, form, "key")
     reads: dict[str, Vector] = {}
     keys: dict[int, Vector] = {}
     queries: dict[str, Vector] = {}
     for i, event in enumerate(form.events):
         if isinstance(event, Read):
-            reads[event.name] = _key_vector(tiles, gates, event.vector, i, "a")
+            reads[event.name] = key_vector(tiles, gates, event.vector, i, "a")
         elif isinstance(event, Write):
-            keys[len(keys)] = _key_vector(tiles, gates, event.key, i, "b", conjugate=True)
+            keys[len(keys)] = key_vector(tiles, gates, event.key, i, "b", conjugate=True)
         elif isinstance(event, Readout) and event.axis == "key":
-            queries[event.name] = _key_vector(tiles, gates, event.vector, i, "q")
+            queries[event.name] = key_vector(tiles, gates, event.vector, i, "q")
     return FormTiles(form, reads, keys, {}, queries, gates, None)
 
 
@@ -198,14 +201,14 @@ def load_values(tiles: Tiles, part: FormTiles) -> FormTiles:
     for i, event in enumerate(form.events):
         if isinstance(event, Readout) and event.axis == "value":
             queries[event.name] = _vector(tiles.rows(event.vector, "x"), event.vector, i)
-    return replace(part, values=values, queries=queries, value_gates=_load_gates(tiles, form, "value"))
+    return replace(part, values=values, queries=queries, value_gates=load_gates(tiles, form, "value"))
 
 
 def _vector(rows: Rows, node: Node, position: int) -> Vector:
     return Vector(rows.tile, rows.scale, node, position)
 
 
-def _key_vector(
+def key_vector(
     tiles: Tiles, gates: Gates | None, node: Node, position: int, name: str, conjugate: bool = False
 ) -> Vector:
     return _vector(signed(tiles.b, gates, position, tiles.rows(node, name), conjugate), node, position)
@@ -232,7 +235,7 @@ def signed(b: Builder, gates: Gates | None, position: int, rows: Rows, conjugate
     return Rows(b.mul(unit, rows.tile, name=rows.tile.name), rows.scale)
 
 
-def _load_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
+def load_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
     decays = tuple((i, d.log, d.sign, d.angle, d.factor.dims) for i, d in class_decays(form, which))
     key = (len(form.events), which, *decays)
     if key not in tiles.gates:
