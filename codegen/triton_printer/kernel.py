@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.inlining import inlinable_values
-from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, safe_name
+from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, print_tuple, safe_name
 from recur.codegen.triton_printer.names import name_values
 from recur.codegen.triton_printer.operations import OperationPrinter, Pair, bare
 from recur.codegen.triton_printer.padding import infer_padding
 from recur.codegen.triton_printer.templates import render
+from recur.codegen.triton_printer.wrapping import wrapped
 from recur.ir.tile import Access, Kernel, Let, Loop, Statement, Store
 
 INDENT = "    "
-WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ def print_kernel(
     dims: dict[str, tuple[BufferDim, ...]],
     config: StageConfig,
     complex_buffers: frozenset[str],
+    absent: Mapping[str, float],
 ) -> PrintedKernel:
-    """``dims``: the resolved dimensions of every buffer of the stage."""
-    draft = KernelPrinter(kernel, dims, config, complex_buffers)
+    """``dims``: the resolved dimensions of every buffer of the stage; ``absent``: as for `print_stage`."""
+    draft = KernelPrinter(kernel, dims, config, complex_buffers, absent)
     draft.print(name)
     # Printed again with names for those values alone that turned out to need one.
-    return KernelPrinter(kernel, dims, config, complex_buffers, frozenset(draft.operations.inlined)).print(name)
+    inlined = frozenset(draft.operations.inlined)
+    return KernelPrinter(kernel, dims, config, complex_buffers, absent, inlined).print(name)
 
 
 class KernelPrinter:
@@ -66,9 +69,11 @@ class KernelPrinter:
         dims: dict[str, tuple[BufferDim, ...]],
         config: StageConfig,
         complex_buffers: frozenset[str],
+        absent: Mapping[str, float],
         inlined: frozenset[str] | None = None,
     ) -> None:
         self.kernel, self.dims, self.config, self.complex_buffers = kernel, dims, config, complex_buffers
+        self.absent = absent
         self.layout = Layout(kernel, config)
         self.words = self.layout.words
         nameless = frozenset() if inlined is None else inlined
@@ -182,8 +187,18 @@ class KernelPrinter:
         mask = self._mask(let.access, axes)
         masked = f", mask={mask}, other=0.0" if mask else ""
         loads = [f"tl.load({pointer}{masked}).to(tl.float32)" for pointer in self._pointers(let.access, axes)]
+        if let.access.buffer in self.absent:
+            instead = self._absent_value(self.absent[let.access.buffer], axes, mask)
+            loads = [f"{load} if {pointer_name(let.access.buffer)} is not None else {instead}" for load in loads]
         for line in self.operations.bind(let.out, Pair(*loads)):
             self._line(line)
+
+    def _absent_value(self, value: float, axes: tuple[str, ...], mask: str) -> str:
+        """What stands for a tensor that is not there; lanes past an axis's end hold 0, as loads give them."""
+        zeros = f"tl.zeros({print_tuple([self.layout.axes[a].block_name for a in axes])}, tl.float32)"
+        if value == 0.0:
+            return zeros
+        return f'tl.where({mask or "True"}, float("{value}"), {zeros})'
 
     def _print_store(self, store: Store) -> None:
         axes = tuple(e for e in store.access.index if e in self.layout.axes)
@@ -340,40 +355,3 @@ def pruned(lines: list[Line]) -> list[str]:
         read |= set(re.findall(r"\w+", line.text.split("#")[0].split(" = ", 1)[-1]))
         kept.append(line.text)
     return [part for text in reversed(kept) for part in wrapped(text)]
-
-
-def wrapped(line: str) -> list[str]:
-    """The line, or where it is too long its first call with several arguments spread over lines."""
-    if len(line) <= WIDTH or line.lstrip().startswith("#"):
-        return [line]
-    indent = line[: len(line) - len(line.lstrip())]
-    for match in re.finditer(r"[\w.]+\(", line):
-        end = closing(line, match.end() - 1)
-        arguments = split_arguments(line[match.end() : end])
-        if len(arguments) > 1:
-            inner = f"{indent}{INDENT}{', '.join(arguments)},"
-            lines = [inner] if len(inner) <= WIDTH else [f"{indent}{INDENT}{argument}," for argument in arguments]
-            return [line[: match.end()], *lines, f"{indent}{line[end:]}"]
-    return [line]
-
-
-def closing(text: str, opening: int) -> int:
-    """Where the bracket that opens at ``opening`` closes."""
-    depth = 0
-    for position in range(opening, len(text)):
-        depth += (text[position] in "([") - (text[position] in ")]")
-        if depth == 0:
-            return position
-    raise ValueError(f"unbalanced brackets: {text}")
-
-
-def split_arguments(text: str) -> list[str]:
-    depth = 0
-    parts = [""]
-    for ch in text:
-        depth += (ch in "([") - (ch in ")]")
-        if ch == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += ch
-    return [part.strip() for part in parts]
