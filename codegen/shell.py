@@ -8,6 +8,7 @@ from functools import cached_property
 from textwrap import wrap
 
 from recur.codegen.torch_printer.function import identifier, identifiers
+from recur.codegen.torch_printer.tensors import permuted
 from recur.ir.core import leaves
 from recur.ir.normal import MaxPlusForm, NormalForm, Program
 from recur.ir.plan import Plan
@@ -31,6 +32,20 @@ def signature(inputs: list[str], outputs: list[str]) -> str:
     return "\n    ".join(wrap(text, 112, break_long_words=False))
 
 
+def caller_layout(plan: Plan, buffer: Buffer) -> tuple[str, ...]:
+    """The dimensions that the caller's tensor has, where the buffer's layout has others."""
+    own = dict(plan.views).get(buffer.name)
+    return buffer.layout if own is None else (*(d for d in buffer.layout if d in ("B", "T", "H")), *own)
+
+
+def split_layout(plan: Plan, buffer: Buffer) -> tuple[str, ...]:
+    """The buffer's layout with the several dims for each fused one, and the folded ones beside the heads."""
+    if buffer.name not in dict(plan.views):
+        return buffer.layout
+    groups = dict(plan.fused) | {"H": ("H", *plan.folded)}
+    return tuple(part for d in buffer.layout for part in groups.get(d, (d,)))
+
+
 @dataclass
 class Names:
     """Python names of one scope: `take` gives each wanted name once, with underscores where it is taken."""
@@ -51,6 +66,7 @@ class Shell:
 
     program: Program
     plans: tuple[Plan, ...]
+    is_compiled: bool = False  # stages take None for initial states, and compile their kernels when they first run
 
     @property
     def rec(self) -> Recurrence:
@@ -117,6 +133,7 @@ class Shell:
             "ledger": list(ledger.values()),
             "target": tuple_target(list(ledger.values())),
             "gradients": [ledger.get(b.name, "None") for b in inputs],
+            "with_backward": ", with_backward=any(ctx.needs_input_grad)" if self.is_compiled else "",
         }
 
     # --- the composing function ---------------------------------------------------------------------------------------
@@ -149,8 +166,16 @@ class Shell:
         lines = self.lead_lines(first, heads)
         declared = tuple_target([f'"{v.name}"' for v in self.rec.states])
         lines.append(f"{given} = _entries(initial_state, ({declared}), {heads})")
-        lines += [f"{batch}, _, {count} = {first}.shape[:3]", f"{dtype} = _state_dtype({first})"]
-        lines += self.start_lines(given, batch, count, dtype, first)
+        sizes = [f"{batch}, _, {count} = {first}.shape[:3]", f"{dtype} = _state_dtype({first})"]
+        states, previous = self.start_lines(given, batch, count, dtype, first)
+        if self.is_compiled:
+            lines += sizes * bool(previous)
+            names = [name for entry, name in self.variables.items() if entry.endswith(".initial")]
+            given_lines = (sizes if not previous else []) + states
+            lines += [f"if {given}:", *(f"    {x}" for x in given_lines), "else:", f"    {' = '.join(names)} = None"]
+        else:
+            lines += sizes + states
+        lines += previous
         for normal, plan in zip(self.program.stages, self.plans, strict=True):
             lines += self.call_lines(normal, plan)
         outputs = [f"_output({self.variables[o.name]}, {first})" for o in self.rec.outputs]
@@ -169,19 +194,20 @@ class Shell:
                 lines.append(f"    {shown} = (x.unsqueeze({position}) for x in ({shown}))")
         return lines
 
-    def start_lines(self, given: str, batch: str, count: str, dtype: str, first: str) -> list[str]:
-        """Initial states, in the common scale where they are stabilised; inputs at the previous token."""
-        lines = []
+    def start_lines(self, given: str, batch: str, count: str, dtype: str, first: str) -> tuple[list[str], list[str]]:
+        """Initial states, in the common scale where they are stabilised; and inputs at the previous token."""
+        states = []
         for v in self.rec.states:
             self.variables[v.name + ".initial"] = name = self.names.take(v.name)
-            lines.append(f"{name} = {self.start(v.name, v, given, batch, count, dtype, first)}")
+            states.append(f"{name} = {self.start(v.name, v, given, batch, count, dtype, first)}")
+        for scale in dict.fromkeys(self.scale_of.values()):
+            states += self.scale_lines(scale, given)
+        lines = []
         for v in self.previous:
             start = self.start(f"prev.{v.name}", v, given, batch, count, dtype, first)
             self.variables[f"prev.{v.name}"] = name = self.names.take(f"prev_{v.name}")
             lines.append(f"{name} = _one_later({self.variables[v.name]}, {start})")
-        for scale in dict.fromkeys(self.scale_of.values()):
-            lines += self.scale_lines(scale, given)
-        return lines
+        return states, lines
 
     def start(self, entry: str, v: Variable, given: str, batch: str, count: str, dtype: str, first: str) -> str:
         sizes = ", ".join((batch, count, *(self.size(d) for d in v.dims)))
@@ -230,7 +256,8 @@ class Shell:
         """Runs a stage; its results and final states get names."""
         states = [f.state for f in normal.forms]
         starts = {b.name: self.variables[state + ".initial"] for state, b in zip(states, plan.initial, strict=True)}
-        inputs = [self.variables[b.name] for b in plan.arguments] + [starts[b.name] for b in plan.initial]
+        inputs = [self.stage_view(self.variables[b.name], plan, b) for b in plan.arguments]
+        inputs += [self.stage_view(starts[b.name], plan, b) for b in plan.initial]
         results = [self.result_name(b) for b in plan.results]
         finals = []
         for state in states:
@@ -238,13 +265,47 @@ class Shell:
             finals.append(name)
         arguments = ", ".join(inputs)
         if plan.gradients:
-            return [f"{tuple_target(results + finals)} = {stage_function(plan.stage)}.apply({arguments})"]
+            call = f"{tuple_target(results + finals)} = {stage_function(plan.stage)}.apply({arguments})"
+            return [call, *self.split_lines(plan, dict(zip(results + finals, plan.results + plan.final, strict=True)))]
         return [
             "with torch.no_grad():",
-            f"    results, states, _ = {plan.stage}_forward(*(x.contiguous() for x in ({arguments})))",
+            f"    results, states, _ = {plan.stage}_forward(*(_dense(x) for x in ({arguments})))",
             f"{tuple_target(results)} = results",
             f"{tuple_target(finals)} = states",
         ]
+
+    def stage_view(self, text: str, plan: Plan, buffer: Buffer) -> str:
+        """The caller's tensor in the buffer's layout: dims fused, folded ones joined with the heads."""
+        if buffer.name not in dict(plan.views):
+            return text
+        own, split = caller_layout(plan, buffer), split_layout(plan, buffer)
+        text = permuted(text, own, tuple(d for d in split if d in own))
+        for i, dim in enumerate(split):
+            if dim not in own:
+                text += f".unsqueeze({i})"
+        if set(split) - set(own):
+            text += f".expand({', '.join('-1' if d in own else self.size(d) for d in split)})"
+        for i, parts in self.joined(plan, buffer):
+            text += f".flatten({i}, {i + len(parts) - 1})"
+        return text
+
+    def joined(self, plan: Plan, buffer: Buffer) -> list[tuple[int, tuple[str, ...]]]:
+        """(its position in the buffer's layout, what it stands for), for each dimension that stands for several."""
+        groups = dict(plan.fused) | ({"H": ("H", *plan.folded)} if plan.folded else {})
+        return [(i, groups[d]) for i, d in enumerate(buffer.layout) if d in groups]
+
+    def split_lines(self, plan: Plan, given: dict[str, Buffer]) -> list[str]:
+        """Results whose dims the stage has joined, by name, in the caller's shape again."""
+        lines = []
+        for name, buffer in given.items():
+            if buffer.name not in dict(plan.views):
+                continue
+            text = name
+            for i, parts in self.joined(plan, buffer):
+                sizes = ", ".join("-1" if d == "H" else self.size(d) for d in parts)
+                text += f".unflatten({i - len(buffer.layout)}, ({sizes}))"
+            lines.append(f"{name} = {permuted(text, split_layout(plan, buffer), caller_layout(plan, buffer))}")
+        return lines
 
     def result_name(self, buffer: Buffer) -> str:
         self.variables[buffer.name] = self.names.take(buffer.name)

@@ -386,6 +386,12 @@ class Program:
         rows, columns = (torch.tensor(list(self.range(self.kernel.axis(a)))) for a in s.out.axes)
         return (rows[:, None] == columns[None, :]).to(self.run_.dtype)[None, None]
 
+    def op_select(self, s: Let) -> Tensor:
+        fused, part = (torch.tensor(list(self.range(self.kernel.axis(a)))) for a in s.out.axes)
+        for axis in s.attr("inner"):
+            fused = fused // self.extent(axis)
+        return (fused[:, None] % self.extent(s.attr("part")) == part[None, :]).to(self.run_.dtype)[None, None]
+
     def op_index(self, s: Let) -> Tensor:
         return self.full_tile(s.args[0]).select(2 + s.args[0].axes.index(s.attr("axis")), s.attr("i"))
 

@@ -60,6 +60,14 @@ def _after(C: int, offset: int, device: torch.device) -> torch.Tensor:
     return row[:, None] - row >= offset
 
 
+def _part(fused: int, size: int, *inner: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[fused, size]: one where the column is the part of an entry of the fused dim; ``inner``: sizes of later parts."""
+    index = torch.arange(fused, device=device)
+    for count in inner:
+        index = index // count
+    return (index[:, None] % size == torch.arange(size, device=device)).to(dtype)
+
+
 def _exclusive(x: torch.Tensor, dim: int) -> torch.Tensor:
     """Running sums along dim, each without its own term."""
     sums = torch.empty_like(x)

@@ -395,6 +395,12 @@ def eye(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(f"torch.eye({count}, dtype={sizes.dtype}, device={sizes.device})", let.out.axes)
 
 
+def select(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    fused, part = let.out.axes
+    counts = ", ".join((sizes.size(fused), sizes.size(part), *(sizes.size(d) for d in names_attr(let, "inner"))))
+    return Tensor(f"_part({counts}, dtype={sizes.dtype}, device={sizes.device})", let.out.axes)
+
+
 def const(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(number(let.attr("value")), is_number=True)
 
@@ -419,7 +425,7 @@ def number(attr: Attr) -> str:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "const": const, "size": size, "zeros": zeros, "full": full, "eye": eye,
+    "const": const, "size": size, "zeros": zeros, "full": full, "eye": eye, "select": select,
     "contract": contract, "weigh": weigh, "sum": reduce_sum, "amax": reduce_amax,
     "cumsum": cumsum, "scan": scan, "maxscan": scan, "inverse": inverse,
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,

@@ -7,14 +7,17 @@ the function itself is finite.
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from recur.codegen.helpers import needed_functions
 
 HELPERS: dict[str, str] = {
-    "_dot_type": '''
-def _dot_type(x):
-    """The type in which the matrix units take their operands: the inputs' own (float32 in the interpreter)."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return tl.float32
-    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(x.dtype, tl.float32)
+    "_segments": '''
+def _segments(sequences, chunks, programs=256, least=32):
+    """(number of segments, chunks in each): several runs of chunks at once where whole sequences do not fill a GPU."""
+    count = max(1, min(programs // sequences, chunks // least))
+    length = (chunks + count - 1) // count
+    return (chunks + length - 1) // length, length
 ''',
     "_expm1": '''
 @triton.jit
@@ -273,11 +276,13 @@ def _weigh_rows(
 
 
 def print_helpers(source: str) -> str:
-    """The definitions of all helpers that ``source`` calls, and of those that they call."""
+    """The definitions of all helpers that ``source`` names, and of those that they name."""
+    launching = needed_functions(source, Path(__file__).parent / "launch_library.py")
     used: set[str] = set()
-    pending = source
+    pending = source + launching
     while pending:
         called = {name for name in HELPERS if name not in used and re.search(rf"\b{name}\b", pending)}
         used |= called
         pending = "".join(HELPERS[name] for name in sorted(called))
-    return "\n".join(text for name, text in HELPERS.items() if name in used)
+    helpers = "\n".join(text for name, text in HELPERS.items() if name in used)
+    return "\n\n\n".join(text.strip() for text in (helpers, launching) if text)

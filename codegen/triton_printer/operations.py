@@ -52,6 +52,7 @@ class OperationPrinter:
         self.layout, self.names, self.padding, self.inlinable = layout, names, padding, inlinable
         self.tiles: dict[str, Tile] = {}
         self.inlined: set[str] = set()
+        self.selections: dict[str, Let] = {}
 
     # values
 
@@ -234,6 +235,9 @@ class OperationPrinter:
     def _print_contract(self, let: Let) -> list[str]:
         x, y = let.args
         over = tuple(let.attr("over"))  # type: ignore[arg-type]
+        reshaped = self._reshaped(let)
+        if reshaped is not None:
+            return self.bind(let.out, reshaped)
         left, right = self.summable(x, y, over)
         if is_matrix_product(x, y, over):
             return self._print_dot(let, left, right, over[0])
@@ -473,6 +477,49 @@ class OperationPrinter:
         lanes = f"{self._lane(row, (row, column))} == {self._lane(column, (row, column))}"
         return self.bind(let.out, Pair(f"tl.where({lanes}, 1.0, 0.0)"))
 
+    def _print_select(self, let: Let) -> list[str]:
+        """Which of the fused axis' entries belong to which of a part's."""
+        fused, part = str(let.attr("fused")), str(let.attr("part"))
+        inner: tuple[str, ...] = let.attr("inner")  # type: ignore[assignment]
+        axes = self.layout.order((fused, part))
+        lanes = align(self.layout.axes[fused].index, (fused,), axes)
+        if inner:
+            stride = " * ".join(inner)
+            lanes = f"{lanes} // {stride if len(inner) == 1 else f'({stride})'}"
+        chosen = f"{lanes} % {part} == {align(self.layout.axes[part].index, (part,), axes)}"
+        if self.layout.axes[fused].padded:
+            chosen = f"({chosen}) & {align(self.layout.axes[fused].mask, (fused,), axes)}"
+        self.selections[let.out.name] = let
+        return self.alias(let.out, Pair(f"tl.where({chosen}, 1.0, 0.0)"))
+
+    def _reshaped(self, let: Let) -> Pair | None:
+        """A product with a selection as a change of shape, where every block is as wide as its axis."""
+        x, select = next(((x, self.selections.get(y.name)) for x, y in (let.args, let.args[::-1])
+                          if y.name in self.selections), (let.out, None))
+        if select is None:
+            return None
+        fused, part = select.out.axes
+        outer, inner = tuple(select.attr("outer")), tuple(select.attr("inner"))  # type: ignore[arg-type]
+        old, new = (part, fused) if let.attr("over") == (part,) else (fused, part)
+        axes, split = self.tile(x).axes, (*outer, part, *inner)
+        exact = not self.layout.axes[fused].padded and self.layout.axes[part].block == self.layout.sizes[part]
+        wanted = tuple(new if a == old else a for a in axes)
+        if not exact or let.attr("over") != (old,) or wanted != self.layout.order(let.out.axes):
+            return None
+        at = axes.index(old)
+        blocks = [self.layout.axes[a].block_name for a in axes]
+        whole = f"({', '.join((*blocks[:at], *split, *blocks[at + 1 :]))})"
+        if new == fused:
+            lanes = ", ".join([":"] * at + [":" if d == part else "None" for d in split] + [":"] * len(axes[at + 1 :]))
+            shape = self.layout.shape(wanted)
+            return self.tile(x).parts.map(
+                lambda text: f"tl.reshape(tl.broadcast_to({text}[{lanes}], {whole}), {shape})")
+        summed = [at + i for i, d in enumerate(split) if d != part]
+        parts = self.tile(x).parts.map(lambda text: f"tl.reshape({bare(text)}, {whole})")
+        for position in reversed(summed):
+            parts = parts.map(summed_along(position))
+        return parts
+
     def _print_hadamard(self, let: Let) -> list[str]:
         """x H with Sylvester's symmetric H: a product of matrices where x is one."""
         x, axis = let.args[0], str(let.attr("axis"))
@@ -488,6 +535,10 @@ class OperationPrinter:
         lanes = ", ".join(":" if i in (position, position + 1) else "None" for i in range(len(tile.axes) + 1))
         moved = ", ".join([":"] * (position + 1) + ["None"] + [":"] * (len(tile.axes) - position - 1))
         return self.bind(let.out, clean.map(lambda part: f"tl.sum({part}[{moved}] * {matrix}[{lanes}], {position})"))
+
+
+def summed_along(position: int) -> Callable[[str], str]:
+    return lambda text: f"tl.sum({text}, {position})"
 
 
 def is_reverse(let: Let) -> bool:

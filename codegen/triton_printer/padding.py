@@ -68,7 +68,7 @@ def _of(value: Value, axis: str, known: Mapping[str, Fills]) -> Fill:
 def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
     fills = [_of(arg, axis, known) for arg in let.args]
     match let.op:
-        case "load" | "zeros" | "place":
+        case "load" | "zeros" | "place" | "select":
             return Fill.ZERO
         case "const" | "size" | "full" | "eye" | "after" | "expand":
             return (

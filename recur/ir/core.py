@@ -10,6 +10,7 @@ Structural operations (elementwise ones are rows of `recur.operators`):
     const (value)          a real number
     size (dim)             a dimension's size as a number
     eye (J, K)             the identity matrix
+    select (F, K, outer, inner)    [k is f's part]: F runs over all combinations of the dims outer, K, inner, row-major
     contract (over)        sum over the dims `over` of x * y; an empty `over` is the tensor product
     sum (over), amax (over)
     expand (dims)          broadcasts x to more dims
@@ -215,6 +216,10 @@ def hadamard(x: Node, dim: str, span: Span | None = None) -> Node:
 
 def eye(row: str, column: str, span: Span | None = None) -> Node:
     return Node("eye", (), (row, column), (row, column), False, span)
+
+
+def select(fused: str, part: str, outer: tuple[str, ...], inner: tuple[str, ...]) -> Node:
+    return Node("select", (), (fused, part), (fused, part, outer, inner))
 
 
 def stop(x: Node) -> Node:

@@ -63,6 +63,9 @@ class Plan:
     ``workspace``   buffers used within one pass
     ``cotangents``  for each of results and final, the buffer that holds its incoming gradient: "d_" + name
     ``gradients``   the ledger, a line for every differentiable argument and initial state
+    ``fused``       dims that stand for several, row-major: each with its dims; ``fixed_sizes``: sizes no tensor tells
+    ``folded``      dims that kernels take for heads: H runs over all pairs of a head and their entries, row-major
+    ``views``       tensors whose dims differ by these two, with the caller's own dims (what follows B, T and H)
     ``limits``      why one program's tiles do not fit a GPU, for a backend that has programs; mostly empty
     """
 
@@ -82,6 +85,9 @@ class Plan:
     notes: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     fixed_sizes: tuple[tuple[str, int], ...] = field(default=())
+    fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    folded: tuple[str, ...] = ()
+    views: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def buffer(self, name: str) -> Buffer:
         groups = (self.arguments, self.initial, self.results, self.final, self.saved, self.workspace)

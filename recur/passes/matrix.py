@@ -99,7 +99,7 @@ class MatrixBuilder:
             keys = keys or dict.fromkeys(ordered(p.contracted, dims) for p in uses)
         if not keys:
             raise NotThisForm("is never contracted, neither by the update nor by an output")
-        self.key: tuple[str, ...] = next(iter(keys))
+        self.key: tuple[str, ...] = min(keys, key=len)  # a reading along more dims sums what this one reads
         products = [f for version in plain for factors in version for f in factors]
         products += [f for p in [*reads, *uses] for f in (*p.vector, *p.rest)]
         own = set(self.key)

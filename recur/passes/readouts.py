@@ -33,20 +33,58 @@ def find_readings(updates: Sequence[Update], roots: Sequence[Node]) -> Readings:
     whole: set[str] = set()
     while True:
         raw: dict[Node, frozenset[str]] = {}
+        inner: dict[Node, frozenset[str]] = {}  # the states read by a node that a further contraction may extend
         terms: dict[Node, tuple[Term, ...]] = {}
         for node in order:
             below = frozenset(s for a in node.args for s in raw[a]) if node not in owner else frozenset((owner[node],))
             states = below - whole
+            read = frozenset(s for a in node.args for s in inner.get(a, ()))
             if states and node.op in ("contract", "sum") and node not in owner:
                 found = _read(node, states, joint, single)
                 if found is not None:
                     terms[node] = found
-                    states = frozenset()
+                    inner[node], states = states, frozenset()
+            elif len(read) == 1 and not states and node.op in ("contract", "sum"):
+                found = _read(node, read, joint, single)
+                if found is not None and all(_leaves_columns(t, updates) for t in found):
+                    terms[node] = found
+                    inner[node] = read
+            elif read and not states and node.op in ("mul", "neg", "div", "contract"):
+                inner[node] = read
             raw[node] = states
         left = frozenset(s for r in roots for s in raw[r])
         if not left:
-            return Readings(terms, tuple(u.state for u in updates if u.state in whole), tuple(order))
+            used = _used_terms(roots, terms, owner)
+            order = topological(roots, {*used, *owner})
+            return Readings(used, tuple(u.state for u in updates if u.state in whole), tuple(order))
         whole |= left
+
+
+def _used_terms(
+    roots: Sequence[Node], terms: Mapping[Node, tuple[Term, ...]], owner: Mapping[Node, str]
+) -> dict[Node, tuple[Term, ...]]:
+    """Without the readings that occur inside further ones alone; those of coefficients beside a reading stay."""
+    used: dict[Node, tuple[Term, ...]] = {}
+    stack = list(roots)
+    while stack:
+        for node in topological([stack.pop()], {*terms, *owner}):
+            if node in terms and node not in used:
+                used[node] = terms[node]
+                stack += [f for t in terms[node] for f in t.factors]
+    return used
+
+
+def _leaves_columns(term: Term, updates: Sequence[Update]) -> bool:
+    """Whether a reading along several dims leaves dims of the state, or of a state of the stage that has more dims.
+
+    q2 @ (q @ S) reads S[K, J, V] along K and J at once: one product of scores serves all of V. That also holds for its
+    normaliser z[K, J], one more column. But w @ (q @ S) reads S[K, V] along K alone, and sums what was read.
+    """
+    if term.base is None:
+        return False
+    dims = set(term.base.dims)
+    left = dims - {own for name, own in zip(term.dims, term.base.dims, strict=True) if name in term.over}
+    return bool(left) or any(dims < set(u.dims) for u in updates)
 
 
 def _read(

@@ -8,7 +8,7 @@ contraction). Independent states that an output combines share a stage where the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recur.ir.core import Node, Step, leaf, rebuild, topological
 from recur.ir.normal import ElementwiseForm, Form, MatrixForm, NormalForm, Stage
@@ -146,9 +146,20 @@ def _agree(step: Step, first: NormalForm, second: NormalForm) -> bool:
     x, y = _as_matrix(step, first), _as_matrix(step, second)
     if not isinstance(x, MatrixForm) or not isinstance(y, MatrixForm):
         return False
+    x, y = _as_normaliser(x, y), _as_normaliser(y, x)
     same = (x.key, x.batch, x.decays) == (y.key, y.batch, y.decays)
     columns = x.value == y.value or not x.value or not y.value  # a normaliser is one more column
     return same and columns and not x.reads and not y.reads
+
+
+def _as_normaliser(form: MatrixForm, other: MatrixForm) -> MatrixForm:
+    """The form with all of its dims as key dims, where those are the other's key dims: one more column beside it."""
+    whole = form.key + form.value
+    if not form.value or set(whole) != set(other.key) or form.reads or len(form.decays) > 1:
+        return form
+    if any(r.axis == "value" for r in form.readouts) or any(d.factor.dims for d in form.decays):
+        return form
+    return replace(form, key=other.key, value=())
 
 
 def _as_matrix(step: Step, normal: NormalForm) -> Form:

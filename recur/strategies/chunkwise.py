@@ -1,6 +1,7 @@
 """Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
 
-forward     prepare       Tm = (I + L)^{-1}, all chunks at once (only where the state is read)
+forward     local, starts the state at every segment's start (only where it is not read, and several segments run)
+            prepare       Tm = (I + L)^{-1}, all chunks at once (only where the state is read)
             forward       walks the chunks with S in registers: pseudo-values, readouts, epilogue, next state
 backward    epilogue      cotangents of the readouts (only where results are more than readouts)
             states        walks again, leaving S at every chunk's start
@@ -11,18 +12,26 @@ backward    epilogue      cotangents of the readouts (only where results are mor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
+from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
+    ADJOINT_EQUATION,
     adjoint_name,
+    begin_adjoints,
     emit_epilogue_gradient,
     emit_gradients,
     emit_reverse_walk,
 )
 from recur.strategies.chunk.kernels import (
+    STATE_EQUATION,
+    ChunkOf,
+    begin_states,
+    computed_chunk,
     emit_prepare,
     emit_states,
     emit_walk,
@@ -41,17 +50,21 @@ from recur.strategies.chunk.key_side import (
     stored_chunk_length,
     system_buffers,
 )
+from recur.strategies.chunk.passes import emit_query_gradients, emit_write_gradients, pass_buffers, takes_passes
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
+from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
+from recur.strategies.chunk.stored_gates import distinct, scalar_gates
 from recur.strategies.chunk.tiles import split_scale
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
+from recur.strategies.order import order_kernel
 from recur.strategies.prune import prune_kernel
 
 NAME = "chunkwise"
 
-CHUNK = 32  # tokens a chunk: twice as many spill the registers of a program that holds every gradient
-SHORT_CHUNK = 16  # where a decay runs over dims, whose pairs are evaluated one by one, and where a token reads twice
-KEY_ENTRIES = 8192  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
+CHUNK = 64  # tokens a chunk
+SHORT_CHUNK = 16  # where a decay runs over dims whose pairs are evaluated one by one, for two reads, and fused dims
+KEY_ENTRIES = 64 * 512  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Plan | Reject:
@@ -59,11 +72,9 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     if isinstance(shape, Reject):
         return shape
     ledger = Ledger()
+    schedule = stored_schedule if has_stored_key_side(shape) else computed_schedule
+    forward, backward, kept = schedule(shape, ledger)
     arguments = ordered_arguments(shape)
-    if has_stored_key_side(shape):
-        forward, backward, kept = stored_schedule(shape, ledger)
-    else:
-        forward, backward, kept = computed_schedule(shape, ledger)
     return Plan(
         stage=normal.stage.name,
         strategy="chunkwise",
@@ -75,23 +86,34 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
         saved=saved_buffers(shape) + tuple(k.buffer for k in kept),
         workspace=workspace_buffers(shape) + tuple(k.gradient for k in kept) + ledger.buffers(arguments),
-        forward=tuple(prune_kernel(k) for k in forward),
-        backward=tuple(prune_kernel(k) for k in backward),
+        forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
+        backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
+        fixed_sizes=shape.fixed_sizes,
+        fused=shape.fused,
+        folded=shape.folded,
+        views=shape.views,
+        limits=shape.limits,
     )
 
 
-Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]
+Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have
 
 
 def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
-    """Every kernel works out from the inputs what it needs of a chunk."""
-    reads = any(f.reads for f in shape.forms)
-    forward = ([emit_prepare(shape)] if reads else []) + [emit_walk(shape, keep_values=True)]
+    """Every kernel works out from the inputs what it needs of a chunk's key side."""
+    gates = scalar_gates(shape)
+    forward = [emit_gates_kernel(shape, gates)] if gates else []
+    forward += [] if shape.splits else [emit_prepare(shape)]
+    forward += [*starting_kernels(shape, computed_chunk, adjoint=False), emit_walk(shape, keep_values=True)]
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+    backward += starting_kernels(shape, computed_chunk, adjoint=True)
+    if takes_passes(shape):
+        backward += [emit_query_gradients(shape, ledger.buffer_of), emit_write_gradients(shape, ledger.buffer_of)]
+    else:
+        backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
     return forward, backward, ()
 
 
@@ -104,15 +126,24 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
         return symbols[source] if source in symbols else ledger.partial_buffer_of(source, part, tiles)
 
     forward = [emit_rows(user_shape, kept)] if kept else []
-    forward.append(emit_key_side(shape))
-    forward += [emit_inverse(shape)] if any(f.reads for f in shape.forms) else []
+    forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
+    forward += starting_kernels(shape, stored_chunk, adjoint=False)
     forward.append(narrow_walk(shape, emit_walk(shape, keep_values=True, chunk_of=stored_chunk)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward += starting_kernels(shape, stored_chunk, adjoint=True)
     backward.append(narrow_walk(shape, emit_states(shape, stored_chunk)))
     backward.append(narrow_walk(shape, emit_reverse_walk(shape, stored_chunk)))
     backward += [emit_value_gradients(shape, buffer_of), emit_key_gradients(shape, buffer_of)]
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
     return forward, backward, kept
+
+
+def starting_kernels(shape: Shape, chunk_of: ChunkOf, adjoint: bool) -> list[Kernel]:
+    """What gives every segment the state that its walk starts from."""
+    if not shape.splits:
+        return []
+    begin, equation = (begin_adjoints, ADJOINT_EQUATION) if adjoint else (begin_states, STATE_EQUATION)
+    return [emit_local(shape, adjoint, partial(begin, shape, chunk_of), equation), emit_starts(shape, adjoint)]
 
 
 def ordered_arguments(shape: Shape) -> list[Node]:
@@ -131,7 +162,7 @@ def chunk_length(shape: Shape) -> int:
         return stored_chunk_length(shape)
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
     many_reads = any(len(f.reads) > 1 for f in shape.forms)
-    return SHORT_CHUNK if over_dims or many_reads or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
+    return SHORT_CHUNK if over_dims or many_reads or shape.fused or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
 
 
 def key_entries(shape: Shape) -> int:
@@ -149,7 +180,9 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = list(key_side_buffers(shape)) if has_stored_key_side(shape) else []
+    buffers = [b for w in walks(shape) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    buffers += [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
+    buffers += key_side_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         solved = [j for j, w in enumerate(form.writes) if w.read is not None]
         for i in solved:
@@ -163,7 +196,10 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
 
 
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = list(system_buffers(shape)) if has_stored_key_side(shape) else []
+    buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
+    buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    buffers += pass_buffers(shape) if takes_passes(shape) else []
+    buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         layout = ("B", "N", "H", *shape.state_axes(form))
         buffers.append(
@@ -191,7 +227,7 @@ def initial_lines(shape: Shape) -> tuple[Gradient, ...]:
 class Ledger:
     """The cotangent ledger while kernels are emitted: which buffers make up each argument's gradient, in order.
 
-    ``tiles``: where a buffer of a parameter's gradient has a partial sum for every tile of an axis, that axis.
+    ``tiles``: where a buffer has a partial sum for every tile of an axis, that axis.
     """
 
     entries: dict[Node, list[str]] = field(default_factory=dict)

@@ -52,6 +52,9 @@ def _emit_node(builder: Builder, node: Node, args: list[Value], name: str) -> Va
     if op == "eye":
         row, column = node.dims
         return builder.let("identity", "eye", (), (row, column), (("row", row), ("column", column)))
+    if op == "select":
+        parts = tuple(zip(("fused", "part", "outer", "inner"), node.attrs, strict=True))
+        return builder.let(f"part_{node.attrs[1]}", "select", (), node.dims, parts)
     if op in ("stop", "version"):
         return args[0]
     if op == "contract":

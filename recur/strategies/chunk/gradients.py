@@ -25,21 +25,24 @@ from recur.strategies.chunk.adjoint import (
 )
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
 from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor
-from recur.strategies.chunk.kernels import ChunkOf, computed_chunk, known_values, load_inverse, readout_leaves
-from recur.strategies.chunk.shape import (
-    Shape,
-    chunk_access,
-    state_access,
-    token_access,
+from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
+from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_plain_factor
+from recur.strategies.chunk.kernels import (
+    ChunkOf,
+    computed_chunk,
+    known_values,
+    load_inverse,
+    load_starts,
+    readout_leaves,
 )
+from recur.strategies.chunk.segments import Advance, walks
+from recur.strategies.chunk.shape import Shape, chunk_access, token_access
+from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
-REVERSE_EQUATIONS = (
-    "dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU",
-    "R <- 2^G_C R + Q~^T dO - A~^T Z",
-)
+ADJOINT_EQUATION = "R <- 2^G_C R + Q~^T dO - A~^T Z"
+REVERSE_EQUATIONS = ("dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU", ADJOINT_EQUATION)
 GRADIENT_EQUATIONS = (
     "dY = tril(Kx~ B^T)^T Vx + (2^(G_C - G) B) R          (kx, vx): (q, dO) for readouts, (a, -Z) for reads",
     "dKx = 2^G Vx S^T + E B^,   dB = E^T Kx~ + 2^(G_C - G) U R^T,   E = tril(Vx U^T)",
@@ -68,15 +71,27 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
 def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    last = [
-        b.load("R", state_access(f"d_final_{f.state}", shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms
-    ]
+    last = load_starts(b, walks(shape, adjoint=True))
     inner = b.nested()
     adjoints = [inner.phi(f"R_{f.state}", r) for f, r in zip(shape.forms, last, strict=True)]
-    tiles = Tiles(inner)
+    advance = begin_adjoints(shape, chunk_of, inner)
     previous = []
-    for form, adjoint in zip(shape.forms, adjoints, strict=True):
+    for i, (form, adjoint) in enumerate(zip(shape.forms, adjoints, strict=True)):
         inner.store(chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), adjoint)
+        previous.append(advance(i, adjoint)[0])
+    carries = tuple(Carry(p, i, n) for p, i, n in zip(adjoints, last, previous, strict=True))
+    b.loop("chunks", inner, carries, reverse=True)
+    for walk, adjoint in zip(walks(shape, adjoint=True), adjoints, strict=True):
+        b.store(walk.end, adjoint)
+    return Kernel("reverse", shape.grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+
+
+def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
+    """The step of R over a chunk in a body; it leaves the solved writes' Z in memory."""
+    tiles = Tiles(inner, stored=scalar_gates(shape))
+
+    def advance(index: int, adjoint: Value) -> tuple[Value, Chunk]:
+        form = shape.forms[index]
         chunk = chunk_of(tiles, form)
         cotangents = load_cotangents(inner, shape, form)
         sides = readout_keys(chunk, cotangents)
@@ -89,12 +104,9 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kerne
                 inner.store(token_access(adjoint_name(form.state, j), form.value), z[j])
                 values[f"solved_{j}"] = Rows(inner.neg(z[j], name="minus_Z"))
             sides = sides + read_keys(chunk)
-        previous.append(previous_adjoint(chunk, sides, values, adjoint))
-    carries = tuple(Carry(p, i, n) for p, i, n in zip(adjoints, last, previous, strict=True))
-    b.loop("chunks", inner, carries, reverse=True)
-    for form, adjoint in zip(shape.forms, adjoints, strict=True):
-        b.store(state_access(f"d_{form.state}", shape.state_axes(form)), adjoint)
-    return Kernel("reverse", shape.grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+        return previous_adjoint(chunk, sides, values, adjoint), chunk
+
+    return advance
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------
@@ -163,7 +175,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     "keys" (after all tiles).
     """
     b = Builder(complex_buffers=shape.complex_buffers)
-    tiles = Tiles(b)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     parts = [FormGradients(shape, form) for form in shape.forms]
     by_value, by_key = Cotangents(), Cotangents()
     for part in parts:
@@ -185,7 +197,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     if shape.value:
         b.loop("tiles", inner, tuple(c for part in parts for c in part.carries), axis=shape.value[0])
     # The loop's registers are for its sums: what comes after it loads its rows again.
-    tiles = Tiles(b)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     for part in parts:
         part.load(tiles)
         if not part.form.value:
@@ -432,6 +444,9 @@ class FormGradients:
                 assert kept is not None
                 whole = b.add(whole, kept, name="at_end")
             for i, decay in class_decays(self.form, "key"):
+                if is_plain_factor(decay):
+                    self._add_factor(cotangents, decay, self._factor_gradient(masked, reads, writes).of(i))
+                    continue
                 rows = self._dims_sum(b, inner_reads, inner_writes, whole, i)
                 add_decay(cotangents, b, decay, rows, self.form.key)
             return
@@ -439,6 +454,42 @@ class FormGradients:
             d_log = self._straddling(masked, reads, writes, i, 0)
             at_cut = self._straddling(masked, reads, writes, i, 1) if gates.end.cuts is not None else None
             add_decay(cotangents, b, decay, d_log, (), at_cut)
+
+    def _factor_gradient(
+        self,
+        masked: dict[tuple[str, int], Value],
+        reads: list[tuple[KeySide, Value | None, Value]],
+        writes: list[tuple[int, Value | None, Value]],
+    ) -> FactorGradient:
+        b, gates, keys = self.b, self.part.key_gates, self.part.keys
+        assert gates is not None
+        vectors = {j: conj(b, self.outer.full(keys[j])) for j, _, _ in writes}
+        writers = [
+            Writer(y, b.mul(y, self.to_adjoint[j], name="y_R"), keys[j].position) for j, y in vectors.items()
+        ]
+        readers = [
+            Reader(
+                conj(b, self.outer.full(side.vector)),
+                tuple(masked[side.name, j] for j in vectors),
+                self.from_state[side.name],
+                side.vector.position,
+            )
+            for side, _, _ in reads
+        ]
+        return FactorGradient(b, gates, readers, writers, self.both)
+
+    def _add_factor(self, cotangents: Cotangents, decay: Decay, d_modulus: Value) -> None:
+        """The pairs carry the decay's own sign or phase: times it again, they are the factor's cotangent."""
+        b, factor = self.b, decay.factor
+        extra = tuple(d for d in self.form.key if d not in factor.dims)
+        symbol = leaf("tile", d_modulus.name, factor.dims, d_modulus.is_complex)
+        cotangents.tiles[symbol] = b.sum(d_modulus, extra, name="d_factor")
+        unit: Node = const(1)
+        if decay.sign is not None:
+            unit = where(apply("lt", decay.sign, const(0)), const(-1), const(1))
+        if decay.angle is not None:
+            unit = mul(unit, apply("polar", const(1), decay.angle))
+        cotangents.factors.append((factor, mul(unit, symbol)))
 
     def _straddling(
         self,
@@ -493,7 +544,11 @@ def add_decay(
         extra = tuple(d for d in dims if d not in decay.factor.dims)
         cotangents.add_factor(decay, b.sum(d_log, extra, name="d_log"), at_cut)
         return
-    parts = [(decay.log, d_log)]
+    # A decay below the cut has no gradient: what is left of it in sums would be multiplied by its log's derivative.
+    log = decay.log
+    if log is not None and can_cut(log):
+        log = apply("max", log, const(CUT / LOG2_E))
+    parts = [(log, d_log)]
     if decay.angle is not None and d_log.is_complex:
         parts.append((decay.angle, b.map("imag", d_log, name="d_angle")))
     for node, rows in parts:

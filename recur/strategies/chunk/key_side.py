@@ -12,6 +12,7 @@ and every other kernel loads these, in the operand type, for as many tiles of th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from recur.ir.core import topological
@@ -161,7 +162,7 @@ def solved_writes(form: MatrixForm) -> list[int]:
     return [j for j, w in enumerate(form.writes) if w.read is not None]
 
 
-WALK_WIDTH = 32  # of a walk's tile of the value dims: with few heads, only many programs fill a GPU
+WALK_WIDTH = 32  # of a tile of the value dims in a walk over a whole sequence
 TILE = 2048  # entries of a chunk's rows in a tile of the key or value dims
 WARPS = 8  # hold the gates, vectors and sums of such a tile
 
@@ -172,8 +173,8 @@ def tile_widths(shape: Shape, dims: tuple[str, ...], chunk: int) -> tuple[tuple[
 
 
 def narrow_walk(shape: Shape, kernel: Kernel) -> Kernel:
-    """A walk in narrow tiles of the value dims: it is serial, and has little to do in a chunk."""
-    if shape.whole_values:
+    """A walk over a whole sequence in narrow tiles of the value dims: few heads fill a GPU with many programs only."""
+    if shape.whole_values or shape.splits:
         return kernel
     sizes = dict(shape.sizes)
     widths = tuple((d, max(16, min(WALK_WIDTH, 1 << (sizes[d] - 1).bit_length()))) for d in shape.value)
@@ -198,13 +199,12 @@ class StoredChunk(Chunk):
         return self.b.load(name, pair_access(buffer), ("c", "s"))
 
     def decayed(self, state: Value, name: str = "S", adjoint: bool = False) -> Value:
+        return self.b.mul(state, self.class_over_chunk("key"), name=name) if self.form.form.decays else state
+
+    def class_over_chunk(self, which: str) -> Value:
         form = self.form.form
-        if not form.decays:
-            return state
-        factor = self._once(
-            ("over", form.state), lambda: self.b.load("D", chunk_access(decay_name(form), form.key), form.key)
-        )
-        return self.b.mul(state, factor, name=name)
+        load = partial(self.b.load, "D", chunk_access(decay_name(form), form.key), form.key)
+        return self.once(("over", form.state), load)
 
 
 def stored_chunk(tiles: Tiles, form: MatrixForm) -> StoredChunk:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from recur.ir.core import Node, leaves, mul, topological
-from recur.ir.normal import Decay, MatrixForm, NormalForm, Read, Readout, Write
+from recur.ir.normal import Decay, Event, MatrixForm, NormalForm, Read, Readout, Write
 from recur.ir.plan import Reject
 from recur.ir.tile import Access, Axis
-from recur.strategies.chunk.gates import is_plain_factor
+from recur.strategies.chunk.fold import Folding, NotFoldable
+from recur.strategies.chunk.fuse import NotFusable, fuse_dims
+from recur.strategies.chunk.gates import decay_class, is_plain_factor
 from recur.strategies.operands import argument_leaves, tensor_name
+
+LEAST_WIDTH = 16  # of a tile of value dims: the least side of a matrix product
+LARGEST_KEY = 512  # entries of the fused key dims: beside the least width still eight warps' registers
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,9 @@ class Shape:
     whole_values: bool
     layouts: tuple[tuple[str, tuple[str, ...]], ...]
     sizes: tuple[tuple[str, int], ...]
+    fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    views: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    folded: tuple[str, ...] = ()
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -47,8 +56,15 @@ class Shape:
         return len(readouts) == len(self.epilogue) == len({n.attrs[1] for n in readouts})
 
     @property
+    def splits(self) -> bool:
+        """Whether segments of a sequence may be walked at the same time: no write depends on the state."""
+        return not any(f.reads for f in self.forms)
+
+    @property
     def grid(self) -> tuple[str, ...]:
-        return ("batch", "head") + (() if self.whole_values else tuple(f"tile:{d}" for d in self.value))
+        """Of a walk over the chunks."""
+        tiles = () if self.whole_values else tuple(f"tile:{d}" for d in self.value)
+        return ("batch", "head", *(("segment",) if self.splits else ()), *tiles)
 
     @property
     def complex_buffers(self) -> frozenset[str]:
@@ -57,8 +73,29 @@ class Shape:
         names += [str(x.attrs[1]) for _, node in self.epilogue for x in leaves([node], "readout") if x.is_complex]
         states = [f.state for f in self.forms if f.is_complex]
         names += [p + s for s in states for p in ("", "final_", "chunk_", "chunk_R_")]
+        names += [p + r + s for s in states for p in ("start_", "end_", "local_") for r in ("", "R_")]
+        turning = [(f, d) for f in self.forms for d in f.decays if d.angle is not None]
+        names += [f"over_{r}{f.state}_{decay_class(f, d)}" for f, d in turning for r in ("", "R_")]
         names += [tensor_name(x) for x in argument_leaves(self.nodes) if x.is_complex]
         return frozenset([*names, *(f"d_{n}" for n in names)])
+
+    @property
+    def fixed_sizes(self) -> tuple[tuple[str, int], ...]:
+        """Of the fused dims, and of their parts that no tensor has as they are."""
+        sizes = dict(self.sizes)
+        present = {d for x in argument_leaves(self.nodes) for d in x.dims}
+        names = [d for name, group in self.fused for d in (name, *(d for d in group if d not in present))]
+        return tuple((d, sizes[d]) for d in names)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Why one program's part of a state with fused key dims is beyond its registers."""
+        sizes = dict(self.sizes)
+        return tuple(
+            f"a program would hold {sizes[name]} x {LEAST_WIDTH} values of a state ({' x '.join(group)} key dimensions)"
+            for name, group in self.fused
+            if name in self.key and sizes[name] > LARGEST_KEY
+        )
 
     def result_of(self, readout: str) -> str | None:
         """The result that is this readout, where the epilogue is trivial."""
@@ -82,41 +119,77 @@ def infer_shape(normal: NormalForm, sizes: dict[str, int]) -> Shape | Reject:
     forms = tuple(f for f in normal.forms if isinstance(f, MatrixForm))
     if normal.family != "matrix" or len(forms) != len(normal.forms):
         return Reject(f"needs a matrix state with factored decays; this stage is {normal.family}")
+    try:
+        return _joined_shape(normal, forms, sizes)
+    except NotFoldable as failure:
+        return Reject(f"state {forms[0].state} has the aligned dimension {forms[0].batch[0]}, and {failure}")
+    except NotFusable as failure:
+        return Reject(f"state {forms[0].state} has several key or value dimensions, and {failure}")
+
+
+def _joined_shape(normal: NormalForm, forms: tuple[MatrixForm, ...], sizes: dict[str, int]) -> Shape | Reject:
+    """The shape with aligned dims folded into the heads, and one key and one value dim."""
+    folding = Folding(forms[0].batch)
+    forms, epilogue = folding.stage(forms, normal.epilogue)
+    forms = tuple(transpose(f) if _belongs_on_keys(f) else f for f in forms)
     key = max((f.key for f in forms), key=len)
     value = max((f.value for f in forms), key=len)
     reason = _reason_against(forms, key, value)
     if reason is not None:
         return Reject(reason)
-    forms, epilogue = absorb_scales(forms, normal.epilogue)
-    layouts = tuple((name, node.dims) for name, node in normal.stage.updates)
-    draft = Shape(forms, epilogue, key, value, False, layouts, tuple(sizes.items()))
+    fused = fuse_dims(forms, epilogue, key, value, sizes)
+    forms, epilogue = absorb_scales(fused.forms, fused.epilogue)
+    own = {name: node.dims for name, node in normal.stage.updates}
+    layouts = tuple((name, fused.dims(folding.dims(dims))) for name, dims in own.items())
+    states = {name: own[state] for state, dims in layouts if dims != own[state] for name in (state, f"final_{state}")}
+    views = tuple((dict(fused.views) | states | folding.tensors).items())
+    sizes = {name: math.prod(sizes[d] for d in group) for name, group in fused.groups} | sizes
+    key, value = ((next(f for f, g in fused.groups if g == dims),) if len(dims) > 1 else dims for dims in (key, value))
+    draft = Shape(forms, epilogue, key, value, False, layouts, tuple(sizes.items()), fused.groups, views, folding.batch)
     return replace(draft, whole_values=not value or _needs_whole_values(draft))
 
 
 def _reason_against(forms: tuple[MatrixForm, ...], key: tuple[str, ...], value: tuple[str, ...]) -> str | None:
     for form in forms:
         if form.batch:
-            return f"state {form.state} has the aligned dimension {form.batch[0]} beside its key and value dimensions"
+            return f"state {form.state} has the aligned dimension {form.batch[0]}, and others of its stage do not"
         if form.is_complex and form.reads:
             return f"state {form.state} is complex and read by its own writes: complex systems are not solved in chunks"
-        if len(form.key) > 1 or len(form.value) > 1:
-            return f"state {form.state} has more than one key or value dimension"
         if form.key not in ((), key) or form.value not in ((), value):
             return "the states of this stage differ in their key or value dimensions"
         over_values = [d for d in form.decays if d.factor.dims and set(d.factor.dims) <= set(form.value)]
         if over_values and form.reads:
             return f"the decay of {form.state} runs over its value dimension while its reads contract the key dimension"
-        if any(d.sign is not None or d.angle is not None for d in over_values):
-            return f"a decay over the value dimension of {form.state} may be negative or complex"
-        lost = [d for d in form.decays if is_plain_factor(d) and (d.angle is not None or d.factor.dims)]
-        if lost:
+        if any(_is_bare(d) for d in over_values):
             return (
-                f"a decay of {form.state} is given as a factor that may be zero, whose gradient is not the gradient of "
-                "its log; write it as an exponential or a sigmoid"
+                f"{form.state} decays over its key and over its value dimension, and both decays are negative, complex "
+                "or factors that may be zero; a chunk keeps track of such a decay along one of them"
             )
-        if any(len(d.factor.dims) > 1 for d in form.decays):
-            return f"a decay of {form.state} does not factor over its dimensions"
     return None
+
+
+def _is_bare(decay: Decay) -> bool:
+    """Whether a decay has more to keep track of than its log: a sign, a phase, or a gradient at zero."""
+    return decay.sign is not None or decay.angle is not None or is_plain_factor(decay)
+
+
+def _belongs_on_keys(form: MatrixForm) -> bool:
+    """Whether the form is to be transposed: such a decay over its value dims, which only key dims have room for."""
+    over = {side: [d for d in form.decays if set(d.factor.dims) & set(dims)]
+            for side, dims in (("key", form.key), ("value", form.value))}
+    return not form.reads and any(map(_is_bare, over["value"])) and not any(map(_is_bare, over["key"]))
+
+
+def transpose(form: MatrixForm) -> MatrixForm:
+    """The same state with key and value dims exchanged; it has no reads."""
+
+    def event(e: Event) -> Event:
+        if isinstance(e, Write):
+            assert e.value is not None
+            return replace(e, key=e.value, value=e.key)
+        return replace(e, axis="value" if e.axis == "key" else "key") if isinstance(e, Readout) else e
+
+    return replace(form, key=form.value, value=form.key, events=tuple(map(event, form.events)))
 
 
 def absorb_scales(
@@ -183,6 +256,10 @@ def key_side_nodes(form: MatrixForm, event: Decay | Read | Write | Readout) -> l
     if isinstance(event, Decay) and event.factor.dims and set(event.factor.dims) <= set(form.value):
         return []
     return event_nodes(event)
+
+
+def key_only(shape: Shape) -> tuple[Axis, ...]:
+    return tuple(a for a in shape.axes if a.name not in shape.value)
 
 
 # --- buffers and accesses --------------------------------------------------------------------------------------------
