@@ -39,7 +39,7 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
-from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients
+from recur.strategies.chunk.key_gradients import PHASES, emit_key_gradients, emit_value_gradients
 from recur.strategies.chunk.key_side import (
     emit_inverse,
     emit_key_side,
@@ -86,8 +86,8 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
         saved=saved_buffers(shape) + tuple(k.buffer for k in kept),
         workspace=workspace_buffers(shape) + tuple(k.gradient for k in kept) + ledger.buffers(arguments),
-        forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
-        backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
+        forward=tuple(in_order(prune_kernel(k)) for k in forward),
+        backward=tuple(in_order(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
@@ -97,6 +97,11 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         views=shape.views,
         limits=shape.limits,
     )
+
+
+def in_order(kernel: Kernel) -> Kernel:
+    """Phases are in order already: each is done with its tiles before the next one starts."""
+    return kernel if kernel.role == PHASES else order_kernel(kernel)
 
 
 Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have

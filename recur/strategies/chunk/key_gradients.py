@@ -37,6 +37,8 @@ from recur.strategies.chunk.shape import Shape, chunk_access, token_access
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, key_vector, load_gates, signed
 from recur.strategies.operands import argument_leaves
 
+PHASES = "gradients, phase by phase"  # the role of a kernel whose operations are in order
+
 BufferOf = Callable[[Node, str, str], str]  # source, part, the axis whose tiles give partial sums or ""
 EQUATIONS = (
     "dkx = 2^G vx S^T + E B^,   db = E^T kx~ + 2^(G_C - G) u R^T,   E = tril(vx u^T)",
@@ -85,7 +87,7 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     axes = tuple(place_keys(shape, a, "grid") for a in looped_values(shape))
     grid = ("batch", "head", "chunk", f"tile:{shape.key[0]}")
     widths = tile_widths(shape, shape.key + shape.value, stored_chunk_length(shape))
-    return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, "gradients", widths, WARPS)
+    return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, PHASES, widths, WARPS)
 
 
 def looped_values(shape: Shape) -> tuple[Axis, ...]:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Literal
 
 from recur.ir.core import topological
-from recur.ir.normal import MatrixForm, Read, Readout, Write
+from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.gates import class_decays, whole_chunk
@@ -140,7 +140,7 @@ def emit_key_side(shape: Shape) -> Kernel:
     axes = tuple(place_keys(shape, a, "loop") for a in key_only(shape))
     return Kernel(
         "key_side", ("batch", "head", "chunk"), axes, tuple(outer.statements), KEY_SIDE_EQUATIONS, "key_side",
-        tile_widths(shape, shape.key, stored_chunk_length(shape)), WARPS,
+        tile_widths(shape, shape.key, rows_held(shape)), WARPS,
     )  # fmt: skip
 
 
@@ -164,12 +164,19 @@ def solved_writes(form: MatrixForm) -> list[int]:
 
 WALK_WIDTH = 32  # of a tile of the value dims in a walk over a whole sequence
 TILE = 2048  # entries of a chunk's rows in a tile of the key or value dims
+FEW_VECTORS = 3  # of which a program holds such tiles, beside the gates
 WARPS = 8  # hold the gates, vectors and sums of such a tile
 
 
-def tile_widths(shape: Shape, dims: tuple[str, ...], chunk: int) -> tuple[tuple[str, int], ...]:
+def rows_held(shape: Shape) -> int:
+    """The rows of a chunk, twice where there are many vectors of them."""
+    vectors = sum(not isinstance(e, Decay) for f in shape.forms for e in f.events)
+    return stored_chunk_length(shape) * (1 if vectors <= FEW_VECTORS else 2)
+
+
+def tile_widths(shape: Shape, dims: tuple[str, ...], rows: int) -> tuple[tuple[str, int], ...]:
     sizes = dict(shape.sizes)
-    return tuple((d, max(16, min(TILE // chunk, 1 << (sizes[d] - 1).bit_length()))) for d in dims)
+    return tuple((d, max(16, min(TILE // rows, 1 << (sizes[d] - 1).bit_length()))) for d in dims)
 
 
 def narrow_walk(shape: Shape, kernel: Kernel) -> Kernel:
