@@ -19,7 +19,7 @@ from recur.ir.core import topological
 from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
-from recur.strategies.chunk.gates import class_decays, whole_chunk
+from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
 from recur.strategies.chunk.kernels import inverse_name, key_only
 from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
 from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, load_keys, load_values
@@ -31,7 +31,10 @@ KEY_SIDE_EQUATIONS = (
 
 
 def has_stored_key_side(shape: Shape) -> bool:
-    """Whether the stage's decays run over the key dims, and all of its states are read along them alone."""
+    """Whether the stage's decays run over the key dims, and all of its states are read along them alone.
+
+    A decay that is given as a factor has a gradient where it is zero, for which pairs across cuts are needed.
+    """
     over_keys = [any(d.factor.dims for _, d in class_decays(f, "key")) for f in shape.forms]
     scalar = [bool(class_decays(f, "key")) and not over for f, over in zip(shape.forms, over_keys, strict=True)]
     plain = all(_is_plain(f) for f in shape.forms) and _mixes_rows_only(shape)
@@ -40,7 +43,8 @@ def has_stored_key_side(shape: Shape) -> bool:
 
 def _is_plain(form: MatrixForm) -> bool:
     along_keys = all(r.axis == "key" for r in form.readouts)
-    return bool(form.key and form.value) and along_keys and not form.is_complex and not class_decays(form, "value")
+    by_logs = not any(is_plain_factor(d) for d in form.decays) and not class_decays(form, "value")
+    return bool(form.key and form.value) and along_keys and not form.is_complex and by_logs
 
 
 def _mixes_rows_only(shape: Shape) -> bool:
