@@ -1,4 +1,4 @@
-"""Library functions for printed modules: which ones a printed source needs, and their text."""
+"""Libraries for printed modules: which of their functions and classes a printed source needs, and their text."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 
 
 @cache
-def functions_of(file: Path) -> dict[str, str]:
-    """Every top-level function of a library in order, by name, as text."""
+def definitions_of(file: Path) -> dict[str, str]:
+    """Every top-level function and class of a library in order, by name, as text."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
-    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
-    return {f.name: "\n".join(lines[f.lineno - 1 : f.end_lineno]) for f in functions}
+    found = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    first = {node.name: min([node.lineno, *(d.lineno for d in node.decorator_list)]) for node in found}
+    return {node.name: "\n".join(lines[first[node.name] - 1 : node.end_lineno]) for node in found}
 
 
 def needed_functions(source: str, file: Path) -> str:
-    """The definitions of the library functions that ``source`` calls, and of those that they call."""
-    library = functions_of(file)
+    """The definitions of the library functions and classes that ``source`` names, and of those that they name."""
+    library = definitions_of(file)
     needed: set[str] = set()
     pending = [source]
     while pending:

@@ -18,7 +18,7 @@ from recur.codegen.helpers import needed_functions
 from recur.codegen.shell import Shell
 from recur.codegen.torch_printer.function import identifier
 from recur.diagnostics import Diagnostic, RecurError
-from recur.ir.normal import NormalForm, Program
+from recur.ir.normal import MaxPlusForm, NormalForm, Program
 from recur.ir.plan import Plan
 from recur.ir.spec import Recurrence
 from recur.ir.tile import Buffer
@@ -41,11 +41,11 @@ def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
     rec, given = program.step.recurrence, sizes
     program, sizes = clear_dims(program, sizes)
     plans = [callable_plan(program, plan) for plan in plans]
-    shell = Shell(program, tuple(plans))
-    stages, helpers, imports = print_stages(plans, sizes, backend)
+    shell = Shell(program, tuple(plans), is_compiled=backend == "triton")
+    stages, helpers, imports = print_stages(program, plans, sizes, backend)
     body = shell.body()
     code = "\n".join(stages)
-    shell_helpers = needed_functions("\n".join(body), FOLDER / "shell_library.py")
+    shell_helpers = needed_functions("\n".join(["_dense", *body]), FOLDER / "shell_library.py")
     text = environment().get_template("module.jinja").render(
         header=header(rec, program, plans, sizes, command(rec, plans, given, backend), backend),
         imports=imports.strip(),
@@ -78,7 +78,7 @@ def callable_plan(program: Program, plan: Plan) -> Plan:
     return replace(plan, stage=identifier(plan.stage), arguments=arguments)
 
 
-def print_stages(plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> Stages:
+def print_stages(program: Program, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> Stages:
     """Each stage's code, the printer of the definitions that it calls, and the imports."""
     if backend == "torch":
         from recur.codegen import torch_printer
@@ -87,8 +87,17 @@ def print_stages(plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) 
     from recur.codegen import triton_printer
 
     configs = [triton_printer.default_config(plan, sizes) for plan in plans]
-    code = [triton_printer.print_stage(plan, config).strip() for plan, config in zip(plans, configs, strict=True)]
+    code = [
+        triton_printer.print_stage(plan, config, start_values(normal, plan)).strip()
+        for normal, plan, config in zip(program.stages, plans, configs, strict=True)
+    ]
     return code, triton_printer.print_helpers, triton_printer.HEADER
+
+
+def start_values(normal: NormalForm, plan: Plan) -> dict[str, float]:
+    """What each initial state holds where none is given: zero, and a log scale the logarithm of zero."""
+    forms = zip(normal.forms, plan.initial, strict=True)
+    return {b.name: float("-inf") if isinstance(form, MaxPlusForm) else 0.0 for form, b in forms}
 
 
 @cache

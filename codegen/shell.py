@@ -66,6 +66,7 @@ class Shell:
 
     program: Program
     plans: tuple[Plan, ...]
+    is_compiled: bool = False  # stages take None for initial states, and compile their kernels when they first run
 
     @property
     def rec(self) -> Recurrence:
@@ -132,6 +133,7 @@ class Shell:
             "ledger": list(ledger.values()),
             "target": tuple_target(list(ledger.values())),
             "gradients": [ledger.get(b.name, "None") for b in inputs],
+            "with_backward": ", with_backward=any(ctx.needs_input_grad)" if self.is_compiled else "",
         }
 
     # --- the composing function ---------------------------------------------------------------------------------------
@@ -164,8 +166,16 @@ class Shell:
         lines = self.lead_lines(first, heads)
         declared = tuple_target([f'"{v.name}"' for v in self.rec.states])
         lines.append(f"{given} = _entries(initial_state, ({declared}), {heads})")
-        lines += [f"{batch}, _, {count} = {first}.shape[:3]", f"{dtype} = _state_dtype({first})"]
-        lines += self.start_lines(given, batch, count, dtype, first)
+        sizes = [f"{batch}, _, {count} = {first}.shape[:3]", f"{dtype} = _state_dtype({first})"]
+        states, previous = self.start_lines(given, batch, count, dtype, first)
+        if self.is_compiled:
+            lines += sizes * bool(previous)
+            names = [name for entry, name in self.variables.items() if entry.endswith(".initial")]
+            given_lines = (sizes if not previous else []) + states
+            lines += [f"if {given}:", *(f"    {x}" for x in given_lines), "else:", f"    {' = '.join(names)} = None"]
+        else:
+            lines += sizes + states
+        lines += previous
         for normal, plan in zip(self.program.stages, self.plans, strict=True):
             lines += self.call_lines(normal, plan)
         outputs = [f"_output({self.variables[o.name]}, {first})" for o in self.rec.outputs]
@@ -184,19 +194,20 @@ class Shell:
                 lines.append(f"    {shown} = (x.unsqueeze({position}) for x in ({shown}))")
         return lines
 
-    def start_lines(self, given: str, batch: str, count: str, dtype: str, first: str) -> list[str]:
-        """Initial states, in the common scale where they are stabilised; inputs at the previous token."""
-        lines = []
+    def start_lines(self, given: str, batch: str, count: str, dtype: str, first: str) -> tuple[list[str], list[str]]:
+        """Initial states, in the common scale where they are stabilised; and inputs at the previous token."""
+        states = []
         for v in self.rec.states:
             self.variables[v.name + ".initial"] = name = self.names.take(v.name)
-            lines.append(f"{name} = {self.start(v.name, v, given, batch, count, dtype, first)}")
+            states.append(f"{name} = {self.start(v.name, v, given, batch, count, dtype, first)}")
+        for scale in dict.fromkeys(self.scale_of.values()):
+            states += self.scale_lines(scale, given)
+        lines = []
         for v in self.previous:
             start = self.start(f"prev.{v.name}", v, given, batch, count, dtype, first)
             self.variables[f"prev.{v.name}"] = name = self.names.take(f"prev_{v.name}")
             lines.append(f"{name} = _one_later({self.variables[v.name]}, {start})")
-        for scale in dict.fromkeys(self.scale_of.values()):
-            lines += self.scale_lines(scale, given)
-        return lines
+        return states, lines
 
     def start(self, entry: str, v: Variable, given: str, batch: str, count: str, dtype: str, first: str) -> str:
         sizes = ", ".join((batch, count, *(self.size(d) for d in v.dims)))
@@ -258,7 +269,7 @@ class Shell:
             return [call, *self.split_lines(plan, dict(zip(results + finals, plan.results + plan.final, strict=True)))]
         return [
             "with torch.no_grad():",
-            f"    results, states, _ = {plan.stage}_forward(*(x.contiguous() for x in ({arguments})))",
+            f"    results, states, _ = {plan.stage}_forward(*(_dense(x) for x in ({arguments})))",
             f"{tuple_target(results)} = results",
             f"{tuple_target(finals)} = states",
         ]

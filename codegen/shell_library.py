@@ -29,13 +29,22 @@ def _state_dtype(x: torch.Tensor) -> torch.dtype:
 def _output(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """An output in the first input's dtype, or its complex or real counterpart."""
     if x.is_complex():
-        return x.to(torch.complex128 if _state_dtype(first) == torch.float64 else torch.complex64)
-    return x.to(_state_dtype(first) if first.is_complex() else first.dtype)
+        dtype = torch.complex128 if _state_dtype(first) == torch.float64 else torch.complex64
+    else:
+        dtype = _state_dtype(first) if first.is_complex() else first.dtype
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _start(given: dict, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """An initial state: as given, else zero."""
     return given[name].to(dtype).contiguous() if name in given else torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _dense(x: torch.Tensor | None) -> torch.Tensor | None:
+    """The tensor as its values lie in memory: contiguous, nothing left to be conjugated or negated."""
+    if x is None or (x.is_contiguous() and not x.is_conj() and not x.is_neg()):
+        return x
+    return x.contiguous().resolve_conj().resolve_neg()
 
 
 def _one_later(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:

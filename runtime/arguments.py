@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ class Call:
     has_heads: bool
     dtype: torch.dtype
     device: torch.device
+
+    def of(self, tensors: dict[str, Tensor]) -> Call:
+        """The same shapes and types with other tensors."""
+        rest = (self.sizes, self.batch, self.tokens, self.heads, self.has_heads, self.dtype, self.device)
+        return Call(tensors, *rest)
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -74,18 +79,18 @@ class Binder:
         rest = self.names[len(args) :]
         if len(args) > len(self.names) or kwargs.keys() != set(rest):
             return bind_arguments(self.rec, args, kwargs, one_token)  # raises
-        tensors = dict(zip(self.names, (*args, *(kwargs[name] for name in rest)), strict=True))
-        found = [x for x in tensors.values() if isinstance(x, Tensor)]
-        key = (one_token, *((x.shape, x.dtype, x.device) for x in found))
-        call = self.known.get(key) if len(found) == len(tensors) else None
+        given = (*args, *[kwargs[name] for name in rest])
+        found = [x for x in given if isinstance(x, Tensor)]
+        key = (one_token, *[(x.shape, x.dtype, x.device) for x in found])
+        call = self.known.get(key) if len(found) == len(given) else None
         if call is None:
             call = bind_arguments(self.rec, args, kwargs, one_token)
             if len(self.known) >= self.KEPT:
                 self.known.clear()
-            self.known[key] = replace(call, tensors={})
+            self.known[key] = call.of({})
             return call
         named = dict(zip(self.names, found, strict=True))
-        return replace(call, tensors=_with_axes(self.rec, named, one_token, call.has_heads))
+        return call.of(_with_axes(self.rec, named, one_token, call.has_heads))
 
 
 def _with_axes(rec: Recurrence, tensors: dict[str, Tensor], one_token: bool, has_heads: bool) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Compiles a generated module's Triton kernels ahead of time, without a GPU, and reports what each one takes.
 
-A generated module lists its kernels in tables ``<stage>_KERNELS``: (kernel, types of its arguments, constants and
-options). Nothing here runs a kernel.
+A generated module lists its kernels in tables ``<stage>_FORWARD`` and ``<stage>_BACKWARD``, and in ``..._JOINS`` those
+for several segments; rows are (kernel, types of its arguments, constants and options). Nothing here runs a kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a program, by compute capability
 OPTIONS = ("num_warps", "num_stages")
-ALIGNED = [["tt.divisibility", 16]]  # what torch's allocator guarantees of every pointer
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,8 @@ def build_module(module: ModuleType, target: str = "sm_90", dtype: str = "bf16")
 def kernels_of(module: ModuleType) -> Iterator[tuple[Any, tuple[str, ...], Mapping[str, int]]]:
     """The rows of the module's kernel tables, in the order of the file."""
     for name, table in vars(module).items():
-        if name.endswith("_KERNELS"):
-            yield from table
+        if name.endswith(("_FORWARD", "_BACKWARD", "_JOINS")):
+            yield from table.rows
 
 
 def build_kernel(
@@ -139,22 +138,17 @@ def build_kernel(
 
 
 def kernel_source(kernel: Any, types: tuple[str, ...], constants: Mapping[str, int], dtype: str) -> Any:
-    """The compiler's input: a type for every argument, a value for every constant."""
+    """The compiler's input where all inputs are of one type, initial states are given and tensors aligned."""
     import triton.language as tl
-    from triton.compiler import ASTSource
+
+    from recur.codegen.triton_printer.launch_library import _source
 
     if not hasattr(kernel, "arg_names") or not hasattr(kernel, "cache_key"):
         raise ValueError("the module was loaded for the interpreter: load it without TRITON_INTERPRET")
-    names = kernel.arg_names
     dot_type = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
-    values = {
-        **{k: v for k, v in constants.items() if k not in OPTIONS},
-        **({"DOT": dot_type} if "DOT" in names else {}),
-    }
-    given = [t.replace("input", dtype) for t in types]
-    signature = dict(zip(names, given, strict=False)) | {name: "constexpr" for name in values}
-    attrs = {(i,): ALIGNED for i, type_name in enumerate(given) if type_name.startswith("*")}
-    return ASTSource(kernel, signature, constexprs=values, attrs=attrs)
+    pointers = [f"*{'fp32' if t.startswith('*fp32') else dtype}" for t in types if t.startswith("*")]
+    given = [*pointers, *types[len(pointers) :]]
+    return _source(kernel, given, {**constants, "DOT": dot_type}, (True,) * len(pointers))
 
 
 def capability(target: str) -> int:

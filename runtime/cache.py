@@ -1,9 +1,9 @@
 """The disk cache: generated modules as files that a person can read, and that tracebacks point into.
 
 A file's name is the recurrence's name and a digest of its content, so a file is either exactly what the compiler would
-write again or it is replaced. Nothing is ever read back as truth: a file whose text differs (cut short, edited, from
-elsewhere) counts as a miss. Writes go to a temporary file in the same folder and are renamed into place, so readers and
-concurrent writers never see half a file. All files lie under one versioned folder.
+write again or it is replaced; a file whose text differs (cut short, edited, from elsewhere) counts as a miss. Writes go
+to a temporary file in the same folder and are renamed into place, so readers and concurrent writers never see half a
+file. All files lie under one versioned folder.
 """
 
 from __future__ import annotations
@@ -38,9 +38,14 @@ def cache_dir() -> Path:
     return Path(base) / "recur"
 
 
+def version_dir() -> Path:
+    """Where everything lies that this version of the cache's layout holds."""
+    return cache_dir() / f"v{VERSION}"
+
+
 def module_dir() -> Path:
     """Where generated modules lie."""
-    return cache_dir() / f"v{VERSION}" / "modules"
+    return version_dir() / "modules"
 
 
 def safe_stem(name: str) -> str:
@@ -56,7 +61,12 @@ def digest(text: str) -> str:
 
 def module_path(name: str, text: str) -> Path:
     """The file that holds the generated module ``text`` of the recurrence ``name``."""
-    return module_dir() / f"{safe_stem(name)}_{digest(text)}.py"
+    return module_dir() / module_name(name, digest(text))
+
+
+def module_name(name: str, text_digest: str) -> str:
+    """The file name of a generated module of the recurrence ``name``."""
+    return f"{safe_stem(name)}_{text_digest}.py"
 
 
 def store_module(name: str, text: str) -> Path:
@@ -65,16 +75,21 @@ def store_module(name: str, text: str) -> Path:
     Raises CacheError where the folder cannot be written; it names the variable that moves it.
     """
     path = module_path(name, text)
+    store_text(path, text)
+    return path
+
+
+def store_text(path: Path, text: str) -> None:
+    """Makes sure that the file holds exactly ``text``. Raises CacheError where the folder cannot be written."""
     if read_text(path) == text:
-        return path
+        return
     try:
         write_text(path, text)
     except OSError as error:
         raise CacheError(
-            f"cannot write the generated module to {path.parent}: {error.strerror or error}; "
+            f"cannot write to the cache's folder {path.parent}: {error.strerror or error}; "
             f"set {VARIABLE} to a folder that can be written"
         ) from error
-    return path
 
 
 def read_text(path: Path) -> str | None:

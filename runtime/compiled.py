@@ -5,17 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recur.codegen.torch_printer.function import identifier
 from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
-from recur.inspection import print_source
-from recur.ir.normal import Program
+from recur.ir import verify
 from recur.ir.spec import Recurrence
+from recur.runtime import stored
 from recur.runtime.load import interpreter_is_whole, load_module, triton_interprets
-from recur.strategies.select import Request, Selection, select
+from recur.runtime.stored import Printed
+
+if TYPE_CHECKING:
+    from recur.ir.normal import Program
+    from recur.strategies.select import Request
 
 BACKENDS = ("torch", "triton")
 
@@ -33,7 +36,6 @@ class Backend:
 class Compiled:
     """Generated code ready to be called: ``function(*tensors, initial_state=None, output_final_state=False)``."""
 
-    selections: tuple[Selection, ...]
     backend: Backend
     source: str
     function: Callable[..., Any]
@@ -67,19 +69,39 @@ def choose_backend(rec: Recurrence, requested: str, device: torch.device, dtype:
     return Backend(requested, "asked for")
 
 
-def compile_for(program: Program, sizes: dict[str, int], strategy: Request, backend: Backend) -> Compiled:
-    """Selects, prints and loads. A backend that the compiler chose itself falls back to torch, with one warning."""
+def compile_for(
+    rec: Recurrence, program: Callable[[], Program], sizes: dict[str, int], strategy: Request, backend: Backend
+) -> Compiled:
+    """Selects, prints and loads; what an earlier process has printed is only loaded, and ``program`` not asked for.
+
+    A backend that the compiler chose itself falls back to torch, with one warning.
+    """
+    key = stored.make_key(rec, sizes, strategy, backend.name)
+    printed = None if verify.is_enabled() else stored.find(rec, key)
+    if printed is None:
+        backend, printed = print_for(program(), sizes, strategy, backend)
+        stored.keep(stored.make_key(rec, sizes, strategy, backend.name), printed)
+    module = load_module(rec.name, printed.text)
+    return Compiled(backend, printed.text, getattr(module, printed.function))
+
+
+def print_for(
+    program: Program, sizes: dict[str, int], strategy: Request, backend: Backend
+) -> tuple[Backend, Printed]:
+    """The backend that can hold the recurrence, and the module for it."""
+    from recur.codegen.torch_printer.function import identifier
+    from recur.inspection import print_source
+    from recur.strategies.select import select
+
     rec = program.step.recurrence
-    selections = select(program, sizes, strategy)
-    plans = tuple(s.plan for s in selections)
+    plans = tuple(s.plan for s in select(program, sizes, strategy))
+    function = identifier(rec.name)
     try:
-        source = print_source(program, plans, sizes, backend.name)
+        return backend, Printed(print_source(program, plans, sizes, backend.name), function)
     except RecurError as error:
         if not backend.automatic or backend.name == "torch":
             raise
         reason = error.diagnostics[0].message
-        warnings.warn(f"{rec.name} runs on torch: {reason}", stacklevel=4)
+        warnings.warn(f"{rec.name} runs on torch: {reason}", stacklevel=5)
         backend = Backend("torch", f"Triton was not taken: {reason}", automatic=True)
-        source = print_source(program, plans, sizes, "torch")
-    module = load_module(rec.name, source)
-    return Compiled(selections, backend, source, getattr(module, identifier(rec.name)))
+        return backend, Printed(print_source(program, plans, sizes, "torch"), function)

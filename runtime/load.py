@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import os
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
 from recur.runtime import cache
 
 PREFIX = "recur_generated"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # tells of a GPU without starting CUDA
 
 _loaded: dict[tuple[str, bool], ModuleType] = {}
 
@@ -25,6 +28,22 @@ def load_module(name: str, text: str) -> ModuleType:
     if key not in _loaded:
         _loaded[key] = _execute(cache.store_module(name, text), text, interpreted=key[1])
     return _loaded[key]
+
+
+@functools.cache
+def hash_triton_early() -> None:
+    """Where there is a GPU, starts in a thread what Triton does before it looks into its cache for the first time.
+
+    Triton hashes its own files, which takes half a second without holding the interpreter.
+    """
+    if NVIDIA_DRIVER.exists():
+        threading.Thread(target=_hash_triton, daemon=True).start()
+
+
+def _hash_triton() -> None:
+    from triton.runtime.cache import triton_key
+
+    triton_key()
 
 
 def triton_interprets() -> bool:

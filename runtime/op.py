@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor
 
-from recur.explain import Explanation, default_sizes, explain
-from recur.ir.normal import Program
 from recur.ir.spec import Recurrence
 from recur.runtime import arguments, states
 from recur.runtime.arguments import Call
-from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_for
-from recur.runtime.load import triton_interprets
+from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_for, print_for
+from recur.runtime.load import hash_triton_early, triton_interprets
 from recur.runtime.reference import run_reference
 from recur.runtime.states import State, StateEntry
-from recur.strategies.select import Request
+
+if TYPE_CHECKING:
+    from recur.explain import Explanation
+    from recur.ir.normal import Program
+    from recur.strategies.select import Request
 
 Outputs = Union[Tensor, tuple[Tensor, ...]]  # noqa: UP007 (an alias, evaluated on 3.10)
 
@@ -38,6 +40,7 @@ class Op:
         self.__doc__ = recurrence.doc
         self._binder = arguments.Binder(recurrence)
         self._compiled: dict[tuple[object, ...], Compiled] = {}
+        hash_triton_early()
 
     def __reduce__(self) -> tuple[type[Op], tuple[Recurrence]]:
         """Copies and pickles as its recurrence; what was compiled stays behind."""
@@ -141,10 +144,13 @@ class Op:
 
         May also be given the tensors of a call. The result is text; its ``data`` holds the same as plain values.
         """
+        from recur.explain import explain
+        from recur.strategies.select import select
+
         call, bound = self._sizes(args, sizes)
-        compiled = self._compile(bound, strategy, self._backend(call, backend))
-        remark = f"backend      {compiled.backend.name}: {compiled.backend.why}"
-        return explain(self.program, bound, compiled.selections, (remark,))
+        taken, _ = print_for(self.program, bound, strategy, self._backend(call, backend))
+        remark = f"backend      {taken.name}: {taken.why}"
+        return explain(self.program, bound, select(self.program, bound, strategy), (remark,))
 
     def source(
         self,
@@ -176,10 +182,10 @@ class Op:
         backend: str,
         debug: bool,
     ) -> tuple[list[Tensor], dict[str, Tensor] | None]:
-        initial = states.bind_state(self.states, state, call, argument)
+        initial = {} if state is None else states.bind_state(self.states, state, call, argument)
         if debug:
             arguments.check_ranges(self.recurrence, call.tensors)
-        compiled = self._compile(call.sizes, strategy, self._backend(call, backend))
+        compiled = self._compile(call, strategy, backend)
         with _current(call.device):
             outputs, final = compiled.function(
                 *call.tensors.values(), initial_state=initial, output_final_state=output_final_state
@@ -200,11 +206,13 @@ class Op:
             if self.states[name].kind != "log_scale":
                 arguments.check_finite(f"the final state's `{name}`", x)
 
-    def _compile(self, sizes: dict[str, int], strategy: Request, backend: Backend) -> Compiled:
+    def _compile(self, call: Call, strategy: Request, backend: str) -> Compiled:
         request = strategy if isinstance(strategy, str) else tuple(strategy)
-        key = (tuple(sizes.items()), request, backend, triton_interprets())
+        sizes = tuple(call.sizes.values())
+        key = (sizes, request, backend, call.device.type, call.dtype, triton_interprets())
         if key not in self._compiled:
-            self._compiled[key] = compile_for(self.program, sizes, request, backend)
+            taken = self._backend(call, backend)
+            self._compiled[key] = compile_for(self.recurrence, lambda: self.program, call.sizes, request, taken)
         return self._compiled[key]
 
     def _backend(self, call: Call | None, requested: str) -> Backend:
@@ -218,6 +226,8 @@ class Op:
 
     def _sizes(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Call | None, dict[str, int]]:
         """The sizes for explain and source: from a call's tensors, or given one by one."""
+        from recur.explain import default_sizes
+
         if args or any(isinstance(x, Tensor) for x in kwargs.values()):
             call = arguments.bind_arguments(self.recurrence, args, kwargs)
             return call, call.sizes
@@ -226,7 +236,8 @@ class Op:
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
     """Kernels are launched on the current GPU, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    is_other = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if is_other else nullcontext()
 
 
 def _refuse_packed(cu_seqlens: Tensor | None, reset: Tensor | None) -> None:

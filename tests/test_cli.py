@@ -168,7 +168,10 @@ def test_emit_writes_one_file(folder: Path) -> None:
 
 
 def test_zoo_prints_a_spec() -> None:
-    assert run("zoo", "gla").stdout == zoo.path("gla").read_text()
+    """The spec alone, to redirect into a file; beside it the command that trains with it."""
+    result = run("zoo", "gla")
+    assert result.stdout == zoo.path("gla").read_text()
+    assert "python -m recur.examples.language_model --recurrence gla\n" in result.stderr
 
 
 @pytest.mark.slow

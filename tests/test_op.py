@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,10 +288,11 @@ def test_debug_checks_ranges_and_results(ema: Any) -> None:
         ema(**x | {"x": x["x"] * torch.inf}, debug=True)
 
 
-def test_a_fallback_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fallback_is_announced_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from recur.codegen import module
     from recur.runtime.compiled import Backend
 
+    monkeypatch.setenv("RECUR_CACHE_DIR", str(tmp_path))
     real = module.print_module
 
     def refuse(program: Any, plans: Any, sizes: Any, backend: str) -> str:

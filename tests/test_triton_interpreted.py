@@ -12,13 +12,13 @@ import pytest
 import torch
 from compare import compare
 from hand_plans import linear_attention
-from inputs import dim_sizes
+from inputs import dim_sizes, random_inputs
 from torch import Tensor
 from triton_plans import elementwise_kernel, load_stage
 from triton_plans import linear_attention as gated_attention
 
 from recur import zoo
-from recur.api import load
+from recur.api import load, loads
 from recur.operators import OPERATORS
 from recur.strategies.select import select
 
@@ -187,3 +187,41 @@ def test_zoo(name: str) -> None:
     compare(op, "auto", "triton", T=19, B=1, sizes=sizes, dtype=torch.float32, tolerance=2e-4)
     if any(s.plan.fused for s in select(op.program, dim_sizes(op.recurrence))):
         compare(op, "chunkwise", "triton", T=17, B=1, sizes={"K": 16, "V": 3}, dtype=torch.float32, tolerance=2e-4)
+
+
+@pytest.mark.parametrize("loss", ("both", "outputs", "final"))
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_absent_states_and_cotangents(name: str, loss: str) -> None:
+    strategy, sizes, text = RECURRENCES[name]
+    options = {"T": 19, "sizes": sizes, "dtype": torch.float32, "tolerance": 2e-4}
+    compare(text, strategy, "triton", initial=False, loss=loss, **options)
+
+
+STABILISED = """
+recurrence stabilised:
+    dim    D
+    input  x[D], i[D]
+    state  s[D], n[D]
+    s = s + exp(i) * x
+    n = n + exp(i)
+    output o = s / n
+"""
+
+
+@pytest.mark.parametrize("initial", (False, True))
+def test_absent_log_scales(initial: bool) -> None:
+    compare(STABILISED, "auto", "triton", T=19, initial=initial, dtype=torch.float32, tolerance=2e-4, scale=5.0)
+
+
+def test_tensors_are_read_as_they_lie_in_memory() -> None:
+    """Slices that start anywhere, other orders of axes, values to be conjugated or negated."""
+    strategy, sizes, text = RECURRENCES["a complex scan"]
+    op = loads(text)
+    x = random_inputs(op.recurrence, 2, 19, 3, sizes, dtype=torch.float32)
+    plain, _ = op(**x, backend="triton", strategy=strategy)
+    lazy = {**x, "C": x["C"].conj().resolve_conj().conj(), "dt": torch.complex(x["x"], -x["dt"]).conj().imag}
+    assert lazy["C"].is_conj() and lazy["dt"].is_neg()
+    lazy["x"] = torch.cat((x["x"].reshape(-1)[:1], x["x"].reshape(-1)))[1:].view(x["x"].shape)
+    lazy["angle"] = x["angle"].T.contiguous().T
+    found, _ = op(**lazy, backend="triton", strategy=strategy)
+    assert torch.equal(found, plain)

@@ -90,7 +90,7 @@ def elementwise_kernel(op: str) -> Plan:
 
 def print_source(plan: Plan, sizes: dict[str, int], chunk: int | None = None) -> str:
     code = print_stage(plan, default_config(plan, sizes, chunk))
-    return f"{HEADER}\n\n{print_helpers(code)}\n\n{code}"
+    return f"from __future__ import annotations\n\n{HEADER}\n\n{print_helpers(code)}\n\n{code}"
 
 
 def load_stage(plan: Plan, sizes: dict[str, int], chunk: int | None = None) -> ModuleType:

@@ -13,6 +13,7 @@ from recur.codegen.torch_printer.memory import TIME, Form, forms_of, layout_of, 
 from recur.codegen.torch_printer.tensors import atom
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel
+from recur.passes.join_segments import join_segments
 
 
 def print_stage(plan: Plan) -> str:
@@ -23,7 +24,7 @@ def print_stage(plan: Plan) -> str:
     left out where there are none. Tensors are as the plan's layouts say, except that saved ones stay in chunks where
     the backward pass reads them so. The functions of `library` that the source calls are the module's to define.
     """
-    plan = keep_states(plan)
+    plan = keep_states(join_segments(plan))
     functions = [print_forward(plan)] + ([print_backward(plan)] if plan.gradients else [])
     return "\n\n\n".join(functions) + "\n"
 

@@ -7,7 +7,10 @@ from recur.codegen.triton_printer.helpers import print_helpers
 from recur.codegen.triton_printer.stage import print_stage
 
 HEADER = """\
+import functools
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 import triton

@@ -7,14 +7,17 @@ the function itself is finite.
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from recur.codegen.helpers import needed_functions
 
 HELPERS: dict[str, str] = {
-    "_dot_type": '''
-def _dot_type(x):
-    """The type in which the matrix units take their operands: the inputs' own (float32 in the interpreter)."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return tl.float32
-    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(x.dtype, tl.float32)
+    "_segments": '''
+def _segments(sequences, chunks, programs=256, least=32):
+    """(number of segments, chunks in each): several runs of chunks at once where whole sequences do not fill a GPU."""
+    count = max(1, min(programs // sequences, chunks // least))
+    length = (chunks + count - 1) // count
+    return (chunks + length - 1) // length, length
 ''',
     "_expm1": '''
 @triton.jit
@@ -163,59 +166,138 @@ def _hadamard_matrix(N: tl.constexpr):
     shared = shared ^ (shared >> 1)
     return (1 - 2 * (shared & 1)).to(tl.float32)
 ''',
+    "_at_row": '''
+@triton.jit
+def _at_row(g, i, W: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
+    """[C, K]: for each row, g at row i of its own block of W rows."""
+    lane = tl.arange(0, W)[None, :, None]
+    picked = tl.sum(tl.where(lane == i, tl.reshape(g, (C // W, W, K)), 0.0), 1)
+    return tl.reshape(tl.broadcast_to(picked[:, None, :], (C // W, W, K)), (C, K))
+''',
+    "_apart": '''
+@triton.jit
+def _apart(C: tl.constexpr, M: tl.constexpr):
+    """[C, C]: whether the row is in the right half and the column in the left half of one block of 2 M rows."""
+    row = tl.arange(0, C)[:, None]
+    column = tl.arange(0, C)[None, :]
+    return (row // (2 * M) == column // (2 * M)) & (row // M > column // M)
+''',
+    "_to_middle": '''
+@triton.jit
+def _to_middle(gx, gy, M: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
+    """(which rows [C, 1] are in the right half of their block of 2 M rows, 2 ** the decay between them and its middle).
+
+    The middle is the left half's last write: nothing later than any row to its right, and no exponent is above 0.
+    """
+    right = (tl.arange(0, C) // M % 2 == 1)[:, None]
+    middle = _at_row(gy, M - 1, 2 * M, C, K)
+    return right, tl.exp2(tl.minimum(tl.where(right, gx - middle, middle - gy), 0.0))
+''',
+    "_to_first": '''
+@triton.jit
+def _to_first(gx, gy, W: tl.constexpr, C: tl.constexpr, K: tl.constexpr, DOT: tl.constexpr):
+    """Blocks of W rows, anchored at their first: (which rows [C] are near it, 2 ** (gx - g), 2 ** (g - gy)).
+
+    A row is near where the decays on the way there leave the operand type room: then its pairs need no other anchor.
+    """
+    ROOM: tl.constexpr = 0.0 if DOT == tl.float16 else 80.0
+    first = _at_row(gy, 0, W, C, K)
+    near = tl.max(first - gy, 1) <= ROOM
+    return near, tl.exp2(tl.minimum(gx - first, 0.0)), tl.exp2(tl.minimum(first - gy, ROOM))
+''',
     "_weigh_sizes": '''
 @triton.jit
-def _weigh_sizes(x, y, gx, gy, R: tl.constexpr, S: tl.constexpr):
-    """[R, S] from [R, K] and [S, K]: sum over K of x * y * 2 ** (gx - gy), one column at a time.
+def _weigh_sizes(
+    x, y, gx, gy, C: tl.constexpr, K: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr
+):
+    """[C, C] from [C, K] twice: sum over K of x * y * 2 ** (gx - gy), for rows that are not before the column.
 
-    The gates differ along K, so no product of two matrices can hold the exponent of every pair without overflow.
+    The gates differ along K, so no one product of matrices can hold the exponent of every pair without overflow. Row c
+    and column s, c > s, are in the two halves of one block of 2 M rows for just one power of two M: so one product for
+    each M = C / 2, C / 4, ..., with exponents counted from the middle of a row's block, where none is above 0. Below 16
+    rows one product anchored at the first of 16 rows replaces them for the rows whose decays are ordinary.
     """
-    row = tl.arange(0, S)[:, None]
-    column = tl.arange(0, S)[None, :]
-    out = tl.zeros((R, S), tl.float32)
-    for j in range(0, S):
-        y_j = tl.sum(tl.where(row == j, y, 0.0), 0)
-        g_j = tl.sum(tl.where(row == j, gy, 0.0), 0)
-        of_j = tl.sum(x * y_j[None, :] * tl.exp2(tl.minimum(gx - g_j[None, :], 0.0)), 1)
-        out = tl.where(column == j, of_j[:, None], out)
+    row = tl.arange(0, C)[:, None]
+    column = tl.arange(0, C)[None, :]
+    out = tl.where(row == column, tl.sum(x * y * tl.exp2(tl.minimum(gx - gy, 0.0)), 1)[:, None], 0.0)
+    for level in tl.static_range(4, LEVELS):
+        right, decay = _to_middle(gx, gy, 2**level, C, K)
+        z = (tl.where(right, x, y) * decay).to(DOT)
+        out = tl.where(_apart(C, 2**level), tl.dot(z, tl.trans(z), input_precision=PRECISION), out)
+    near, down, up = _to_first(gx, gy, 16, C, K, DOT)
+    pairs = tl.dot((x * down).to(DOT), tl.trans((y * up).to(DOT)), input_precision=PRECISION)
+    out = tl.where(near[:, None] & (row // 16 == column // 16) & (row > column), pairs, out)
+    if tl.min(near.to(tl.int32)) == 0:
+        for level in tl.static_range(4):
+            right, decay = _to_middle(gx, gy, 2**level, C, K)
+            z = (tl.where(right, x, y) * decay).to(DOT)
+            far = _apart(C, 2**level) & (near[:, None] == 0)
+            out = tl.where(far, tl.dot(z, tl.trans(z), input_precision=PRECISION), out)
     return out
 ''',
     "_weigh_columns": '''
 @triton.jit
-def _weigh_columns(x, y, gx, gy, R: tl.constexpr, S: tl.constexpr, K: tl.constexpr):
-    """[R, K] from [R, S] and [S, K]: sum over S of x * y * 2 ** (gx - gy), gates [R, K] and [S, K]."""
-    row = tl.arange(0, S)[:, None]
-    column = tl.arange(0, S)[None, :]
-    out = tl.zeros((R, K), tl.float32)
-    for j in range(0, S):
-        x_j = tl.sum(tl.where(column == j, x, 0.0), 1)
-        y_j = tl.sum(tl.where(row == j, y, 0.0), 0)
-        g_j = tl.sum(tl.where(row == j, gy, 0.0), 0)
-        out += x_j[:, None] * y_j[None, :] * tl.exp2(tl.minimum(gx - g_j[None, :], 0.0))
+def _weigh_columns(
+    p, y, gx, gy, C: tl.constexpr, K: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr
+):
+    """[C, K] from [C, C] and [C, K]: sum over columns s of p * y * 2 ** (gx - gy), s not after the row.
+
+    By the same blocks as the pairs themselves (_weigh_sizes).
+    """
+    row = tl.arange(0, C)[:, None]
+    column = tl.arange(0, C)[None, :]
+    out = tl.sum(tl.where(row == column, p, 0.0), 1)[:, None] * y * tl.exp2(tl.minimum(gx - gy, 0.0))
+    for level in tl.static_range(4, LEVELS):
+        right, decay = _to_middle(gx, gy, 2**level, C, K)
+        apart = tl.where(_apart(C, 2**level), p, 0.0).to(DOT)
+        out += decay * tl.dot(apart, (y * decay).to(DOT), input_precision=PRECISION)
+    near, down, up = _to_first(gx, gy, 16, C, K, DOT)
+    beside = near[:, None] & (row // 16 == column // 16) & (row > column)
+    out += down * tl.dot(tl.where(beside, p, 0.0).to(DOT), (y * up).to(DOT), input_precision=PRECISION)
+    if tl.min(near.to(tl.int32)) == 0:
+        for level in tl.static_range(4):
+            right, decay = _to_middle(gx, gy, 2**level, C, K)
+            far = tl.where(_apart(C, 2**level) & (near[:, None] == 0), p, 0.0).to(DOT)
+            out += decay * tl.dot(far, (y * decay).to(DOT), input_precision=PRECISION)
     return out
 ''',
     "_weigh_rows": '''
 @triton.jit
-def _weigh_rows(x, y, gx, gy, R: tl.constexpr, S: tl.constexpr, K: tl.constexpr):
-    """[S, K] from [R, S] and [R, K]: sum over R of x * y * 2 ** (gx - gy), gates [R, K] and [S, K]."""
-    row = tl.arange(0, R)[:, None]
-    out = tl.zeros((S, K), tl.float32)
-    for j in range(0, R):
-        x_j = tl.sum(tl.where(row == j, x, 0.0), 0)
-        y_j = tl.sum(tl.where(row == j, y, 0.0), 0)
-        g_j = tl.sum(tl.where(row == j, gx, 0.0), 0)
-        out += x_j[:, None] * y_j[None, :] * tl.exp2(tl.minimum(g_j[None, :] - gy, 0.0))
+def _weigh_rows(
+    p, x, gx, gy, C: tl.constexpr, K: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr
+):
+    """[C, K] from [C, C] and [C, K]: for each column s, the sum over rows c of p * x * 2 ** (gx - gy), c not before s.
+
+    By the same blocks as the pairs themselves (_weigh_sizes).
+    """
+    row = tl.arange(0, C)[:, None]
+    column = tl.arange(0, C)[None, :]
+    out = tl.sum(tl.where(row == column, p, 0.0), 1)[:, None] * x * tl.exp2(tl.minimum(gx - gy, 0.0))
+    for level in tl.static_range(4, LEVELS):
+        right, decay = _to_middle(gx, gy, 2**level, C, K)
+        apart = tl.where(_apart(C, 2**level), p, 0.0).to(DOT)
+        out += decay * tl.dot(tl.trans(apart), (x * decay).to(DOT), input_precision=PRECISION)
+    near, down, up = _to_first(gx, gy, 16, C, K, DOT)
+    beside = near[:, None] & (row // 16 == column // 16) & (row > column)
+    out += up * tl.dot(tl.trans(tl.where(beside, p, 0.0).to(DOT)), (x * down).to(DOT), input_precision=PRECISION)
+    if tl.min(near.to(tl.int32)) == 0:
+        for level in tl.static_range(4):
+            right, decay = _to_middle(gx, gy, 2**level, C, K)
+            far = tl.where(_apart(C, 2**level) & (near[:, None] == 0), p, 0.0).to(DOT)
+            out += decay * tl.dot(tl.trans(far), (x * decay).to(DOT), input_precision=PRECISION)
     return out
 ''',
 }
 
 
 def print_helpers(source: str) -> str:
-    """The definitions of all helpers that ``source`` calls, and of those that they call."""
+    """The definitions of all helpers that ``source`` names, and of those that they name."""
+    launching = needed_functions(source, Path(__file__).parent / "launch_library.py")
     used: set[str] = set()
-    pending = source
+    pending = source + launching
     while pending:
         called = {name for name in HELPERS if name not in used and re.search(rf"\b{name}\b", pending)}
         used |= called
         pending = "".join(HELPERS[name] for name in sorted(called))
-    return "\n".join(text for name, text in HELPERS.items() if name in used)
+    helpers = "\n".join(text for name, text in HELPERS.items() if name in used)
+    return "\n\n\n".join(text.strip() for text in (helpers, launching) if text)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.inlining import inlinable_values
-from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, safe_name
+from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, print_tuple, safe_name
 from recur.codegen.triton_printer.names import name_values
 from recur.codegen.triton_printer.operations import OperationPrinter, Pair, bare
 from recur.codegen.triton_printer.padding import infer_padding
 from recur.codegen.triton_printer.templates import render
+from recur.codegen.triton_printer.wrapping import wrapped
 from recur.ir.tile import Access, Kernel, Let, Loop, Statement, Store
 
 INDENT = "    "
-WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Line:
 class PrintedKernel:
     """The function's text and what its launch must hand over, in order.
 
-    ``buffers``: names of tensors; ``counts``: runtime integers, of B, T, H; ``constants``: name and value;
+    ``buffers``: names of tensors; ``counts``: runtime integers, of B, T, H, G, L; ``constants``: name and value;
     ``grid``: names of counts, or numbers, whose product is the grid.
     """
 
@@ -49,12 +50,14 @@ def print_kernel(
     dims: dict[str, tuple[BufferDim, ...]],
     config: StageConfig,
     complex_buffers: frozenset[str],
+    absent: Mapping[str, float],
 ) -> PrintedKernel:
-    """``dims``: the resolved dimensions of every buffer of the stage."""
-    draft = KernelPrinter(kernel, dims, config, complex_buffers)
+    """``dims``: the resolved dimensions of every buffer of the stage; ``absent``: as for `print_stage`."""
+    draft = KernelPrinter(kernel, dims, config, complex_buffers, absent)
     draft.print(name)
     # Printed again with names for those values alone that turned out to need one.
-    return KernelPrinter(kernel, dims, config, complex_buffers, frozenset(draft.operations.inlined)).print(name)
+    inlined = frozenset(draft.operations.inlined)
+    return KernelPrinter(kernel, dims, config, complex_buffers, absent, inlined).print(name)
 
 
 class KernelPrinter:
@@ -66,9 +69,11 @@ class KernelPrinter:
         dims: dict[str, tuple[BufferDim, ...]],
         config: StageConfig,
         complex_buffers: frozenset[str],
+        absent: Mapping[str, float],
         inlined: frozenset[str] | None = None,
     ) -> None:
         self.kernel, self.dims, self.config, self.complex_buffers = kernel, dims, config, complex_buffers
+        self.absent = absent
         self.layout = Layout(kernel, config)
         self.words = self.layout.words
         nameless = frozenset() if inlined is None else inlined
@@ -92,7 +97,7 @@ class KernelPrinter:
         lines = pruned(self.lines)
         body = "\n".join(lines)
         words = set(re.findall(r"\w+", body))
-        counts = tuple((letter, self.words.get(letter, letter)) for letter in "BTH")
+        counts = tuple((letter, self.words.get(letter, letter)) for letter in "BTHGL")
         constants = self._constants(words)
         counts = tuple((letter, word) for letter, word in counts if word in words)
         text = render(
@@ -114,7 +119,7 @@ class KernelPrinter:
 
     def _grid(self) -> tuple[tuple[str, str], ...]:
         """(what it counts, its size): the letter of a count, "N" for chunks, or a number."""
-        sizes = {"batch": "B", "head": "H", "chunk": "N"}
+        sizes = {"batch": "B", "head": "H", "segment": "G", "chunk": "N"}
         return tuple((g, sizes[g] if g in sizes else str(self._tiles(g))) for g in self.kernel.grid)
 
     def _tiles(self, grid_entry: str) -> int:
@@ -125,7 +130,7 @@ class KernelPrinter:
         self._define(self.words["N"], f"tl.cdiv({self.words['T']}, {self.words['C']})")
         self._define("program", "tl.program_id(0)")
         rest = "program"
-        sizes = {"head": self.words["H"], "chunk": self.words["N"]}
+        sizes = {"head": self.words["H"], "segment": self.words["G"], "chunk": self.words["N"]}
         for entry in reversed(self.kernel.grid):
             size = sizes[entry] if entry in sizes else "" if entry == "batch" else str(self._tiles(entry))
             if size == "1":
@@ -136,7 +141,8 @@ class KernelPrinter:
                 value, rest = f"{rest} % {size}", f"{rest} // {size}"
             if entry in ("batch", "head"):
                 value = f"{value}.to(tl.int64)" if value == "program" else f"({value}).to(tl.int64)"
-            self._define(entry if entry in ("batch", "head", "chunk") else self._tile_index(entry), value)
+            named = ("batch", "head", "segment", "chunk")
+            self._define(entry if entry in named else self._tile_index(entry), value)
 
     def _tile_index(self, grid_entry: str) -> str:
         return self.layout.tile_index(grid_entry.removeprefix("tile:"))
@@ -181,8 +187,18 @@ class KernelPrinter:
         mask = self._mask(let.access, axes)
         masked = f", mask={mask}, other=0.0" if mask else ""
         loads = [f"tl.load({pointer}{masked}).to(tl.float32)" for pointer in self._pointers(let.access, axes)]
+        if let.access.buffer in self.absent:
+            instead = self._absent_value(self.absent[let.access.buffer], axes, mask)
+            loads = [f"{load} if {pointer_name(let.access.buffer)} is not None else {instead}" for load in loads]
         for line in self.operations.bind(let.out, Pair(*loads)):
             self._line(line)
+
+    def _absent_value(self, value: float, axes: tuple[str, ...], mask: str) -> str:
+        """What stands for a tensor that is not there; lanes past an axis's end hold 0, as loads give them."""
+        zeros = f"tl.zeros({print_tuple([self.layout.axes[a].block_name for a in axes])}, tl.float32)"
+        if value == 0.0:
+            return zeros
+        return f'tl.where({mask or "True"}, float("{value}"), {zeros})'
 
     def _print_store(self, store: Store) -> None:
         axes = tuple(e for e in store.access.index if e in self.layout.axes)
@@ -200,20 +216,27 @@ class KernelPrinter:
             self._line(line)
         if loop.over == "chunks":
             index, count = "chunk", self.words["N"]
+        elif loop.over == "segments":
+            index, count = "segment", self.words["G"]
         elif loop.over == "tiles":
             assert loop.axis is not None
             index, count = self.layout.tile_index(loop.axis), str(self.layout.axes[loop.axis].tiles)
         else:
             index, count = "token", self.words["T"]
         in_chunk = loop.over == "steps" and "chunk" in self.kernel.grid
+        in_segment = loop.over == "chunks" and "segment" in self.kernel.grid
         first = f"chunk * {self.words['C']}" if in_chunk else "0"
         bound = f"tl.minimum({first} + {self.words['C']}, {self.words['T']})" if in_chunk else count
+        if in_segment:
+            first, bound = "first", "end"
+            self._define("first", f"segment * {self.words['L']}")
+            self._define("end", f"tl.minimum(first + {self.words['L']}, {self.words['N']})")
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
         self._line(f"for {'step' if loop.reverse else index} in range({first}, {bound}):")
         self.depth += 1
         if loop.reverse:
-            total = f"{first} + {bound}" if in_chunk else count
+            total = f"{first} + {bound}" if in_chunk or in_segment else count
             self._define(index, f"{total} - 1 - step")
         if loop.over == "chunks":
             self._define_rows_masks()
@@ -274,7 +297,7 @@ class KernelPrinter:
             return f"token{shift}", None
         if entry == "chunk":
             return f"chunk + {access.chunk_offset}" if access.chunk_offset else "chunk", None
-        if entry in ("batch", "head"):
+        if entry in ("batch", "head", "segment"):
             return entry, None
         if entry.startswith("tile:"):
             single = self._tiles(entry) == 1
@@ -290,6 +313,7 @@ class KernelPrinter:
             "batch": "B",
             "head": self.words["H"],
             "time": self.words["T"],
+            "segments": self.words["G"],
             "chunks": self.words["N"],
             "boundaries": f"({self.words['N']} + 1)",
             "rows": self.words["C"],
@@ -331,40 +355,3 @@ def pruned(lines: list[Line]) -> list[str]:
         read |= set(re.findall(r"\w+", line.text.split("#")[0].split(" = ", 1)[-1]))
         kept.append(line.text)
     return [part for text in reversed(kept) for part in wrapped(text)]
-
-
-def wrapped(line: str) -> list[str]:
-    """The line, or where it is too long its first call with several arguments spread over lines."""
-    if len(line) <= WIDTH or line.lstrip().startswith("#"):
-        return [line]
-    indent = line[: len(line) - len(line.lstrip())]
-    for match in re.finditer(r"[\w.]+\(", line):
-        end = closing(line, match.end() - 1)
-        arguments = split_arguments(line[match.end() : end])
-        if len(arguments) > 1:
-            inner = f"{indent}{INDENT}{', '.join(arguments)},"
-            lines = [inner] if len(inner) <= WIDTH else [f"{indent}{INDENT}{argument}," for argument in arguments]
-            return [line[: match.end()], *lines, f"{indent}{line[end:]}"]
-    return [line]
-
-
-def closing(text: str, opening: int) -> int:
-    """Where the bracket that opens at ``opening`` closes."""
-    depth = 0
-    for position in range(opening, len(text)):
-        depth += (text[position] in "([") - (text[position] in ")]")
-        if depth == 0:
-            return position
-    raise ValueError(f"unbalanced brackets: {text}")
-
-
-def split_arguments(text: str) -> list[str]:
-    depth = 0
-    parts = [""]
-    for ch in text:
-        depth += (ch in "([") - (ch in ")]")
-        if ch == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += ch
-    return [part.strip() for part in parts]

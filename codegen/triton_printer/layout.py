@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,9 +11,17 @@ from recur.codegen.triton_printer.config import StageConfig, extent_size, is_dot
 from recur.ir.plan import Plan
 from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Loop, Store
 
-DimKind = Literal["batch", "head", "time", "chunks", "boundaries", "rows", "tiles", "size"]
-LETTERS: dict[str, DimKind] = {"B": "batch", "T": "time", "H": "head", "N": "chunks", "N+1": "boundaries", "C": "rows"}
-INDEXED: dict[str, DimKind] = {"batch": "batch", "head": "head", "time": "time"}
+DimKind = Literal["batch", "head", "time", "segments", "chunks", "boundaries", "rows", "tiles", "size"]
+LETTERS: dict[str, DimKind] = {
+    "B": "batch",
+    "T": "time",
+    "H": "head",
+    "G": "segments",
+    "N": "chunks",
+    "N+1": "boundaries",
+    "C": "rows",
+}
+INDEXED: dict[str, DimKind] = {"batch": "batch", "head": "head", "time": "time", "segment": "segments"}
 DOT_SIDE = 16  # the least side of a matrix product
 
 
@@ -170,7 +178,7 @@ def align(tile: str, axes: tuple[str, ...], to: tuple[str, ...]) -> str:
 
 def _words(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
     """The kernel's own names for counts, spelled out where a dimension of the recurrence has taken the letter."""
-    plain = {"C": "CHUNK", "R": "ROWS", "T": "TOKENS", "H": "HEADS", "N": "CHUNKS"}
+    plain = {"C": "CHUNK", "R": "ROWS", "T": "TOKENS", "H": "HEADS", "N": "CHUNKS", "G": "SEGMENTS", "L": "SEGMENT"}
     return {letter: word if letter in sizes else letter for letter, word in plain.items()}
 
 
@@ -215,3 +223,7 @@ def safe_name(name: str, taken: set[str]) -> str:
         word += "_"
     taken.add(word)
     return word
+
+
+def print_tuple(items: Sequence[str]) -> str:
+    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"

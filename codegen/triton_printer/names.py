@@ -59,7 +59,8 @@ def values_of(body: tuple[Statement, ...]) -> Iterator[Value]:
 
 
 def _reserved(kernel: Kernel, layout: Layout) -> set[str]:
-    taken = {"tl", "triton", "torch", "os", "program", "batch", "head", "chunk", "token", "step", "B", "DOT"}
+    taken = {"tl", "triton", "torch", "os", "program", "batch", "head", "segment", "first", "end", "chunk", "token"}
+    taken |= {"step", "B", "DOT"}
     taken |= set(layout.words.values()) | set(layout.sizes)
     for axis in layout.axes.values():
         taken |= {axis.index, axis.mask, axis.block_name, axis.extent_name, layout.tile_index(axis.name)}
@@ -91,7 +92,9 @@ def _may_overwrite(phi: Value, following: Value, loop: Loop, alias: dict[str, st
     nexts = [c.next.name for c in loop.carries]
     if index is None or nexts.count(following.name) > 1 or phi.name in {alias.get(n, n) for n in nexts}:
         return False
-    return phi.name not in set(_uses(loop.body[index + 1 :], alias))
+    # Complex results come as two lines, the second of which would read what the first has overwritten.
+    later = index if phi.is_complex else index + 1
+    return phi.name not in set(_uses(loop.body[later:], alias))
 
 
 def _definition(value: Value, body: tuple[Statement, ...]) -> int | None:

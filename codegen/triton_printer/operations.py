@@ -293,23 +293,19 @@ class OperationPrinter:
         return self._print_dot(dotted, left.map(lambda part: f"({part} * {decay})"), right, over)
 
     def _weigh_per_pair(self, let: Let, left: Pair, right: Pair, over: tuple[str, ...]) -> list[str]:
-        """The gates differ along a size axis: one column at a time, in helpers.py."""
-        x, y, gx, gy = let.args
+        """The gates differ along a size axis: by blocks of rows, in helpers.py."""
+        x, _, gx, gy = let.args
         row = next(a for a in gx.axes if self.layout.axes[a].root.kind == "rows")
         column = next(a for a in gy.axes if self.layout.axes[a].root.kind == "rows")
         size = next(a for a in gx.axes + gy.axes if a not in (row, column))
-        shapes = {a: self.layout.axes[a].block_name for a in (row, column, size)}
         gates = f"{self.expanded(gx, (row, size)).re}, {self.expanded(gy, (column, size)).re}"
-        extents = f"{shapes[row]}, {shapes[column]}"
-        if over == (size,):
-            call, extra = "_weigh_sizes", ""
-        elif over == (column,):
-            call, extra = "_weigh_columns", f", {shapes[size]}"
-        else:
-            call, extra = "_weigh_rows", f", {shapes[size]}"
-            if row in y.axes and size in x.axes:
-                x, y, left, right = y, x, right, left
-        weigh = lambda a, b: f"{call}({a}, {b}, {gates}, {extents}{extra})"  # noqa: E731
+        rows, entries = self.layout.axes[row], self.layout.axes[size]
+        precision = "ieee" if max(rows.block, entries.block) <= IEEE_SIDE else "tf32x3"
+        shape = f'{rows.block_name}, {entries.block_name}, {rows.block.bit_length() - 1}, DOT, "{precision}"'
+        call = "_weigh_sizes" if over == (size,) else "_weigh_columns" if over == (column,) else "_weigh_rows"
+        if over != (size,) and size in x.axes:
+            left, right = right, left
+        weigh = lambda a, b: f"{call}({a}, {b}, {gates}, {shape})"  # noqa: E731
         parts = complex_numbers.multiply_with(weigh, left, right)
         if self.layout.order(let.out.axes) != tuple(a for a in (row, column, size) if a not in over):
             parts = parts.map(lambda part: f"tl.trans({part})")

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 from recur.codegen.triton_printer.config import StageConfig
-from recur.codegen.triton_printer.kernel import PrintedKernel, print_kernel
-from recur.codegen.triton_printer.layout import BufferDim, Layout, all_buffers, resolve_dims, safe_name
+from recur.codegen.triton_printer.kernel import print_kernel
+from recur.codegen.triton_printer.layout import BufferDim, Layout, all_buffers, print_tuple, resolve_dims, safe_name
 from recur.codegen.triton_printer.templates import render
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel
 
-COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "chunks": "N"}
+COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "segments": "G", "chunks": "N"}
 
 
-def print_stage(plan: Plan, config: StageConfig) -> str:
+def print_stage(plan: Plan, config: StageConfig, absent: Mapping[str, float] | None = None) -> str:
     """The kernels of ``plan`` and its host functions ``<stage>_forward`` and ``<stage>_backward``.
 
-    The text needs ``os``, ``torch``, ``triton`` and ``triton.language as tl``, and the definitions that
-    ``print_helpers`` gives for it. Tensors handed to the host functions are contiguous. Besides, the text defines
-    ``<stage>_KERNELS``: every kernel with its arguments' types and constants, for compiling it ahead of time.
+    The text needs what ``HEADER`` imports and the definitions that ``print_helpers`` gives for it. Tensors handed to
+    the host functions are contiguous. Besides, the text defines ``<stage>_FORWARD`` and ``<stage>_BACKWARD``: every
+    kernel with its arguments' types and constants. ``absent``: initial states that may be None, and the value that
+    their entries then have; the cotangents of their final states may be None too, for zeros.
     """
-    return StagePrinter(plan, config).print()
+    return StagePrinter(plan, config, absent or {}).print()
 
 
 class StagePrinter:
     """Names and layouts shared by the kernels and the host functions of one stage."""
 
-    def __init__(self, plan: Plan, config: StageConfig) -> None:
+    def __init__(self, plan: Plan, config: StageConfig, absent: Mapping[str, float]) -> None:
         self.plan, self.config = plan, config
-        self.sizes = dict(config.sizes)
         self.buffers = all_buffers(plan)
+        states = zip(plan.initial, plan.final, strict=True)
+        self.absent = {**absent, **{f"d_{final.name}": 0.0 for initial, final in states if initial.name in absent}}
+        aliases = (b for b in self.buffers.values() if b.of in self.absent)
+        self.absent |= {b.name: self.absent[b.of] for b in aliases}
+        self.sizes = dict(config.sizes)
         self.dims = resolve_dims(plan, self.sizes)
         self.names = _identifiers(self.buffers)
         complex_buffers = frozenset(b.name for b in self.buffers.values() if b.is_complex)
         self.printed = {
-            kernel.name: print_kernel(function_name(plan.stage, kernel), kernel, self.dims, config, complex_buffers)
+            kernel.name: print_kernel(
+                function_name(plan.stage, kernel), kernel, self.dims, config, complex_buffers, self.absent
+            )
             for kernel in plan.forward + plan.backward
         }
-        taken = set(self.names.values()) | {"torch", "triton", "tl", "os"}
-        self.counts = {letter: safe_name(letter, taken) for letter in "BTHN"}
+        taken = set(self.names.values()) | {"torch", "triton", "tl", "os", "with_backward"}
+        self.counts = {letter: safe_name(letter, taken) for letter in "BTHNGL"}
+        self.launchers = {
+            name: safe_name(f"launch_{kernel.name.removesuffix('_kernel').removeprefix(f'{plan.stage}_')}", taken)
+            for name, kernel in self.printed.items()
+        }
 
     def print(self) -> str:
+        given_out = self.plan.results + self.plan.final + self.plan.saved
         return render(
             "stage.jinja",
             stage=self.plan.stage,
@@ -51,15 +63,31 @@ class StagePrinter:
                 p.name: [self._pointer_type(b) for b in p.buffers] + ["i32"] * len(p.counts)
                 for p in self.printed.values()
             },
-            forward=self._host(
-                self.plan.forward, self._given_forward(), self.plan.results + self.plan.final + self.plan.saved
-            ),
-            backward=self._host(self.plan.backward, self._given_backward(), ()),
+            expected=self._expected(),
+            forward=self._host("FORWARD", self.plan.forward, self._given_forward(), given_out),
+            backward=self._host("BACKWARD", self.plan.backward, self._given_backward(), ()),
             results=print_tuple([self.names[b.name] for b in self.plan.results]),
             final=print_tuple([self.names[b.name] for b in self.plan.final]),
             saved=print_tuple([self.names[b.name] for b in self.plan.saved]),
             gradients=print_tuple([self._gradient(line) for line in self.plan.gradients]),
         )
+
+    def _typed(self, kernels: tuple[Kernel, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+        """The tensors of a pass whose types decide those of all others: the arguments, and what may be absent."""
+        used = dict.fromkeys([*given, *(b for k in kernels for b in self.printed[k.name].buffers)])
+        arguments = self._given_forward()
+        return arguments + tuple(name for name in used if name in self.absent and name not in arguments)
+
+    def _expected(self) -> list[str]:
+        """What the backward pass's typed tensors are expected to be, in terms of the forward pass's."""
+        here = self._typed(self.plan.forward, self._given_forward())
+        several = next((self.names[name] for name in here if self.buffers[name].of), "None")
+        return [
+            self.names[name] if name in here
+            else f"None if {self.counts['G']} == 1 else {several}" if self.buffers[name].of
+            else "None"
+            for name in self._typed(self.plan.backward, self._given_backward())
+        ]  # fmt: skip
 
     def _given_forward(self) -> tuple[str, ...]:
         return tuple(b.name for b in self.plan.arguments + self.plan.initial)
@@ -69,47 +97,82 @@ class StagePrinter:
         return self._given_forward() + tuple(b.name for b in self.plan.saved) + cotangents
 
     def _host(
-        self, kernels: tuple[Kernel, ...], given: tuple[str, ...], always: tuple[Buffer, ...]
+        self, name: str, kernels: tuple[Kernel, ...], given: tuple[str, ...], always: tuple[Buffer, ...]
     ) -> dict[str, object]:
-        """One host function: its parameters, counts, allocations and launches."""
+        """One host function: its parameters, counts, allocations and launches, with the tables of its kernels."""
         used = dict.fromkeys(b for k in kernels for b in self.printed[k.name].buffers)
-        allocated = [name for name in dict.fromkeys([*(b.name for b in always), *used]) if name not in given]
-        allocations = [(self.names[name], self._shape(name), self._dtype(name)) for name in allocated]
-        launches = [self._launch(self.printed[k.name]) for k in kernels]
-        text = " ".join(shape for _, shape, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
+        views = {self.buffers[b].of: self.buffers[b] for b in used if self.buffers[b].of not in ("", *given)}
+        wanted = dict.fromkeys([*(b.name for b in always), *used])
+        allocated = [name for name in wanted if name not in given and name not in views]
+        allocations = [
+            (self.names[name], self._shape(name), self._dtype(name), self._alias(name, given)) for name in allocated
+        ]
+        launches = [self._launch(k) for k in kernels]
+        text = " ".join(shape for _, shape, _, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
         return {
             "parameters": [self.names[name] for name in given],
+            "tables": self._table(name, kernels, False) + self._table(f"{name}_JOINS", kernels, True),
+            "typed": [self.names[name] for name in self._typed(kernels, given)],
+            "zeros": [
+                (self.names[f"d_{b.name}"], self._shape(b.name), self._dtype(b.name))
+                for b in self.plan.results
+                if f"d_{b.name}" in given
+            ],
             "device": self.names[given[0]],
             "counts": self._count_lines(given, text),
             "allocations": allocations,
             "launches": launches,
+            "segments": self.counts["G"],
+            "views": [(self.names[of], self.names[b.name], b.entry) for of, b in views.items()],
         }
+
+    def _alias(self, name: str, given: tuple[str, ...]) -> str:
+        """The given tensor that the buffer is where the sequence is one segment."""
+        of = self.buffers[name].of
+        return self.names[of] if of in given else ""
 
     def _count_lines(self, given: Iterable[str], text: str) -> list[str]:
         """Where B, T and H come from: the first tensor that has them."""
         lines = []
         words = set(text.replace("(", " ").replace(")", " ").replace(",", " ").replace("'", " ").split())
-        needs_chunks = self.counts["N"] in words
+        needs_segments = self.counts["G"] in words
+        needs_chunks = self.counts["N"] in words or needs_segments
         for letter, kind in (("B", "batch"), ("T", "time"), ("H", "head")):
-            if self.counts[letter] in words or (letter == "T" and needs_chunks):
+            if self.counts[letter] in words or (letter == "T" and needs_chunks) or needs_segments:
                 name, position = next(
                     (name, i) for name in given for i, dim in enumerate(self.dims[name]) if dim.kind == kind
                 )
                 lines.append(f"{self.counts[letter]} = {self.names[name]}.shape[{position}]")
         if needs_chunks:
-            lines.append(f"{self.counts['N']} = triton.cdiv({self.counts['T']}, {self.config.chunk})")
+            lines.append(f"{self.counts['N']} = ({self.counts['T']} + {self.config.chunk - 1}) // {self.config.chunk}")
+        if needs_segments:
+            B, H, N, G, L = (self.counts[letter] for letter in "BHNGL")
+            lines.append(f"{G}, {L} = _segments({B} * {H}, {N})")
         return lines
 
-    def _launch(self, kernel: PrintedKernel) -> dict[str, object]:
-        grid = " * ".join(self.counts.get(size, size) for _, size in kernel.grid if size != "1") or "1"
-        arguments = [self._pointer(name) for name in kernel.buffers]
-        arguments += [self.counts[letter] for letter, _ in kernel.counts]
-        dot_type = f"DOT=_dot_type({self.names[self._operand()]})" if kernel.has_dot_type else ""
-        return {"kernel": kernel.name, "grid": grid, "arguments": arguments, "dot_type": dot_type}
+    def _table(self, name: str, kernels: tuple[Kernel, ...], joins_segments: bool) -> list[dict[str, object]]:
+        """The table of the kernels of a pass that are launched under one condition, where there are some."""
+        found = [k for k in kernels if k.joins_segments == joins_segments]
+        table = {
+            "name": f"{self.plan.stage}_{name}",
+            "kernels": [self.printed[k.name] for k in found],
+            "launchers": [self.launchers[k.name] for k in found],
+            "condition": f"{self.counts['G']} > 1" if joins_segments else "",
+        }
+        return [table] if found else []
 
-    def _pointer(self, buffer: str) -> str:
-        name = self.names[buffer]
-        return f"torch.view_as_real({name})" if self.buffers[buffer].is_complex else name
+    def _launch(self, kernel: Kernel) -> dict[str, object]:
+        printed = self.printed[kernel.name]
+        grid = " * ".join(self.counts.get(size, size) for _, size in printed.grid if size != "1") or "1"
+        arguments = [self.names[name] for name in printed.buffers]
+        arguments += [self.counts[letter] for letter, _ in printed.counts]
+        condition = f"{self.counts['G']} > 1" if kernel.joins_segments else ""
+        return {
+            "launcher": self.launchers[kernel.name],
+            "grid": grid,
+            "arguments": arguments,
+            "condition": condition,
+        }
 
     def _shape(self, buffer: str) -> str:
         entries = [self._entry(dim, buffer) for dim in self.dims[buffer]]
@@ -150,9 +213,12 @@ class StagePrinter:
         return "torch.complex64" if declared.is_complex else "torch.float32"
 
     def _pointer_type(self, buffer: str) -> str:
-        """ "*input" stands for the operand type, which the caller chooses."""
+        """ "*x": as the tensor x has, which the caller chooses; "*fp32 x": x itself, float32 or absent."""
+        if buffer in self.absent:
+            return f"*fp32 {self.names[buffer]}"
         dtype = self._dtype(buffer)
-        return "*input" if dtype.endswith(".dtype") and not self.buffers[buffer].is_complex else "*fp32"
+        is_chosen = dtype.endswith(".dtype") and not self.buffers[buffer].is_complex
+        return f"*{dtype.removesuffix('.dtype')}" if is_chosen else "*fp32"
 
     def _gradient(self, line: Gradient) -> str:
         """The sum of the line's contributions in their order, in the argument's own type."""
@@ -163,14 +229,12 @@ class StagePrinter:
             terms.append(self.names[part.buffer] + (f".sum(dim=({positions},))" if positions else ""))
         of = self.names[line.of]
         if not terms:
-            return f"torch.zeros_like({of})"
-        if len(terms) == 1 and self._dtype(line.contributions[0].buffer) == f"{of}.dtype":
-            return terms[0]
-        return f"{terms[0] if len(terms) == 1 else '(' + ' + '.join(terms) + ')'}.to({of}.dtype)"
-
-
-def print_tuple(items: Sequence[str]) -> str:
-    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+            gradient = f"torch.zeros_like({of})"
+        elif len(terms) == 1 and self._dtype(line.contributions[0].buffer) == f"{of}.dtype":
+            gradient = terms[0]
+        else:
+            gradient = f"{terms[0] if len(terms) == 1 else '(' + ' + '.join(terms) + ')'}.to({of}.dtype)"
+        return f"None if {of} is None else {gradient}" if line.of in self.absent else gradient
 
 
 def function_name(stage: str, kernel: Kernel) -> str:

@@ -6,6 +6,9 @@ from functools import lru_cache
 
 import jinja2
 
+from recur.codegen.triton_printer.layout import print_tuple
+from recur.codegen.triton_printer.wrapping import wrapped
+
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
@@ -18,6 +21,8 @@ def _environment() -> jinja2.Environment:
         autoescape=False,
     )
     environment.filters["quoted"] = '"{}"'.format
+    environment.filters["as_tuple"] = print_tuple
+    environment.filters["wrapped"] = lambda line: "\n".join(wrapped(line))
     return environment
 
 

@@ -18,7 +18,7 @@ from recur.ir.spec import Recurrence
 @click.command()
 @click.argument("name", required=False)
 def zoo(name: str | None) -> None:
-    """List the zoo's recurrences, or print NAME's spec."""
+    """List the zoo's recurrences, or print NAME's spec and, on standard error, how to train with it."""
     from recur import zoo as shelf
 
     names = shelf.names()
@@ -29,6 +29,7 @@ def zoo(name: str | None) -> None:
         hint = did_you_mean(name, names, "`recur zoo` lists them")
         raise click.BadParameter(f"the zoo has no recurrence named {name!r}; {hint}", param_hint="NAME")
     click.echo(shelf.path(name).read_text(encoding="utf-8"), nl=False)
+    click.echo(f"\ntrain a model with it: python -m recur.examples.language_model --recurrence {name}", err=True)
 
 
 TITLES = ("name", "paper", "structure", "strategy", "state per head", "operations per token")

@@ -84,6 +84,7 @@ class Access:
     "batch", "head"     this program's batch and head
     "time"              the current token(s): the rows axis `rows` where the tile has one, else the loop's step
     "chunk"             the current chunk's index plus `chunk_offset`
+    "segment"           the current segment's index: the program's, or the loop's over segments
     an axis name        that tile axis
     "tile:X"            the index of this program's tile of axis X (for partial results)
 
@@ -136,15 +137,16 @@ class Carry:
 
 @dataclass(frozen=True)
 class Loop:
-    """over "chunks": all chunks of the sequence; "steps": the tokens of the sequence, or of the grid's chunk where the
-    kernel has one; "tiles": the tiles of `axis`. `reverse`: from the last to the first.
+    """over "chunks": all chunks of the sequence, or of the grid's segment where the kernel has one; "segments": all
+    segments of the sequence; "steps": the tokens of the sequence, or of the grid's chunk where the kernel has one;
+    "tiles": the tiles of `axis`. `reverse`: from the last to the first.
 
     Tiles of rows: the loop starts at the tile of the rows axis `first` on the grid, and ends with that of `last`,
     where they are given. It may leave out tiles that lie past the sequence's end. A backend that holds chunks whole
     has one tile, and runs the body once.
     """
 
-    over: Literal["chunks", "steps", "tiles"]
+    over: Literal["chunks", "segments", "steps", "tiles"]
     carries: tuple[Carry, ...]
     body: tuple[Statement, ...]
     reverse: bool = False
@@ -161,12 +163,16 @@ class Buffer:
     """A tensor in memory. `layout` names its dimensions:
 
     "B", "T", "H"   batch, tokens, heads;  "N" chunks of the sequence;  "N+1" their boundaries;  "C" rows of a chunk
+    "G"             segments of the sequence (runs of whole chunks, which programs walk at the same time)
     "tiles:X"       one entry a tile of axis X;  any other name: a dimension of the recurrence
 
-    B, T, N and "N+1" stand before "H" only, and what follows "H" is "C", "tiles:X" or a dimension, so that a recurrence
-    may have a dimension named N or B.
+    B, T, G, N and "N+1" stand before "H" only, and what follows "H" is "C", "tiles:X" or a dimension, so that a
+    recurrence may have a dimension named N or B.
 
     dtype: "input:NAME" that tensor's, "operand" the inputs' own type, "accumulate" float32 (float64 for float64).
+
+    ``of``: the buffer without segments that the entry ``entry`` (0 the first, -1 the last) along "G" is. Where the
+    sequence is one segment, the two are one tensor.
     """
 
     name: str
@@ -174,15 +180,17 @@ class Buffer:
     dtype: str = "accumulate"
     is_complex: bool = False
     doc: str = ""
+    of: str = ""
+    entry: Literal[0, -1] = 0
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch. `grid` in order: "batch", "head", "chunk" and "tile:X" for an axis X placed on the grid.
+    """One launch. `grid` in order: "batch", "head", "segment", "chunk" and "tile:X" for an axis X placed on the grid.
 
     `equations`: the mathematics that the body implements, a line each, for the header of the printed kernel.
     `widths`: for axes in tiles on the grid, the widths with which the body's tiles fit `warps` warps' registers, where
-    the strategy knows them.
+    the strategy knows them. ``joins_segments``: it is launched only where the sequence has several segments.
     """
 
     name: str
@@ -193,6 +201,7 @@ class Kernel:
     role: str = ""
     widths: tuple[tuple[str, int], ...] = ()
     warps: int | None = None
+    joins_segments: bool = False
 
     def axis(self, name: str) -> Axis:
         return next(a for a in self.axes if a.name == name)
@@ -365,7 +374,7 @@ class Builder:
 
     def loop(
         self,
-        over: Literal["chunks", "steps", "tiles"],
+        over: Literal["chunks", "segments", "steps", "tiles"],
         body: Builder,
         carries: tuple[Carry, ...],
         reverse: bool = False,

@@ -1,6 +1,7 @@
 """Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
 
-forward     prepare       Tm = (I + L)^{-1}, all chunks at once (only where the state is read)
+forward     local, starts the state at every segment's start (only where it is not read, and several segments run)
+            prepare       Tm = (I + L)^{-1}, all chunks at once (only where the state is read)
             forward       walks the chunks with S in registers: pseudo-values, readouts, epilogue, next state
 backward    epilogue      cotangents of the readouts (only where results are more than readouts)
             states        walks again, leaving S at every chunk's start
@@ -11,18 +12,26 @@ backward    epilogue      cotangents of the readouts (only where results are mor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
-from recur.ir.tile import Buffer
+from recur.ir.tile import Buffer, Kernel
+from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
+    ADJOINT_EQUATION,
     adjoint_name,
+    begin_adjoints,
     emit_epilogue_gradient,
     emit_gradients,
     emit_reverse_walk,
 )
 from recur.strategies.chunk.kernels import (
+    STATE_EQUATION,
+    ChunkOf,
+    begin_states,
+    computed_chunk,
     emit_prepare,
     emit_states,
     emit_walk,
@@ -30,16 +39,22 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
+from recur.strategies.chunk.key_gradients import emit_key_gradients
+from recur.strategies.chunk.key_side import emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk
+from recur.strategies.chunk.passes import emit_query_gradients, emit_write_gradients, pass_buffers, takes_passes
+from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
+from recur.strategies.chunk.stored_gates import distinct, scalar_gates
 from recur.strategies.chunk.tiles import split_scale
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
+from recur.strategies.order import order_kernel
 from recur.strategies.prune import prune_kernel
 
 NAME = "chunkwise"
 
-CHUNK = 32  # tokens a chunk: twice as many spill the registers of a program that holds every gradient
-SHORT_CHUNK = 16  # where a decay runs over dims (its pairs are evaluated one by one), for two reads, and fused dims
-KEY_ENTRIES = 8192  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
+CHUNK = 64  # tokens a chunk
+SHORT_CHUNK = 16  # where a decay runs over dims whose pairs are evaluated one by one, for two reads, and fused dims
+KEY_ENTRIES = 64 * 512  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Plan | Reject:
@@ -47,10 +62,19 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     if isinstance(shape, Reject):
         return shape
     ledger = Ledger()
-    reads = any(f.reads for f in shape.forms)
-    forward = ([emit_prepare(shape)] if reads else []) + [emit_walk(shape, keep_values=True)]
+    stored = has_stored_key_side(shape)
+    chunk_of = stored_chunk if stored else computed_chunk
+    gates = scalar_gates(shape)
+    prepare = [emit_gates_kernel(shape, gates)] if gates else []
+    prepare += [emit_key_side(shape)] if stored else [] if shape.splits else [emit_prepare(shape)]
+    forward = [*prepare, *starting_kernels(shape, chunk_of, adjoint=False), emit_walk(shape, True, chunk_of)]
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+    backward += starting_kernels(shape, chunk_of, adjoint=True)
+    if takes_passes(shape):
+        backward += [emit_query_gradients(shape, ledger.buffer_of), emit_write_gradients(shape, ledger.buffer_of)]
+    else:
+        backward += [emit_states(shape, chunk_of), emit_reverse_walk(shape, chunk_of)]
+        backward.append((emit_key_gradients if stored else emit_gradients)(shape, ledger.buffer_of))
     arguments = ordered_arguments(shape)
     return Plan(
         stage=normal.stage.name,
@@ -63,8 +87,8 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
         saved=saved_buffers(shape),
         workspace=workspace_buffers(shape) + ledger.buffers(arguments),
-        forward=tuple(prune_kernel(k) for k in forward),
-        backward=tuple(prune_kernel(k) for k in backward),
+        forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
+        backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
@@ -76,12 +100,22 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     )
 
 
+def starting_kernels(shape: Shape, chunk_of: ChunkOf, adjoint: bool) -> list[Kernel]:
+    """What gives every segment the state that its walk starts from."""
+    if not shape.splits:
+        return []
+    begin, equation = (begin_adjoints, ADJOINT_EQUATION) if adjoint else (begin_states, STATE_EQUATION)
+    return [emit_local(shape, adjoint, partial(begin, shape, chunk_of), equation), emit_starts(shape, adjoint)]
+
+
 def ordered_arguments(shape: Shape) -> list[Node]:
     """The stage's tensors, the user's vectors first: the first one's type is what the matrix units take."""
     return sorted(argument_leaves(shape.nodes), key=lambda x: (x.attrs[0] != "input", not x.dims))
 
 
 def chunk_length(shape: Shape) -> int:
+    if has_stored_key_side(shape):
+        return CHUNK
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
     many_reads = any(len(f.reads) > 1 for f in shape.forms)
     return SHORT_CHUNK if over_dims or many_reads or shape.fused or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
@@ -102,7 +136,9 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = []
+    buffers = [b for w in walks(shape) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    buffers += [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
+    buffers += key_side_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         solved = [j for j, w in enumerate(form.writes) if w.read is not None]
         for i in solved:
@@ -116,7 +152,9 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
 
 
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = []
+    buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
+    buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    buffers += pass_buffers(shape) if takes_passes(shape) else []
     for form in shape.forms:
         layout = ("B", "N", "H", *shape.state_axes(form))
         buffers.append(

@@ -36,8 +36,13 @@ def earlier_sum(b: Builder, row: Row, decay: int, name: str = "earlier") -> Valu
 
 
 def straddling_sum(b: Builder, pairs: Value, later: int, earlier: int, decay: int) -> Value:
-    """For each token t the sum of M[c, s] over the pairs on either side of the decay at position ``decay``."""
-    running = b.cumsum(pairs, "s", exclusive=earlier > decay, name="written_before")
-    seen = b.after("c", "s", 0 if later > decay else 1)
-    kept = b.where(seen, running, b.const(0.0, name="zero"), name="straddling")
-    return b.rename(b.sum(kept, ("c",), name="straddling"), "s", "c", name="straddling")
+    """For each token t the sum of M[c, s] over the pairs on either side of the decay at position ``decay``.
+
+    Those read after it, less those written after it. A token's own pair is left out first where both its events are on
+    one side of every decay: it is large where decays are strong, and would leave its rounding behind.
+    """
+    if not earlier < decay < later:
+        pairs = b.where(b.after("c", "s", 1), pairs, b.const(0.0, name="zero"), name="M")
+    read = later_sum(b, Row(b.sum(pairs, ("s",), name="M_rows"), later), decay)
+    columns = b.rename(b.sum(pairs, ("c",), name="M_columns"), "s", "c", name="M_columns")
+    return b.sub(read, later_sum(b, Row(columns, earlier), decay), name="straddling")

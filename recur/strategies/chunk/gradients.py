@@ -27,20 +27,22 @@ from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, s
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
 from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_plain_factor
-from recur.strategies.chunk.kernels import known_values, load_inverse, readout_leaves
-from recur.strategies.chunk.shape import (
-    Shape,
-    chunk_access,
-    state_access,
-    token_access,
+from recur.strategies.chunk.kernels import (
+    ChunkOf,
+    computed_chunk,
+    known_values,
+    load_inverse,
+    load_starts,
+    readout_leaves,
 )
+from recur.strategies.chunk.segments import Advance, walks
+from recur.strategies.chunk.shape import Shape, chunk_access, token_access
+from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
-REVERSE_EQUATIONS = (
-    "dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU",
-    "R <- 2^G_C R + Q~^T dO - A~^T Z",
-)
+ADJOINT_EQUATION = "R <- 2^G_C R + Q~^T dO - A~^T Z"
+REVERSE_EQUATIONS = ("dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU", ADJOINT_EQUATION)
 GRADIENT_EQUATIONS = (
     "dY = tril(Kx~ B^T)^T Vx + (2^(G_C - G) B) R          (kx, vx): (q, dO) for readouts, (a, -Z) for reads",
     "dKx = 2^G Vx S^T + E B^,   dB = E^T Kx~ + 2^(G_C - G) U R^T,   E = tril(Vx U^T)",
@@ -66,19 +68,31 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
-def emit_reverse_walk(shape: Shape) -> Kernel:
+def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    last = [
-        b.load("R", state_access(f"d_final_{f.state}", shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms
-    ]
+    last = load_starts(b, walks(shape, adjoint=True))
     inner = b.nested()
     adjoints = [inner.phi(f"R_{f.state}", r) for f, r in zip(shape.forms, last, strict=True)]
-    tiles = Tiles(inner)
+    advance = begin_adjoints(shape, chunk_of, inner)
     previous = []
-    for form, adjoint in zip(shape.forms, adjoints, strict=True):
+    for i, (form, adjoint) in enumerate(zip(shape.forms, adjoints, strict=True)):
         inner.store(chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), adjoint)
-        chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
+        previous.append(advance(i, adjoint)[0])
+    carries = tuple(Carry(p, i, n) for p, i, n in zip(adjoints, last, previous, strict=True))
+    b.loop("chunks", inner, carries, reverse=True)
+    for walk, adjoint in zip(walks(shape, adjoint=True), adjoints, strict=True):
+        b.store(walk.end, adjoint)
+    return Kernel("reverse", shape.grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+
+
+def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
+    """The step of R over a chunk in a body; it leaves the solved writes' Z in memory."""
+    tiles = Tiles(inner, stored=scalar_gates(shape))
+
+    def advance(index: int, adjoint: Value) -> tuple[Value, Chunk]:
+        form = shape.forms[index]
+        chunk = chunk_of(tiles, form)
         cotangents = load_cotangents(inner, shape, form)
         sides = readout_keys(chunk, cotangents)
         values = readout_values(chunk, cotangents)
@@ -90,12 +104,9 @@ def emit_reverse_walk(shape: Shape) -> Kernel:
                 inner.store(token_access(adjoint_name(form.state, j), form.value), z[j])
                 values[f"solved_{j}"] = Rows(inner.neg(z[j], name="minus_Z"))
             sides = sides + read_keys(chunk)
-        previous.append(previous_adjoint(chunk, sides, values, adjoint))
-    carries = tuple(Carry(p, i, n) for p, i, n in zip(adjoints, last, previous, strict=True))
-    b.loop("chunks", inner, carries, reverse=True)
-    for form, adjoint in zip(shape.forms, adjoints, strict=True):
-        b.store(state_access(f"d_{form.state}", shape.state_axes(form)), adjoint)
-    return Kernel("reverse", shape.grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+        return previous_adjoint(chunk, sides, values, adjoint), chunk
+
+    return advance
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------
@@ -130,6 +141,10 @@ class Cotangents:
         quotient = div(symbols[0], where(small, const(1), factor))
         self.factors.append((decay.factor, where(small, across, quotient)))
 
+    def drop(self, needed: set[Node]) -> None:
+        """Forgets the pairs from which none of the needed sources gets a share."""
+        self.pairs = [(n, t) for n, t in self.pairs if needed & set(leaves([n]))]
+
     def pull(self, tiles: Tiles, sources: list[Node]) -> dict[Node, Value]:
         """The cotangents of those sources that the expressions depend on, as tiles (rows still in them)."""
         return dict(self.pull_each(tiles, sources))
@@ -160,7 +175,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     "keys" (after all tiles).
     """
     b = Builder(complex_buffers=shape.complex_buffers)
-    tiles = Tiles(b)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     parts = [FormGradients(shape, form) for form in shape.forms]
     by_value, by_key = Cotangents(), Cotangents()
     for part in parts:
@@ -182,7 +197,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     if shape.value:
         b.loop("tiles", inner, tuple(c for part in parts for c in part.carries), axis=shape.value[0])
     # The loop's registers are for its sums: what comes after it loads its rows again.
-    tiles = Tiles(b)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     for part in parts:
         part.load(tiles)
         if not part.form.value:

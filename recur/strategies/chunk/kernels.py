@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from recur.ir.core import Node, leaves
-from recur.ir.tile import Axis, Builder, Carry, Kernel, Value
+from recur.ir.normal import MatrixForm
+from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
-from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, state_access, token_access
+from recur.strategies.chunk.segments import Advance, Walk, walks
+from recur.strategies.chunk.shape import Shape, chunk_access, key_only, pair_access, token_access
+from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_keys, load_values
 from recur.strategies.pointwise import emit_nodes
 
+STATE_EQUATION = "S <- 2^G_C S + (2^(G_C - G) B)^T U"
 FORWARD_EQUATIONS = (
     "L = strictly lower part of A~ B^T,  Tm = (I + L)^-1,  U = Tm (Y - A~ S)",
     "O = Q~ S + tril(Q~ B^T) U",
-    "S <- 2^G_C S + (2^(G_C - G) B)^T U",
+    STATE_EQUATION,
 )
+
+
+ChunkOf = Callable[[Tiles, MatrixForm], Chunk]  # a chunk's equations with their tiles, wherever those come from
+
+
+def computed_chunk(tiles: Tiles, form: MatrixForm) -> Chunk:
+    """A chunk's tiles from the stage's inputs."""
+    return Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
 
 
 def inverse_name(form_state: str, i: int, j: int) -> str:
@@ -27,7 +41,7 @@ def values_name(form_state: str, j: int) -> str:
 def emit_prepare(shape: Shape) -> Kernel:
     """Tm = (I + L)^{-1} for every chunk at once; it depends on no state."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    tiles = Tiles(b)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     for form in shape.forms:
         part = load_keys(tiles, form)
         if not part.solved:
@@ -40,26 +54,22 @@ def emit_prepare(shape: Shape) -> Kernel:
     return Kernel("prepare", ("batch", "head", "chunk"), key_only(shape), tuple(b.statements), equations, "prepare")
 
 
-def key_only(shape: Shape) -> tuple[Axis, ...]:
-    return tuple(a for a in shape.axes if a.name not in shape.value)
-
-
 def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
     return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
 
 
-def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
+def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    first = [b.load(f.state, state_access(f.state, shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms]
+    first = load_starts(b, walks(shape))
     inner = b.nested()
     states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]
-    tiles = Tiles(inner)
+    tiles = Tiles(inner, stored=scalar_gates(shape))
     readouts: dict[Node, Value] = {}
     following: list[Value] = []
     for form, state in zip(shape.forms, states, strict=True):
-        part = load_values(tiles, load_keys(tiles, form))
-        chunk = Chunk(tiles, part)
+        chunk = chunk_of(tiles, form)
+        part = chunk.form
         u = chunk.pseudo_values(state, load_inverse(inner, form.state, part.solved))
         for j in part.solved:
             if keep_values:
@@ -80,10 +90,9 @@ def emit_walk(shape: Shape, keep_values: bool) -> Kernel:
         inner.store(token_access(name, node.dims), result)
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)
-    for form, state in zip(shape.forms, states, strict=True):
-        b.store(state_access(f"final_{form.state}", shape.state_axes(form)), state)
-    name = "forward"
-    return Kernel(name, shape.grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
+    for walk, state in zip(walks(shape), states, strict=True):
+        b.store(walk.end, state)
+    return Kernel("forward", shape.grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
 
 
 def emit_epilogue(tiles: Tiles, nodes: list[Node], name: str) -> list[Value]:
@@ -99,23 +108,35 @@ def readout_leaves(shape: Shape) -> list[Node]:
     return leaves([n for _, n in shape.epilogue], "readout")
 
 
-def emit_states(shape: Shape) -> Kernel:
+def emit_states(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
     """The state at every chunk's start, again, from the pseudo-values kept by the forward pass."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    first = [b.load(f.state, state_access(f.state, shape.state_axes(f)), shape.state_axes(f)) for f in shape.forms]
+    first = load_starts(b, walks(shape))
     inner = b.nested()
     states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]
-    tiles = Tiles(inner)
+    advance = begin_states(shape, chunk_of, inner)
     following = []
-    for form, state in zip(shape.forms, states, strict=True):
+    for i, (form, state) in enumerate(zip(shape.forms, states, strict=True)):
         inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
-        part = load_values(tiles, load_keys(tiles, form))
-        chunk = Chunk(tiles, part)
-        following.append(chunk.next_state(state, known_values(inner, part)))
+        following.append(advance(i, state)[0])
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)
-    equations = ("S <- 2^G_C S + (2^(G_C - G) B)^T U",)
-    return Kernel("states", shape.grid, shape.axes, tuple(b.statements), equations, "states")
+    return Kernel("states", shape.grid, shape.axes, tuple(b.statements), (STATE_EQUATION,), "states")
+
+
+def load_starts(b: Builder, of: list[Walk]) -> list[Value]:
+    return [b.load(w.state, w.start, w.axes) for w in of]
+
+
+def begin_states(shape: Shape, chunk_of: ChunkOf, b: Builder) -> Advance:
+    """The step S <- 2^G_C S + (2^(G_C - G) B)^T U in a body, with the pseudo-values as the forward pass kept them."""
+    tiles = Tiles(b, stored=scalar_gates(shape))
+
+    def advance(index: int, state: Value) -> tuple[Value, Chunk]:
+        chunk = chunk_of(tiles, shape.forms[index])
+        return chunk.next_state(state, known_values(b, chunk.form)), chunk
+
+    return advance
 
 
 def known_values(b: Builder, part: FormTiles) -> dict[int, Rows]:

@@ -11,7 +11,7 @@ from recur.ir.plan import Reject
 from recur.ir.tile import Access, Axis
 from recur.strategies.chunk.fold import Folding, NotFoldable
 from recur.strategies.chunk.fuse import NotFusable, fuse_dims
-from recur.strategies.chunk.gates import is_plain_factor
+from recur.strategies.chunk.gates import decay_class, is_plain_factor
 from recur.strategies.operands import argument_leaves, tensor_name
 
 LEAST_WIDTH = 16  # of a tile of value dims: the least side of a matrix product
@@ -56,8 +56,15 @@ class Shape:
         return len(readouts) == len(self.epilogue) == len({n.attrs[1] for n in readouts})
 
     @property
+    def splits(self) -> bool:
+        """Whether segments of a sequence may be walked at the same time: no write depends on the state."""
+        return not any(f.reads for f in self.forms)
+
+    @property
     def grid(self) -> tuple[str, ...]:
-        return ("batch", "head") + (() if self.whole_values else tuple(f"tile:{d}" for d in self.value))
+        """Of a walk over the chunks."""
+        tiles = () if self.whole_values else tuple(f"tile:{d}" for d in self.value)
+        return ("batch", "head", *(("segment",) if self.splits else ()), *tiles)
 
     @property
     def complex_buffers(self) -> frozenset[str]:
@@ -66,6 +73,9 @@ class Shape:
         names += [str(x.attrs[1]) for _, node in self.epilogue for x in leaves([node], "readout") if x.is_complex]
         states = [f.state for f in self.forms if f.is_complex]
         names += [p + s for s in states for p in ("", "final_", "chunk_", "chunk_R_")]
+        names += [p + r + s for s in states for p in ("start_", "end_", "local_") for r in ("", "R_")]
+        turning = [(f, d) for f in self.forms for d in f.decays if d.angle is not None]
+        names += [f"over_{r}{f.state}_{decay_class(f, d)}" for f, d in turning for r in ("", "R_")]
         names += [tensor_name(x) for x in argument_leaves(self.nodes) if x.is_complex]
         return frozenset([*names, *(f"d_{n}" for n in names)])
 
@@ -246,6 +256,10 @@ def key_side_nodes(form: MatrixForm, event: Decay | Read | Write | Readout) -> l
     if isinstance(event, Decay) and event.factor.dims and set(event.factor.dims) <= set(form.value):
         return []
     return event_nodes(event)
+
+
+def key_only(shape: Shape) -> tuple[Axis, ...]:
+    return tuple(a for a in shape.axes if a.name not in shape.value)
 
 
 # --- buffers and accesses --------------------------------------------------------------------------------------------

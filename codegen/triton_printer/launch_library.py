@@ -1,0 +1,128 @@
+"""How a printed module compiles and launches its kernels; a module gets the source of the classes that it uses."""
+
+from __future__ import annotations
+
+import functools
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+
+def _dot_type(x: torch.Tensor) -> Any:
+    """The type in which the matrix units take their operands: the inputs' own (float32 in the interpreter)."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return tl.float32
+    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(x.dtype, tl.float32)
+
+
+def _type_of(x: torch.Tensor | None) -> str:
+    """Triton's name for a tensor's type; complex numbers are pairs of float32."""
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.complex64: "fp32"}
+    if x is not None and x.dtype not in names:
+        raise TypeError(f"the kernels take bfloat16, float16, float32 and complex64; found {x.dtype}")
+    return "absent" if x is None else names[x.dtype]
+
+
+def _pointer_type(name: str, found: dict[str, str]) -> str:
+    """The type that "*fp32", "*x" or "*fp32 x" stands for, where the given tensors have the types ``found``."""
+    if not name.startswith("*"):
+        return name
+    kind, *absent_with = name[1:].split(" ")
+    if any(found[tensor] == "absent" for tensor in absent_with):
+        return "*absent"
+    return f"*{found.get(kind, kind)}"
+
+
+def _source(kernel: Any, types: list[str], options: dict[str, Any], variant: tuple[bool | None, ...]) -> Any:
+    """What Triton compiles. ``variant``: for each pointer, whether it is a multiple of 16; None where it is absent."""
+    names = kernel.arg_names
+    absent = {name: None for name, state in zip(names, variant, strict=False) if state is None}
+    constants = {name: value for name, value in options.items() if name in names} | absent
+    signature = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i, is_aligned in enumerate(variant) if is_aligned}
+    return triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+
+
+@functools.cache
+def _compilers() -> ThreadPoolExecutor:
+    """The threads that compile; Triton leaves the interpreter to others while it does."""
+    return ThreadPoolExecutor()
+
+
+class _Kernel:
+    """A kernel for given types of its arguments, compiled ahead and launched directly.
+
+    ``kernel[grid](...)`` finds the types of all arguments anew at every launch, which takes longer than many a kernel.
+    """
+
+    def __init__(self, kernel: Any, types: list[str], options: dict[str, Any], device: torch.device) -> None:
+        self.kernel, self.types, self.options, self.device = kernel, types, options, device
+        self.pointers = sum(name.startswith("*") for name in types)
+        self.constants = [options[name] for name in kernel.arg_names[len(types) :]]
+        self.started: dict[tuple[bool | None, ...], Future] = {}
+        self.compiled: dict[tuple[bool | None, ...], Any] = {}
+        self.start(tuple(None if name == "*absent" else True for name in types[: self.pointers]))
+
+    def start(self, variant: tuple[bool | None, ...]) -> Future:
+        """Compiles in the background."""
+        self.started[variant] = _compilers().submit(self.compile, variant)
+        return self.started[variant]
+
+    def compile(self, variant: tuple[bool | None, ...]) -> Any:
+        settings = {name: self.options[name] for name in ("num_warps", "num_stages")}
+        with torch.cuda.device(self.device):
+            compiled = triton.compile(_source(self.kernel, self.types, self.options, variant), options=settings)
+            compiled.run  # noqa: B018 (loads it on the device)
+        return compiled
+
+    def __call__(self, grid: int, *arguments: Any) -> None:
+        """Launches ``grid`` programs on the current stream: pointers first, then whole numbers."""
+        addresses = [None if x is None else x.data_ptr() for x in arguments[: self.pointers]]
+        variant = tuple([None if address is None else address % 16 == 0 for address in addresses])
+        if variant not in self.compiled:
+            self.compiled[variant] = (self.started.get(variant) or self.start(variant)).result()
+        self.compiled[variant][grid, 1, 1](*addresses, *arguments[self.pointers :], *self.constants)
+
+
+class _InterpretedKernel:
+    """A kernel under TRITON_INTERPRET=1."""
+
+    def __init__(self, kernel: Any, options: dict[str, Any]) -> None:
+        self.kernel, self.options = kernel, options
+
+    def __call__(self, grid: int, *arguments: Any) -> None:
+        is_complex = [isinstance(x, torch.Tensor) and x.is_complex() for x in arguments]
+        real = [torch.view_as_real(x) if pairs else x for x, pairs in zip(arguments, is_complex, strict=True)]
+        self.kernel[(grid,)](*real, **self.options)
+
+
+class _Kernels:
+    """The kernels of one pass, compiled together for every set of types that its tensors come in.
+
+    ``given``: the names of the tensors whose types decide; ``rows``: each kernel, its arguments' types and its options.
+    A pointer's type is "*fp32", "*x" (as the tensor x has) or "*fp32 x" (x itself, which may be absent).
+    """
+
+    def __init__(self, given: tuple[str, ...], *rows: tuple[Any, tuple[str, ...], dict[str, Any]]) -> None:
+        self.given, self.rows = given, rows
+        self.known: dict[tuple[Any, ...], list[Any]] = {}
+
+    def __call__(self, *tensors: torch.Tensor | None) -> list[Any]:
+        """The rows' launchers for the given tensors; kernels that are new are compiled in the background."""
+        key = (tensors[0].device, *[None if x is None else x.dtype for x in tensors])
+        if key not in self.known:
+            self.known[key] = [self.bind(row, tensors) for row in self.rows]
+        return self.known[key]
+
+    def bind(self, row: tuple[Any, tuple[str, ...], dict[str, Any]], tensors: tuple[torch.Tensor | None, ...]) -> Any:
+        kernel, types, options = row
+        if "DOT" in kernel.arg_names:
+            options = {**options, "DOT": _dot_type(tensors[0])}
+        if not isinstance(kernel, triton.JITFunction):
+            return _InterpretedKernel(kernel, options)
+        found = {name: _type_of(x) for name, x in zip(self.given, tensors, strict=True)}
+        return _Kernel(kernel, [_pointer_type(name, found) for name in types], options, tensors[0].device)

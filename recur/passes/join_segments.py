@@ -1,0 +1,52 @@
+"""A plan for a backend that walks every sequence in one segment: no kernels to join segments, no buffers of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from recur.ir.plan import Plan
+from recur.ir.tile import Access, Buffer, Kernel, Let, Loop, Statement, Store
+
+
+def join_segments(plan: Plan) -> Plan:
+    """The plan with what a segment's buffers are in a sequence of one segment in their place."""
+    whole = {b.name: b.of for b in plan.saved + plan.workspace if b.of}
+    kept = {b.of for b in plan.saved if b.of}
+    if not whole:
+        return plan
+
+    def kernels(group: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+        return tuple(
+            replace(k, grid=tuple(g for g in k.grid if g != "segment"), body=_renamed(k.body, whole))
+            for k in group
+            if not k.joins_segments
+        )
+
+    def buffers(group: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+        return tuple(b for b in group if "G" not in b.layout[:3])
+
+    return replace(
+        plan,
+        forward=kernels(plan.forward),
+        backward=kernels(plan.backward),
+        saved=buffers(plan.saved) + tuple(b for b in plan.final if b.name in kept),
+        workspace=buffers(plan.workspace),
+    )
+
+
+def _renamed(body: tuple[Statement, ...], whole: dict[str, str]) -> tuple[Statement, ...]:
+    def of(access: Access) -> Access:
+        if access.buffer not in whole:
+            return access
+        return replace(access, buffer=whole[access.buffer], index=tuple(i for i in access.index if i != "segment"))
+
+    result: list[Statement] = []
+    for s in body:
+        if isinstance(s, Loop):
+            result.append(replace(s, body=_renamed(s.body, whole)))
+        elif isinstance(s, Store):
+            result.append(replace(s, access=of(s.access)))
+        else:
+            assert isinstance(s, Let)
+            result.append(replace(s, access=of(s.access)) if s.access is not None else s)
+    return tuple(result)

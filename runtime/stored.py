@@ -1,0 +1,79 @@
+"""Modules that earlier processes have printed, found by what they were printed from: a warm start loads no compiler.
+
+An entry is a small JSON file that names the generated module. It is believed where the module's text still has the
+digest in its file's name; anything else counts as a miss.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import recur
+import recur.codegen
+import recur.grammar
+import recur.runtime
+from recur.ir.printer import print_recurrence
+from recur.ir.spec import Recurrence
+from recur.runtime import cache
+
+if TYPE_CHECKING:
+    from recur.strategies.select import Request
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A generated module's text, and the function in it that runs the recurrence."""
+
+    text: str
+    function: str
+
+
+def make_key(rec: Recurrence, sizes: Mapping[str, int], strategy: Request, backend: str) -> str:
+    """Everything that a module's text is a function of, the compiler's own files included, as a short name."""
+    request = strategy if isinstance(strategy, str) else list(strategy)
+    parts = [print_recurrence(rec), rec.filename, dict(sizes), request, backend, compiler_digest()]
+    return cache.digest(json.dumps(parts))
+
+
+def find(rec: Recurrence, key: str) -> Printed | None:
+    """The module of an earlier process, None where there is none or its files are not what they were."""
+    try:
+        entry = json.loads(entry_path(key).read_bytes())
+        digest, function = str(entry["module"]), str(entry["function"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    text = cache.read_text(cache.module_dir() / cache.module_name(rec.name, digest))
+    return Printed(text, function) if text is not None and cache.digest(text) == digest else None
+
+
+def keep(key: str, printed: Printed) -> None:
+    """Remembers a module for later processes. Raises CacheError where the cache cannot be written."""
+    entry = {"module": cache.digest(printed.text), "function": printed.function}
+    cache.store_text(entry_path(key), json.dumps(entry))
+
+
+def entry_path(key: str) -> Path:
+    return cache.version_dir() / "printed" / f"{key}.json"
+
+
+@functools.cache
+def compiler_digest() -> str:
+    """Changes with every file of the compiler, and with the versions that a printed module names."""
+    packages = (recur, recur.grammar, recur.codegen, recur.runtime)
+    folders = [Path(folder) for package in packages for folder in package.__path__]
+    files = sorted({f for folder in folders for f in folder.rglob("*") if f.suffix in (".py", ".jinja", ".lark")})
+    states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    return cache.digest(json.dumps([states, [_version(name) for name in ("recur", "torch", "triton")]]))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
