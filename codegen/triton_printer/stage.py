@@ -48,7 +48,7 @@ class StagePrinter:
             kernels=[self.printed[k.name] for k in self.plan.forward + self.plan.backward],
             launches={self.printed[name].name: launch for name, launch in self.config.launches},
             argument_types={
-                p.name: [self._pointer_type(b) for b in p.buffers] + ["i32"] * len(p.counts)
+                p.name: [self._pointer_type(b) for b in p.buffers] + ["*i32"] * bool(p.relay) + ["i32"] * len(p.counts)
                 for p in self.printed.values()
             },
             forward=self._host(
@@ -76,12 +76,14 @@ class StagePrinter:
         allocated = [name for name in dict.fromkeys([*(b.name for b in always), *used]) if name not in given]
         allocations = [(self.names[name], self._shape(name), self._dtype(name)) for name in allocated]
         launches = [self._launch(self.printed[k.name]) for k in kernels]
+        relays = [(relay_name(k), self._relay_words(k)) for k in (self.printed[k.name] for k in kernels) if k.relay]
         text = " ".join(shape for _, shape, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
         return {
             "parameters": [self.names[name] for name in given],
             "device": self.names[given[0]],
             "counts": self._count_lines(given, text),
             "allocations": allocations,
+            "relays": relays,
             "launches": launches,
         }
 
@@ -97,15 +99,22 @@ class StagePrinter:
                 )
                 lines.append(f"{self.counts[letter]} = {self.names[name]}.shape[{position}]")
         if needs_chunks:
-            lines.append(f"{self.counts['N']} = triton.cdiv({self.counts['T']}, {self.config.chunk})")
+            chunks = f"triton.cdiv({self.counts['T']}, {self.config.chunk})"
+            is_relay = any(kernel.relay for kernel in self.printed.values())
+            lines.append(f"{self.counts['N']} = {f'max({chunks}, 1)' if is_relay else chunks}")
         return lines
 
     def _launch(self, kernel: PrintedKernel) -> dict[str, object]:
         grid = " * ".join(self.counts.get(size, size) for _, size in kernel.grid if size != "1") or "1"
-        arguments = [self._pointer(name) for name in kernel.buffers]
+        arguments = [self._pointer(name) for name in kernel.buffers] + [relay_name(kernel)] * bool(kernel.relay)
         arguments += [self.counts[letter] for letter, _ in kernel.counts]
         dot_type = f"DOT=_dot_type({self.names[self._operand()]})" if kernel.has_dot_type else ""
         return {"kernel": kernel.name, "grid": grid, "arguments": arguments, "dot_type": dot_type}
+
+    def _relay_words(self, kernel: PrintedKernel) -> str:
+        """A slot for every step of every walk, and one more for what the last steps hand on."""
+        walks = " * ".join(self.counts.get(size, size) for entry, size in kernel.grid[1:] if size != "1") or "1"
+        return f"({self.counts['N']} + 1) * {walks} * {kernel.relay}"
 
     def _pointer(self, buffer: str) -> str:
         name = self.names[buffer]
@@ -171,6 +180,10 @@ class StagePrinter:
 
 def print_tuple(items: Sequence[str]) -> str:
     return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+
+
+def relay_name(kernel: PrintedKernel) -> str:
+    return f"relay_of_{kernel.name.removesuffix('_kernel')}"
 
 
 def function_name(stage: str, kernel: Kernel) -> str:
