@@ -140,10 +140,12 @@ def scan_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launch:
     extents = {a.name: widths.get(a.name) or next_power_of_two(extent_size(a.extent, sizes))
                for a in kernel.axes if a.kind == "size"}  # fmt: skip
     row = max((math.prod(extents.get(a, 1) for a in s.out.axes) for s in scans), default=1)
-    threads_of_row = max(row // VECTOR, 1)
+    whole = math.prod(extents[a.name] for a in kernel.axes if a.kind == "size" and a.name not in widths)
+    vector = VECTOR if whole == 1 else 1
+    threads_of_row = max(row // vector, 1)
     runs = min(max(32 * kernel.warps // threads_of_row, 1), rows)
     run = min(rows // runs, LONGEST_RUN)
-    return Launch(kernel.widths, kernel.warps, 2, run=run, vector=VECTOR, relay=is_relayed(kernel))
+    return Launch(kernel.widths, kernel.warps, 2, run=run, vector=vector if whole == 1 else 0, relay=is_relayed(kernel))
 
 
 def is_relayed(kernel: Kernel) -> bool:

@@ -364,17 +364,18 @@ class OperationPrinter:
     def _print_before_rows(self, let: Let, helper: str) -> list[str]:
         """The helper takes rows in front, and gives what comes after the last row with the other axes as one."""
         axes = self.layout.order(let.out.axes)
-        axis, rest = axes[0], axes[1:]
-        if axis != let.attr("axis"):
-            raise ValueError(f"{let.op} along {let.attr('axis')}, which is not the first axis of {axes}")
+        rest = axes[1:]
+        if axes[0] != let.attr("axis"):
+            raise ValueError(f"{let.op} along {let.attr('axis')}, which is not the first of {axes}")
         inputs: list[str] = []
         for arg in let.args:
             parts = self.expanded(arg, axes)
             inputs += [parts.re, parts.im or f"tl.zeros_like({parts.re})"] if let.out.is_complex else [parts.re]
         outs = [part for out in let.outs for part in self._declared(out)]
-        reverse = ", reverse=True" if is_reverse(let) else ""
-        lines = [f"{', '.join(outs)} = {helper}(({', '.join(bare(text) for text in inputs)}), {self.run}{reverse})"]
         ends = outs[len(outs) // 2 :]
+        reverse = ", reverse=True" if is_reverse(let) else ""
+        steps = ", ".join(bare(text) for text in inputs)
+        lines = [f"{', '.join(outs)} = {helper}(({steps}), {self.run}{reverse})"]
         if len(rest) > 1:
             lines += [f"{end} = tl.reshape({end}, {self.layout.shape(rest)})" for end in ends]
         elif not rest:

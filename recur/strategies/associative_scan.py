@@ -35,8 +35,8 @@ from recur.strategies.prune import prune_kernel
 NAME = "associative_scan"
 
 TILE_ROWS = 128  # tokens in a chunk, where the untiled dims leave room
-TILE_ENTRIES = 512  # rows times untiled dims, where there are any
-THREAD_ENTRIES = 32  # values of one tile that a thread holds; half of that in the backward pass, which holds more tiles
+TILE_ENTRIES = 256  # rows times untiled dims, where there are any
+PROGRAM_ENTRIES = 4096  # of the widest tile, a thread holding 32 of them; twice that where states share their inputs
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Choice:
@@ -128,11 +128,16 @@ class Scan:
         widest = operands.widest_tile(self.roots, self.frame.tiled, self.sizes, rows=True)
         return widest * (2 if any(n.is_complex for n in topological(self.roots)) else 1)
 
-    def kernel(self, name: str, b: Builder, equations: tuple[str, ...], thread_entries: int = THREAD_ENTRIES) -> Kernel:
+    def kernel(self, name: str, b: Builder, equations: tuple[str, ...], thread_entries: int = 32) -> Kernel:
+        """``thread_entries``: values of the widest tile that a thread holds, if eight warps can hold it so."""
         per_program, tiled = self.chunk * self.entries_per_row, self.frame.tiled
-        widths, _ = operands.fit_tiles(per_program, tiled, self.sizes, 32 * THREAD_ENTRIES)
-        total = per_program * math.prod(width for _, width in widths)
-        warps = next((w for w in (4, 8) if total <= 32 * w * thread_entries), 16)
+        if tiled:
+            entries = PROGRAM_ENTRIES * (1 if self.entries_per_row == 1 else 2)
+            widths, _ = operands.fit_tiles(per_program, tiled, self.sizes, entries // 4)
+            total = per_program * math.prod(width for _, width in widths)
+            warps = 4 if total <= 4 * 32 * thread_entries else 8
+        else:
+            widths, warps = operands.fit_tiles(per_program, tiled, self.sizes)
         return prune_kernel(Kernel(f"{self.stage}_{name}", self.frame.grid, self.frame.axes, tuple(b.statements),
                                    equations, "scan", widths, warps))
 
@@ -294,7 +299,7 @@ class ElementwiseScan(Scan):
             "lambda_t = g_t + mu_(t+1)                            the cotangent of h_t",
             "da_t = lambda_t conj(h_(t-1)),  dx_t = lambda_t",
         )
-        return self.kernel("backward", b, equations, THREAD_ENTRIES // 2)
+        return self.kernel("backward", b, equations, thread_entries=16)
 
     def emit_adjoint(self, b: Builder, values: dict[Node, Value], which: int, mu: Value) -> Value:
         """One state's reverse scan: gives lambda to ``values`` and returns mu at the chunk's first token."""
