@@ -23,9 +23,9 @@ COMPILES = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason=
 
 @pytest.mark.slow
 def test_interpreted() -> None:
-    """test_triton_interpreted.py, in a process of its own with the interpreter chosen."""
+    """test_triton_interpreted.py and test_relay.py, in a process of its own with the interpreter chosen."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(HERE / "test_triton_interpreted.py")],
+        [sys.executable, "-m", "pytest", "-q", "-x", *(str(HERE / f"test_{name}.py") for name in ("triton_interpreted", "relay"))],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=HERE.parent,
         capture_output=True,
