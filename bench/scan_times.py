@@ -33,9 +33,10 @@ ELEMENTWISE: tuple[Launch, ...] = (
     {},
     {"relay": False},
     {"relay": False, "width": 16, "rows": 256},
-    {"rows": 256, "warps": (8, 16)},
+    {"rows": 256, "width": 32, "warps": (8, 16)},
     {"rows": 256, "width": 16},
     {"rows": 512, "width": 16, "warps": (8, 16)},
+    {"rows": 512, "width": 32, "warps": (16, 16)},
     {"rows": 64, "width": 64},
     {"width": 64, "warps": (8, 16)},
     {"width": 16, "warps": (4, 4)},
@@ -133,14 +134,9 @@ def use_launch(launch: Launch) -> None:
         widths = tuple((axis, launch.get("width", width)) for axis, width in kernel.widths)
         found = chosen(replace(kernel, widths=widths, warps=warps or kernel.warps), *args)
         given = {key: launch[key] for key in ("relay", "vector") if key in launch}
-        if "vector" in launch:
-            given["run"] = max(found.run * config.VECTOR // launch["vector"], 1) if found.run > 1 else 1
-            given["run"] = thread_run(found, launch["vector"])
+        if "vector" in launch:  # as many values a thread as before
+            given["run"] = max(found.run * config.VECTOR // launch["vector"], 1)
         return replace(found, **given)
-
-    def thread_run(found: config.Launch, vector: int) -> int:
-        """Runs so that a thread holds as many values as with the usual vector."""
-        return max(found.run * config.VECTOR // vector, 1)
 
     config.scan_launch = scan_launch
 
@@ -219,7 +215,6 @@ def time_shapes(name: str, launch: Launch) -> list[dict[str, Any]]:
         op, inputs = prepare(name, shape)
         streams = [x for x in inputs.values() if x.dim() > 2 and x.shape[:2] == shape[:2]]
         read = sum(x.numel() * x.element_size() for x in streams)
-        written = read // len(streams) if name != "lru" else read
         largest = max(x.numel() * x.element_size() for x in streams)
         with torch.no_grad():
             forward = median_ms(lambda op=op, inputs=inputs: op(**inputs))
@@ -235,13 +230,12 @@ def time_shapes(name: str, launch: Launch) -> list[dict[str, Any]]:
         floors = ((read + largest) / rate * 1e3, (3 * read + 2 * largest) / rate * 1e3)
         row: dict[str, Any] = {"shape": "x".join(map(str, shape)), "forward_ms": forward, "both_ms": total}
         row |= {"floors_ms": [round(f, 4) for f in floors], "of_copy": [round(forward / floors[0], 2),
-                round(total / floors[1], 2)], "written": written}  # fmt: skip
+                round(total / floors[1], 2)]}  # fmt: skip
         if name in SELECTIVE:
             B, T, H, D = shape
             device = torch.cuda.get_device_properties(0)
             row["exponentials_ms"] = round(B * T * H * D * 16 / (device.multi_processor_count * 16 * 1.7e9) * 1e3, 3)
         row["peak_mb"] = torch.cuda.max_memory_allocated() // 2**20
-        del row["written"]
         rows.append(row)
         del op, inputs, leaves, cotangent, streams
         torch.cuda.empty_cache()

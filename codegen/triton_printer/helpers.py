@@ -11,7 +11,7 @@ import re
 
 def _prescan_helpers(suffix: str, compose: str, equation: str, nothing: tuple[str, ...]) -> dict[str, str]:
     """The scan before every row, for one kind of state: ``nothing`` is the step that changes no state, by parts."""
-    filled = ", ".join(f"tl.zeros(shape, tl.float32) * -1.0" if x == "0.0" else f"tl.full(shape, {x}, tl.float32)"
+    filled = ", ".join("tl.zeros(shape, tl.float32) * -1.0" if x == "0.0" else f"tl.full(shape, {x}, tl.float32)"
                        for x in nothing)  # fmt: skip
     return {
         f"_nothing{suffix}": f'''
@@ -82,7 +82,7 @@ def _exp(x):
     "_sigmoid": '''
 @triton.jit
 def _sigmoid(x):
-    """1 / (1 + exp(-x)) as the square of a reciprocal root: a division of floats of any size takes eight instructions."""
+    """1 / (1 + exp(-x)) as the square of a reciprocal root: a division for floats of any size takes eight steps."""
     root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * x))
     return root * root
 ''',

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Union
 
-from recur.ir.core import Node, apply, contract, leaf, leaves, mul, reduce, topological
+from recur.ir.core import Node, apply, contract, leaf, mul, reduce, topological
 from recur.ir.normal import ElementwiseForm, GeneralForm, MaxPlusForm, NormalForm
 from recur.ir.plan import Choice, Cost, Plan, Reject
 from recur.ir.tile import Builder, Kernel, Value

@@ -275,7 +275,7 @@ def _emit_row_sum(b: Builder, node: Node, values: dict[Node, Value], rows: str, 
 
 
 def _has_outer_part(node: Node) -> bool:
-    """Whether a sum over tokens of the node has parts that are taken outside; else one sum of all of it is less work."""
+    """Whether a sum over tokens leaves parts of the node outside; where it does not, one sum of all is less work."""
     if node.op in ("add", "sub", "neg", "real", "imag", "conj"):
         return any(_has_outer_part(a) for a in node.args)
     fixed = any(not _varying(topological([a])) for a in node.args)
