@@ -27,12 +27,14 @@ OPERATORS = ("hgrn", "mingru", *SELECTIVE, "lru")
 LIMITS = {"output": 0.005, "final": 0.005, "gradient": 0.02}
 TIMEOUT = 150
 
-# rows: tokens in a chunk; width: channels in a tile; warps: forward and backward; relay: a program for every chunk.
+# rows: tokens in a chunk; width: channels in a tile; warps: forward and backward; relay: a program for every chunk;
+# stages: chunks in flight where one program walks; vector: neighbouring channels of a thread.
 Launch = dict[str, Any]
 ELEMENTWISE: tuple[Launch, ...] = (
     {},
     {"relay": False},
-    {"relay": False, "width": 16, "rows": 256},
+    {"relay": False, "stages": 3, "warps": (8, 16)},
+    {"relay": False, "stages": 3, "warps": (8, 16), "width": 16, "rows": 256},
     {"rows": 256, "width": 32, "warps": (8, 16)},
     {"rows": 256, "width": 16},
     {"rows": 512, "width": 16, "warps": (8, 16)},
@@ -134,6 +136,7 @@ def use_launch(launch: Launch) -> None:
         widths = tuple((axis, launch.get("width", width)) for axis, width in kernel.widths)
         found = chosen(replace(kernel, widths=widths, warps=warps or kernel.warps), *args)
         given = {key: launch[key] for key in ("relay", "vector") if key in launch}
+        given["num_stages"] = launch.get("stages", found.num_stages)
         if "vector" in launch:  # as many values a thread as before
             given["run"] = max(found.run * config.VECTOR // launch["vector"], 1)
         return replace(found, **given)

@@ -106,7 +106,7 @@ def test_lengths(T: int, launch: Launch) -> None:
 @pytest.mark.parametrize("tokens", (1, 4, CHUNK))
 @pytest.mark.parametrize("kind", ("real", "complex, two states", "a log scale"))
 def test_runs_of_tokens_in_a_thread(kind: str, tokens: int, launch: Launch) -> None:
-    launch(run=tokens)
+    launch(run=tokens, relay=tokens != 4)
     check(TEXTS[kind], T=CHUNK + 7)
 
 

@@ -251,25 +251,24 @@ def _gathered(parts, source, shape: tl.constexpr):
 def _take(first, slot, step):
     """A carried value: ``first`` at the first step, then what the program of the step before leaves in the slot.
 
-    An empty word is -1, a NaN's bits; words are read past the caches until none is empty.
+    An empty word is -1, a NaN's bits; words are read past the caches until none is empty. Threads may hold copies of a
+    word that were read at different times, of which one counts: so all are read again once none is empty.
     """
-    words = first.to(tl.int32, bitcast=True)
-    if step > 0:
-        words = tl.load(slot, volatile=True)
-        while tl.max((words == -1).to(tl.int32)) == 1:
-            words = tl.load(slot, volatile=True)
-    return words.to(tl.float32, bitcast=True)
+    is_waiting = step > 0
+    while is_waiting:
+        is_waiting = tl.max((tl.load(slot, volatile=True) == -1).to(tl.int32)) == 1
+    tl.debug_barrier()
+    return tl.where(step > 0, tl.load(slot, volatile=True).to(tl.float32, bitcast=True), first)
 ''',
     "_take_number": '''
 @triton.jit
 def _take_number(first, slot, step):
     """`_take` of a single number."""
-    word = first.to(tl.int32, bitcast=True)
-    if step > 0:
-        word = tl.load(slot, volatile=True)
-        while word == -1:
-            word = tl.load(slot, volatile=True)
-    return word.to(tl.float32, bitcast=True)
+    is_waiting = step > 0
+    while is_waiting:
+        is_waiting = tl.load(slot, volatile=True) == -1
+    tl.debug_barrier()
+    return tl.where(step > 0, tl.load(slot, volatile=True).to(tl.float32, bitcast=True), first)
 ''',
     "_hand_on": '''
 @triton.jit

@@ -248,7 +248,10 @@ class KernelPrinter:
         bound = f"tl.minimum({first} + {self.words['C']}, {self.words['T']})" if in_chunk else count
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
-        self._line(f"for {'step' if loop.reverse else index} in range({first}, {bound}):")
+        counted = f"range({first}, {bound})"
+        if loop.over == "chunks" and self.launch.run > 1:  # without products of matrices Triton prefetches when told
+            counted = f"tl.range({first}, {bound}, num_stages={self.launch.num_stages})"
+        self._line(f"for {'step' if loop.reverse else index} in {counted}:")
         self.depth += 1
         if loop.reverse:
             total = f"{first} + {bound}" if in_chunk else count
