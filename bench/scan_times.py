@@ -50,10 +50,9 @@ ELEMENTWISE: tuple[Launch, ...] = (
 STATES: tuple[Launch, ...] = (
     {},
     {"relay": False},
-    {"rows": 8, "warps": (4, 8)},
+    {"rows": 8, "width": 32, "warps": (4, 8)},
     {"rows": 32, "width": 16},
     {"width": 16, "warps": (4, 8)},
-    {"width": 64, "warps": (16, 16)},
     {"warps": (4, 8)},
 )
 
