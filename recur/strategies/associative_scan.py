@@ -128,7 +128,7 @@ class Scan:
         widest = operands.widest_tile(self.roots, self.frame.tiled, self.sizes, rows=True)
         return widest * (2 if any(n.is_complex for n in topological(self.roots)) else 1)
 
-    def kernel(self, name: str, b: Builder, equations: tuple[str, ...], thread_entries: int = 32) -> Kernel:
+    def kernel(self, name: str, b: Builder, equations: tuple[str, ...], thread_entries: int) -> Kernel:
         """``thread_entries``: values of the widest tile that a thread holds, if eight warps can hold it so."""
         per_program, tiled = self.chunk * self.entries_per_row, self.frame.tiled
         if tiled:
@@ -180,7 +180,7 @@ class Scan:
         for f, h in zip(self.forms, carried, strict=True):
             frame.store(b, f"final_{f.state}", "sequence", f.dims, h)
         equations = tuple(self.equation(f) for f in self.forms)
-        return self.kernel("forward", b, equations)
+        return self.kernel("forward", b, equations, thread_entries=32 // len(self.forms))
 
     def equation(self, form: ScanForm) -> str:
         h = form.state
