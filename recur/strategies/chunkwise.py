@@ -50,7 +50,14 @@ from recur.strategies.chunk.key_side import (
     stored_chunk_length,
     system_buffers,
 )
-from recur.strategies.chunk.passes import emit_query_gradients, emit_write_gradients, pass_buffers, takes_passes
+from recur.strategies.chunk.passes import (
+    emit_decay_pass,
+    emit_key_pass,
+    emit_query_pass,
+    emit_value_pass,
+    pass_buffers,
+    takes_passes,
+)
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
@@ -116,7 +123,8 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, computed_chunk, adjoint=True)
     if takes_passes(shape):
-        backward += [emit_query_gradients(shape, ledger.buffer_of), emit_write_gradients(shape, ledger.buffer_of)]
+        passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_decay_pass,) if gates else ()))
+        backward += [emit(shape, ledger.buffer_of) for emit in passes]
     else:
         backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
     return forward, backward, ()
@@ -241,7 +249,7 @@ class Ledger:
     def buffer_of(self, source: Node, part: str, tiles: str = "") -> str:
         names = self.entries.setdefault(source, [])
         names.append(f"d_{tensor_name(source)}" if not names else f"d_{tensor_name(source)}_{part}")
-        if tiles and source.attrs[0] == "param":
+        if tiles:
             self.tiles[names[-1]] = f"tiles:{tiles}"
         return names[-1]
 

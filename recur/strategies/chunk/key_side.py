@@ -33,7 +33,7 @@ KEY_SIDE_EQUATIONS = (
 def has_stored_key_side(shape: Shape) -> bool:
     """Whether the stage's decays run over the key dims, and all of its states are read along them alone.
 
-    A decay that is given as a factor has a gradient where it is zero, for which pairs across cuts are needed.
+    Decays given as factors are left to kernels that see the pairs on either side of each: their gradient leaves it out.
     """
     over_keys = [any(d.factor.dims for _, d in class_decays(f, "key")) for f in shape.forms]
     scalar = [bool(class_decays(f, "key")) and not over for f, over in zip(shape.forms, over_keys, strict=True)]
