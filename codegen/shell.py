@@ -33,25 +33,17 @@ def signature(inputs: list[str], outputs: list[str]) -> str:
 
 
 def caller_layout(plan: Plan, buffer: Buffer) -> tuple[str, ...]:
-    """The dimensions that the caller's tensor has, where the buffer's layout has one in place of several."""
+    """The dimensions that the caller's tensor has, where the buffer's layout has others."""
     own = dict(plan.views).get(buffer.name)
     return buffer.layout if own is None else (*(d for d in buffer.layout if d in ("B", "T", "H")), *own)
 
 
 def split_layout(plan: Plan, buffer: Buffer) -> tuple[str, ...]:
-    """The buffer's layout with the several dims for each fused one."""
-    groups = dict(plan.fused)
+    """The buffer's layout with the several dims for each fused one, and the folded ones beside the heads."""
+    if buffer.name not in dict(plan.views):
+        return buffer.layout
+    groups = dict(plan.fused) | {"H": ("H", *plan.folded)}
     return tuple(part for d in buffer.layout for part in groups.get(d, (d,)))
-
-
-def fused_view(text: str, plan: Plan, buffer: Buffer) -> str:
-    """The caller's tensor in the buffer's layout."""
-    text = permuted(text, caller_layout(plan, buffer), split_layout(plan, buffer))
-    groups = dict(plan.fused)
-    for i, dim in enumerate(buffer.layout):
-        if dim in groups:
-            text += f".flatten({i}, {i + len(groups[dim]) - 1})"
-    return text
 
 
 @dataclass
@@ -264,8 +256,8 @@ class Shell:
         """Runs a stage; its results and final states get names."""
         states = [f.state for f in normal.forms]
         starts = {b.name: self.variables[state + ".initial"] for state, b in zip(states, plan.initial, strict=True)}
-        inputs = [fused_view(self.variables[b.name], plan, b) for b in plan.arguments]
-        inputs += [fused_view(starts[b.name], plan, b) for b in plan.initial]
+        inputs = [self.stage_view(self.variables[b.name], plan, b) for b in plan.arguments]
+        inputs += [self.stage_view(starts[b.name], plan, b) for b in plan.initial]
         results = [self.result_name(b) for b in plan.results]
         finals = []
         for state in states:
@@ -282,18 +274,37 @@ class Shell:
             f"{tuple_target(finals)} = states",
         ]
 
+    def stage_view(self, text: str, plan: Plan, buffer: Buffer) -> str:
+        """The caller's tensor in the buffer's layout: dims fused, folded ones joined with the heads."""
+        if buffer.name not in dict(plan.views):
+            return text
+        own, split = caller_layout(plan, buffer), split_layout(plan, buffer)
+        text = permuted(text, own, tuple(d for d in split if d in own))
+        for i, dim in enumerate(split):
+            if dim not in own:
+                text += f".unsqueeze({i})"
+        if set(split) - set(own):
+            text += f".expand({', '.join('-1' if d in own else self.size(d) for d in split)})"
+        for i, parts in self.joined(plan, buffer):
+            text += f".flatten({i}, {i + len(parts) - 1})"
+        return text
+
+    def joined(self, plan: Plan, buffer: Buffer) -> list[tuple[int, tuple[str, ...]]]:
+        """(its position in the buffer's layout, what it stands for), for each dimension that stands for several."""
+        groups = dict(plan.fused) | ({"H": ("H", *plan.folded)} if plan.folded else {})
+        return [(i, groups[d]) for i, d in enumerate(buffer.layout) if d in groups]
+
     def split_lines(self, plan: Plan, given: dict[str, Buffer]) -> list[str]:
-        """Results whose dims the stage fuses, in the caller's shape again."""
-        lines, groups = [], dict(plan.fused)
+        """Results whose dims the stage has joined, by name, in the caller's shape again."""
+        lines = []
         for name, buffer in given.items():
+            if buffer.name not in dict(plan.views):
+                continue
             text = name
-            for i, dim in enumerate(buffer.layout):
-                if dim in groups:
-                    sizes = ", ".join(self.size(d) for d in groups[dim])
-                    text += f".unflatten({i - len(buffer.layout)}, ({sizes}))"
-            text = permuted(text, split_layout(plan, buffer), caller_layout(plan, buffer))
-            if text != name:
-                lines.append(f"{name} = {text}")
+            for i, parts in self.joined(plan, buffer):
+                sizes = ", ".join("-1" if d == "H" else self.size(d) for d in parts)
+                text += f".unflatten({i - len(buffer.layout)}, ({sizes}))"
+            lines.append(f"{name} = {permuted(text, split_layout(plan, buffer), caller_layout(plan, buffer))}")
         return lines
 
     def result_name(self, buffer: Buffer) -> str:

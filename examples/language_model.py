@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 import recur
 from recur import zoo
-from recur.examples.layer import RecurrentLayer
+from recur.examples.layer import Block, RecurrentLayer
 from recur.examples.plots import save_curves
+from recur.examples.training import pick_device
 
 BYTES = 256
 TARGET = 0.75  # of the bigram model's bits per byte
@@ -103,20 +104,6 @@ def bigram_bits(train: Tensor, windows: Tensor, smoothing: float = 0.1) -> float
     smoothed = counts.double() + smoothing
     log_p = (smoothed / smoothed.sum(1, keepdim=True)).log2()
     return -log_p[windows[:, :-1], windows[:, 1:]].mean().item()
-
-
-class Block(nn.Module):
-    """x + recurrence(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, layer: RecurrentLayer, width: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in range(2))
-        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.layer(self.norms[0](x))
-        return x + self.mlp(self.norms[1](x))
 
 
 class LanguageModel(nn.Module):
@@ -237,19 +224,19 @@ def parse_sizes(value: str) -> dict[str, int]:
 @click.option("--batch", default=Settings.batch)
 @click.option("--length", default=Settings.length)
 @click.option("--rate", default=Settings.rate)
-@click.option("--device", default=Settings.device)
+@click.option("--device", default="auto", help="cuda, cpu or auto.")
 @click.option("--backend", default="auto", help="triton, torch or auto.")
 @click.option("--strategy", default="auto")
 @click.option("--autocast/--no-autocast", default=False, help="bfloat16 inside the model.")
 @click.option("--seed", default=0)
 @click.option("--plot", "plot_path", default=None, metavar="PNG", help="Where to save the curves (needs matplotlib).")
-def main(recurrences: tuple[str, ...], sizes: str, plot_path: str | None, **options: object) -> None:
+def main(recurrences: tuple[str, ...], sizes: str, device: str, plot_path: str | None, **options: object) -> None:
     """Train byte-level language models on the Python standard library's source."""
     corpus = read_standard_library()
     print(show_corpus(corpus))
     results = {}
     for name in recurrences:
-        settings = Settings(recurrence=name, sizes=parse_sizes(sizes), **options)  # type: ignore[arg-type]
+        settings = Settings(name, sizes=parse_sizes(sizes), device=pick_device(device), **options)  # type: ignore
         results[name] = train_model(corpus, settings)
         print(show(results[name]))
     if plot_path:

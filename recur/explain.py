@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from recur.ir.normal import Program
+from recur.ir.normal import LinearForm, MatrixForm, Program
 from recur.strategies.select import Selection
 
 DEFAULT_SIZE = 64
+MATRIX_SIZE = 16
 
 
 class Explanation(str):
@@ -29,7 +30,8 @@ class Explanation(str):
 
 
 def default_sizes(program: Program, given: dict[str, int] | None = None) -> dict[str, int]:
-    """A size for every dim: the given ones (for a dim or for another name of it), fixed ones, 64 for the rest.
+    """A size for every dim: the given ones (for a dim or for another name of it), fixed ones, 64 for the rest, but 16
+    for those of a matrix that every token has as its transition, and of a state with several key dims.
 
     Raises ValueError for a size of an unknown dim, or one that contradicts another.
     """
@@ -43,7 +45,15 @@ def default_sizes(program: Program, given: dict[str, int] | None = None) -> dict
             raise ValueError(f"{name} = {size}: a size must be at least 1")
         if roots.setdefault(rec.root_dim(name), size) != size:
             raise ValueError(f"{name} = {size}, but {rec.root_dim(name)} is {roots[rec.root_dim(name)]}")
-    return {name: roots.get(rec.root_dim(name), DEFAULT_SIZE) for name in names}
+    small = {rec.root_dim(d) for d in _paired_dims(program)}
+    free = {name: MATRIX_SIZE if rec.root_dim(name) in small else DEFAULT_SIZE for name in names}
+    return {name: roots.get(rec.root_dim(name), free[name]) for name in names}
+
+
+def _paired_dims(program: Program) -> list[str]:
+    forms = [form for normal in program.stages for form in normal.forms]
+    rows = [d for form in forms if isinstance(form, LinearForm) for d in form.batch + form.row]
+    return rows + [d for form in forms if isinstance(form, MatrixForm) and len(form.key) > 1 for d in form.key]
 
 
 def explain(

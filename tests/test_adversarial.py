@@ -267,3 +267,31 @@ WIDE = ("gla", "value_gated", "gated_delta_net", "kda", "rwkv7", "delta_product"
 @pytest.mark.parametrize("sizes", [(256, 20), (17, 256)], ids=str)
 def test_head_dims(name: str, strategy: str, sizes: tuple[int, int]) -> None:
     compare(op_of(name), strategy, T=9, B=1, H=1, sizes={"K": sizes[0], "V": sizes[1], "M": 12})
+
+
+DOUBLE_EXPONENTIALS = {
+    "over_keys": ("chunkwise", "w[K]", "exp(-exp(w)) * S"),
+    "over_values": ("chunkwise", "w[V]", "S * exp(-exp(w))"),
+    "scalar": ("chunkwise", "w", "exp(-exp(w)) * S"),
+    "tiled": ("tiled", "w", "exp(-exp(w)) * S"),
+    "sequential": ("sequential", "w[K]", "exp(-exp(w)) * S"),
+}
+
+
+@pytest.mark.parametrize("w", (-3.0, 5.0, 20.0, 90.0, 200.0))
+@pytest.mark.parametrize("kind", DOUBLE_EXPONENTIALS)
+def test_decays_that_underflow_have_no_gradient(kind: str, w: float) -> None:
+    """exp(-exp(w)) in float32: its exact gradient is below exp(w - exp(w)), however large exp(w) is."""
+    strategy, declared, update = DOUBLE_EXPONENTIALS[kind]
+    op = loads(f"recurrence r:\n    dim K, V\n    input q[K], k[K], v[V], {declared}\n    state S[K, V]\n"
+               f"    S = {update} + outer(k, v)\n    output o = q @ S\n")  # fmt: skip
+    inputs = {n: x.float() for n, x in random_inputs(op.recurrence, 1, 20, 2, seed=1).items()}
+    some = torch.rand(inputs["w"].shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    inputs["w"] = torch.where(some, w, -3.0).requires_grad_()
+    o, _ = op(**inputs, strategy=strategy, backend="torch")
+    (found,) = torch.autograd.grad(o.sum(), inputs["w"])
+    exact = {n: x.detach().double() for n, x in inputs.items()}
+    exact["w"].requires_grad_()
+    o, _ = op.reference(**exact)
+    (wanted,) = torch.autograd.grad(o.sum(), exact["w"])
+    torch.testing.assert_close(found.double(), wanted.nan_to_num(0.0), rtol=1e-3, atol=1e-4)

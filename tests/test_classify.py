@@ -136,13 +136,13 @@ DECAYS = {
     "beta": ("log(abs(beta))", "sign(beta)"),
     "square(beta)": ("2 * log(abs(beta))", None),
     "sqrt(sigmoid(beta))": ("0.5 * logsigmoid(beta)", None),
-    "(1 / (1 + exp(-g)))": ("-log(1 + exp(-g))", None),
+    "(1 / (1 + exp(-g)))": ("logsigmoid(g)", None),
     "exp(g) * sigmoid(beta)": ("g + logsigmoid(beta)", None),
     "sigmoid(beta) ** 2": ("2 * logsigmoid(beta)", None),
     "(2 * sigmoid(beta) - 1)": ("log(abs(2 * sigmoid(beta) - 1))", "sign(2 * sigmoid(beta) - 1)"),
     "where(beta > 0, exp(g), 1)": ("where(beta > 0, g, 0)", None),
     "sigmoid(beta) / (sigmoid(beta) + sigmoid(g))": (
-        "logsigmoid(beta) - log(sigmoid(beta) + sigmoid(g))", None),
+        "logsigmoid(logsigmoid(beta) - logsigmoid(g))", None),
 }  # fmt: skip
 
 

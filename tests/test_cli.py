@@ -169,14 +169,17 @@ def test_emit_writes_one_file(folder: Path) -> None:
 
 
 def test_zoo_prints_a_spec() -> None:
-    assert run("zoo", "gla").stdout == zoo.path("gla").read_text()
+    """The spec alone, to redirect into a file; beside it the command that trains with it."""
+    result = run("zoo", "gla")
+    assert result.stdout == zoo.path("gla").read_text()
+    assert "python -m recur.examples.language_model --recurrence gla\n" in result.stderr
 
 
 @pytest.mark.slow
 def test_zoo_lists_every_recurrence() -> None:
     rows = [line.split("\t") for line in run("zoo").stdout.splitlines()]
     assert [row[0] for row in rows] == zoo.names()
-    assert all(len(row) == 5 and row[2] and row[3] and row[4] for row in rows)
+    assert all(len(row) == 6 and all(row) for row in rows)
 
 
 def test_tune_and_bench_say_that_they_need_a_gpu() -> None:

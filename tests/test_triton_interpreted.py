@@ -12,13 +12,15 @@ import pytest
 import torch
 from compare import compare
 from hand_plans import linear_attention
-from inputs import random_inputs
+from inputs import dim_sizes, random_inputs
 from torch import Tensor
 from triton_plans import elementwise_kernel, load_stage
 from triton_plans import linear_attention as gated_attention
 
-from recur.api import loads
+from recur import zoo
+from recur.api import load, loads
 from recur.operators import OPERATORS
+from recur.strategies.select import select
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs with TRITON_INTERPRET=1")
 
@@ -163,6 +165,16 @@ recurrence cell:
 def test_recurrences(name: str, T: int) -> None:
     strategy, sizes, text = RECURRENCES[name]
     compare(text, strategy, "triton", T=T, sizes=sizes, dtype=torch.float32, tolerance=2e-4)
+
+
+@pytest.mark.parametrize("name", ("aaren", "based", "block_diagonal", "kda", "rebased", "retnet", "slice_low_rank"))
+def test_zoo(name: str) -> None:
+    """One of each kind, with dims that are no powers of two, and with keys that fuse exactly."""
+    op = load(zoo.path(name))
+    sizes = {"K": 4, "V": 6, "N": 5, "b": 3}
+    compare(op, "auto", "triton", T=19, B=1, sizes=sizes, dtype=torch.float32, tolerance=2e-4)
+    if any(s.plan.fused for s in select(op.program, dim_sizes(op.recurrence))):
+        compare(op, "chunkwise", "triton", T=17, B=1, sizes={"K": 16, "V": 3}, dtype=torch.float32, tolerance=2e-4)
 
 
 @pytest.mark.parametrize("loss", ("both", "outputs", "final"))

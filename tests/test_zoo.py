@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from compare import Tensors, assert_close, true_states
+from compare import Tensors, assert_close, compare, true_states
 from formulas import FORMULAS
 from inputs import dim_sizes, random_inputs, random_state
 from test_strategies import cases, zoo_op
 
 from recur import zoo
+from recur.api import loads
 from recur.grammar import parse
 from recur.ir.spec import Recurrence
 from recur.runtime.reference import run_reference
@@ -154,6 +156,31 @@ def test_values_and_gradients_are_the_formulas(name: str, how: str) -> None:
     gradients = torch.autograd.grad(loss, list(x.values()), allow_unused=True)  # type: ignore[arg-type]
     by_name = {key: torch.zeros_like(t) if g is None else g for (key, t), g in zip(x.items(), gradients, strict=True)}
     assert_close(by_name, wanted.gradients, 2e-6, f"{name} {how}, gradients")
+
+
+# --- the sizes that papers use ----------------------------------------------------------------------------------------
+
+OTHER_SIZES = [
+    *((name, "chunkwise", {"n": n}) for name in ("delta_product", "gated_delta_product") for n in (1, 2, 3, 4)),
+    *(("block_diagonal", "associative_scan", {"N": 2, "b": b}) for b in (2, 4, 8, 16)),
+    *(("slice_block_diagonal", "associative_scan", {"N": 2, "b": b, "D": 3}) for b in (2, 4, 8, 16)),
+    *((name, "associative_scan", {"N": 32}) for name in ("dense_linear", "slice_sparse", "slice_hadamard")),
+    *(("slice_low_rank", "chunkwise", {"N": 32, "r": r}) for r in (1, 2, 4)),
+]
+
+
+@pytest.mark.parametrize(("name", "strategy", "sizes"), OTHER_SIZES, ids=str)
+def test_other_sizes(name: str, strategy: str, sizes: dict[str, int]) -> None:
+    """Numbers of Householder factors, block sizes, ranks: values against the formula, gradients against the oracle."""
+    text = zoo.path(name).read_text()
+    for dim, size in sizes.items():
+        text = re.sub(rf"dim( +){dim} = \d+", rf"dim\g<1>{dim} = {size}", text)
+    op = loads(text)
+    inputs = random_inputs(op.recurrence, 1, 19, 2, dim_sizes(op.recurrence, sizes), seed=6)
+    output, final = op(**inputs, output_final_state=True, strategy=strategy, backend="torch")
+    wanted = {key.split()[0]: torch.from_numpy(x) for key, x in by_formula(name, inputs).items()}
+    assert_close({"output": output, "state": final}, wanted, 1e-9, f"{name} {sizes}")
+    compare(op, strategy, B=1, T=19, sizes=sizes, seed=6)
 
 
 @pytest.mark.parametrize("name", ["gated_delta_net", "mamba3", "mlstm_exp", "rwkv4", "gated_slot_attention", "slstm"])

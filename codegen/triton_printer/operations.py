@@ -515,10 +515,9 @@ class OperationPrinter:
             return self.tile(x).parts.map(
                 lambda text: f"tl.reshape(tl.broadcast_to({text}[{lanes}], {whole}), {shape})")
         summed = [at + i for i, d in enumerate(split) if d != part]
-        text_of = lambda text: f"tl.reshape({bare(text)}, {whole})"  # noqa: E731
-        parts = self.tile(x).parts.map(text_of)
+        parts = self.tile(x).parts.map(lambda text: f"tl.reshape({bare(text)}, {whole})")
         for position in reversed(summed):
-            parts = parts.map(lambda text, position=position: f"tl.sum({text}, {position})")
+            parts = parts.map(summed_along(position))
         return parts
 
     def _print_hadamard(self, let: Let) -> list[str]:
@@ -536,6 +535,10 @@ class OperationPrinter:
         lanes = ", ".join(":" if i in (position, position + 1) else "None" for i in range(len(tile.axes) + 1))
         moved = ", ".join([":"] * (position + 1) + ["None"] + [":"] * (len(tile.axes) - position - 1))
         return self.bind(let.out, clean.map(lambda part: f"tl.sum({part}[{moved}] * {matrix}[{lanes}], {position})"))
+
+
+def summed_along(position: int) -> Callable[[str], str]:
+    return lambda text: f"tl.sum({text}, {position})"
 
 
 def is_reverse(let: Let) -> bool:

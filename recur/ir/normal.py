@@ -12,7 +12,8 @@ A complex number is one node; printers split it where the target has no complex 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from recur.ir.core import Node, Step
@@ -73,6 +74,20 @@ class Readout:
 
 
 Event = Decay | Read | Write | Readout
+
+
+def map_event(event: Event, change: Callable[[Node], Node]) -> Event:
+    """The event with every one of its expressions changed."""
+
+    def maybe(node: Node | None) -> Node | None:
+        return None if node is None else change(node)
+
+    if isinstance(event, Decay):
+        log, sign, angle = maybe(event.log), maybe(event.sign), maybe(event.angle)
+        return replace(event, factor=change(event.factor), log=log, sign=sign, angle=angle)
+    if isinstance(event, Write):
+        return replace(event, key=change(event.key), value=maybe(event.value))
+    return replace(event, vector=change(event.vector))
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class Plan:
     ``cotangents``  for each of results and final, the buffer that holds its incoming gradient: "d_" + name
     ``gradients``   the ledger, a line for every differentiable argument and initial state
     ``fused``       dims that stand for several, row-major: each with its dims; ``fixed_sizes``: sizes no tensor tells
-    ``views``       tensors whose layout has a fused dim, with the caller's own dims (what follows B, T and H)
+    ``folded``      dims that kernels take for heads: H runs over all pairs of a head and their entries, row-major
+    ``views``       tensors whose dims differ by these two, with the caller's own dims (what follows B, T and H)
     ``limits``      why one program's tiles do not fit a GPU, for a backend that has programs; mostly empty
     """
 
@@ -85,6 +86,7 @@ class Plan:
     limits: tuple[str, ...] = ()
     fixed_sizes: tuple[tuple[str, int], ...] = field(default=())
     fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    folded: tuple[str, ...] = ()
     views: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def buffer(self, name: str) -> Buffer:

@@ -8,7 +8,8 @@ and its real part where x is real. A cotangent may lack dims of its node: it is 
 result small (the adjoint of a sum is no work at all) and costs a factor `size(d)` where such a dim is summed.
 
 Below a branch of a `where` the partial may be infinite or NaN just where the branch is not taken and g is zero. There,
-and only there, a product is written where(g == 0, 0, g * partial). A contraction is guarded only if its other operand
+and only there, a product is written where(g == 0, 0, g * partial); also for an exponential inside a function that is
+flat where the exponential overflows, such as exp(-exp(w)). A contraction is guarded only if its other operand
 is computed by an operation with a pole or an overflow (`_SINGULAR`), since the guard turns a matrix product into an
 elementwise one; an operand that is itself an infinite leaf is not caught by that.
 """
@@ -47,15 +48,24 @@ Dims = tuple[str, ...]
 # Operations that may give infinity or NaN for finite arguments of ordinary size.
 _SINGULAR = frozenset({"div", "pow", "exp", "exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt"})
 
+# Functions that may be flat where their argument is infinite: what comes back from there is an exact zero.
+_FLAT = frozenset({"exp", "sigmoid", "logsigmoid", "tanh", "max", "min"})
+_OVERFLOWING = frozenset({"exp", "exp2", "expm1"})
+
 _CONDITIONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 
 @dataclass(frozen=True)
 class _Region:
-    """What the guards below `where` need to know of a DAG: nodes in a branch, and nodes that may be infinite or NaN."""
+    """What the guards need to know of a DAG.
+
+    ``branch``: nodes below a `where`; ``singular``: nodes that may be infinite or NaN; ``saturated``: those that may
+    overflow inside a function that is flat there.
+    """
 
     branch: frozenset[Node]
     singular: frozenset[Node]
+    saturated: frozenset[Node]
 
 
 def pull_back(outputs: Sequence[Node], cotangents: Sequence[Node], sources: Sequence[Node]) -> list[Node]:
@@ -115,7 +125,7 @@ def _finish(g: Node, source: Node) -> Node:
 def _pull(node: Node, g: Node, region: _Region) -> tuple[Node | None, ...]:
     """What each argument of ``node`` receives from the cotangent g (None: nothing)."""
     if node.op in OPERATORS:
-        return _pull_elementwise(node, g, node in region.branch)
+        return _pull_elementwise(node, g, node in region.branch or node in region.saturated)
     if node.op == "contract":
         return _pull_contract(node, g, region)
     if node.op in ("leaf", "const", "size", "eye", "select"):
@@ -286,13 +296,21 @@ def _is_zero(g: Node) -> bool:
 def _find_region(order: Iterable[Node]) -> _Region:
     order = list(order)
     branch: set[Node] = set()
+    inside: set[Node] = set()
     for node in reversed(order):
         if node in branch:
             branch.update(node.args)
         elif node.op == "where":
             branch.update(node.args[1:])
+        if node in inside or node.op in _FLAT:
+            inside.update(node.args)
     singular: set[Node] = set()
     for node in order:
         if node.op in _SINGULAR or any(arg in singular for arg in node.args):
             singular.add(node)
-    return _Region(frozenset(branch), frozenset(singular))
+    varying: set[Node] = set()  # what depends on params alone is left as it is: its cotangents are summed over tokens
+    for node in order:
+        if (node.op == "leaf" and node.attrs[0] != "param") or any(arg in varying for arg in node.args):
+            varying.add(node)
+    saturated = frozenset(n for n in inside if n.op in _OVERFLOWING and n in varying)
+    return _Region(frozenset(branch), frozenset(singular), saturated)

@@ -18,6 +18,7 @@ from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
+from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
     adjoint_name,
@@ -43,6 +44,7 @@ from recur.strategies.chunk.key_side import emit_key_side, has_stored_key_side, 
 from recur.strategies.chunk.passes import emit_query_gradients, emit_write_gradients, pass_buffers, takes_passes
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
+from recur.strategies.chunk.stored_gates import distinct, scalar_gates
 from recur.strategies.chunk.tiles import split_scale
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.order import order_kernel
@@ -62,7 +64,9 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     ledger = Ledger()
     stored = has_stored_key_side(shape)
     chunk_of = stored_chunk if stored else computed_chunk
-    prepare = [emit_key_side(shape)] if stored else [] if shape.splits else [emit_prepare(shape)]
+    gates = scalar_gates(shape)
+    prepare = [emit_gates_kernel(shape, gates)] if gates else []
+    prepare += [emit_key_side(shape)] if stored else [] if shape.splits else [emit_prepare(shape)]
     forward = [*prepare, *starting_kernels(shape, chunk_of, adjoint=False), emit_walk(shape, True, chunk_of)]
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
@@ -90,6 +94,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         chunk=chunk_length(shape),
         fixed_sizes=shape.fixed_sizes,
         fused=shape.fused,
+        folded=shape.folded,
         views=shape.views,
         limits=shape.limits,
     )
@@ -132,6 +137,7 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for w in walks(shape) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    buffers += [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     buffers += key_side_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         solved = [j for j, w in enumerate(form.writes) if w.read is not None]

@@ -1,6 +1,8 @@
 """Puts every operation right before what first needs it, so that few tiles are alive at once.
 
-Stores and loops keep their order; a loop's next values come last in its body.
+Stores and loops keep their order; a loop's next values come last in its body. Two kinds go ahead: loads of what is
+small come first, so that nothing waits for them, and a sum that makes a tile small is taken as soon as the last
+product that it needs is there, while its other operands are at hand.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from recur.ir.tile import Kernel, Let, Loop, Statement, Store
+
+PRODUCTS = ("contract", "weigh", "inverse")
 
 
 def order_kernel(kernel: Kernel) -> Kernel:
@@ -19,6 +23,8 @@ def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> t
     """``results``: names that are read after the body."""
     definitions = {out.name: s for s in body if isinstance(s, Let) for out in s.outs}
     loads = [s for s in body if isinstance(s, Let) and s.access is not None]
+    sums = [s for s in body if isinstance(s, Let) and s.op == "sum" and len(s.out.axes) < 2 <= len(s.args[0].axes)]
+    ahead = {c.phi.name for s in body if isinstance(s, Loop) for c in s.carries}  # what loops not yet placed give
     ordered: list[Statement] = []
     done: set[int] = set()
 
@@ -32,16 +38,33 @@ def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> t
             if is_ready:
                 done.add(id(current))
                 ordered.append(current)
+                if current.op in PRODUCTS:
+                    stack.extend((s, False) for s in sums if id(s) not in done and is_near(s))
                 continue
             stack.append((current, True))
             needed = [definitions[a.name] for a in current.args if a.name in definitions]
             stack.extend((n, False) for n in reversed(needed))
+
+    def is_near(let: Let) -> bool:
+        """Whether no product stands between what is placed and the operation."""
+        pending = [let]
+        while pending:
+            current = pending.pop()
+            if id(current) in done:
+                continue
+            if current.op in PRODUCTS or any(a.name in ahead for a in current.args):
+                return False
+            pending += [definitions[a.name] for a in current.args if a.name in definitions]
+        return True
 
     def place_names(names: Iterator[str]) -> None:
         for name in names:
             if name in definitions:
                 place(definitions[name])
 
+    for load in loads:
+        if len(load.out.axes) < 2:
+            place(load)
     for statement in body:
         if isinstance(statement, Let):
             continue
@@ -54,6 +77,7 @@ def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> t
         else:
             place_names(_read_by(statement))
             nexts = tuple(c.next.name for c in statement.carries)
+            ahead -= {c.phi.name for c in statement.carries}
             statement = replace(statement, body=order_statements(statement.body, nexts))
         ordered.append(statement)
     place_names(iter(results))

@@ -53,8 +53,8 @@ def _emit_node(builder: Builder, node: Node, args: list[Value], name: str) -> Va
         row, column = node.dims
         return builder.let("identity", "eye", (), (row, column), (("row", row), ("column", column)))
     if op == "select":
-        attrs = tuple(zip(("fused", "part", "outer", "inner"), node.attrs, strict=True))
-        return builder.let(f"part_{node.attrs[1]}", "select", (), node.dims, attrs)
+        parts = tuple(zip(("fused", "part", "outer", "inner"), node.attrs, strict=True))
+        return builder.let(f"part_{node.attrs[1]}", "select", (), node.dims, parts)
     if op in ("stop", "version"):
         return args[0]
     if op == "contract":

@@ -21,9 +21,10 @@ from recur.ir.normal import MatrixForm, NormalForm, Readout, Write
 from recur.ir.plan import Cost, Plan, Reject
 from recur.ir.tile import Buffer
 from recur.strategies.chunk.gates import decay_class
+from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.kernels import readout_leaves
-from recur.strategies.chunk.row_tiles import distinct, emit_gates_kernel, stored_gates
 from recur.strategies.chunk.shape import Shape, infer_shape
+from recur.strategies.chunk.stored_gates import distinct, stored_gates
 from recur.strategies.chunk.tiled_backward import (
     emit_decay_gradients,
     emit_key_gradients,
@@ -77,6 +78,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         chunk=CHUNK,
         fixed_sizes=shape.fixed_sizes,
         fused=shape.fused,
+        folded=shape.folded,
         views=shape.views,
         limits=shape.limits,
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from recur.ir.normal import Readout
 from recur.ir.tile import Builder, Value
-from recur.strategies.chunk.gates import Gates, between, from_start, to_end, whole_chunk
+from recur.strategies.chunk.gates import Gates, between, from_start, to_end, uncut, whole_chunk
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, conj, conj_rows, signed
 
 Blocks = dict[tuple[int, int], Value]
@@ -80,14 +80,15 @@ class Chunk:
         offset = 0 if earlier < later else 1
         return self.once(("after", str(offset)), lambda: self.b.after("c", "s", offset))
 
-    def decay(self, later: int, earlier: int, crossing: int = 0) -> Value | None:
-        """D[c, s], the scalar decay between two rows; None without decay."""
-        gates = self.form.key_gates
+    def decay_pairs(self, pairs: Value, later: int, earlier: int, crossing: int = 0, name: str | None = None) -> Value:
+        """Pairs [c, s] times the scalar decay D between their rows; as they are without one."""
+        gates, b, name = self.form.key_gates, self.b, name or pairs.name
         if gates is None or gates.axes:
-            return None
+            return pairs
         x, y = gates.at[later], gates.at[earlier]
-        key = ("D", x.log.name, y.log.name, str(crossing))
-        return self.once(key, lambda: between(self.b, x, y, self.seen(1, 0), crossing))
+        pairs = b.mul(pairs, self.once(("D", x.log.name, y.log.name), lambda: between(b, x, y)), name=name)
+        is_uncut = uncut(b, x, y, crossing)
+        return pairs if is_uncut is None else b.where(is_uncut, pairs, b.const(0.0, name="zero"), name=name)
 
     def masked(self, pairs: Value, later: int, earlier: int, name: str) -> Value:
         zero = self.b.const(0.0, name="zero")
@@ -104,8 +105,8 @@ class Chunk:
     def _scores(self, x: Vector, y: Vector, name: str, crossing: int) -> Value:
         gates = self.form.key_gates
         pairs = self._products(gates, x.tile, x.position, y.tile, y.position, self.key, name)
-        decay = self.decay(x.position, y.position, crossing)
-        pairs = self.times(pairs, x.scale, self._column(y.scale), decay, name=name)
+        pairs = self.times(pairs, x.scale, self._column(y.scale), name=name)
+        pairs = self.decay_pairs(pairs, x.position, y.position, crossing, name)
         return self.masked(pairs, x.position, y.position, name)
 
     def value_scores(self, x: Rows, later: int, y: Rows, earlier: int, name: str = "P") -> Value:
@@ -128,12 +129,12 @@ class Chunk:
 
     def spread_keys(self, pairs: Value, y: Rows, later: int, earlier: int, name: str = "intra") -> Value:
         """sum over s of pairs[c, s] y[s], y on key dims, under the key class's decays (``pairs`` without them)."""
-        pairs = self.times(pairs, self.decay(later, earlier))
+        pairs = self.decay_pairs(pairs, later, earlier)
         return self._spread(self.form.key_gates, pairs, y, later, earlier, name)
 
     def gather_keys(self, pairs: Value, x: Rows, later: int, earlier: int, name: str = "intra") -> Value:
         """sum over c of pairs[c, s] conj(x[c]), x on key dims, as rows c again: the adjoint of scores in y."""
-        pairs = self.times(pairs, self.decay(later, earlier))
+        pairs = self.decay_pairs(pairs, later, earlier)
         return self._gather(self.form.key_gates, pairs, conj_rows(self.b, x), later, earlier, name)
 
     def gather_values(self, pairs: Value, x: Rows, later: int, earlier: int, name: str = "intra") -> Value:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from recur.ir.core import Node, apply, contract, expand, leaf, mul, rebuild, reduce, select, topological
-from recur.ir.normal import Decay, Event, MatrixForm, Write
+from recur.ir.normal import MatrixForm, map_event
 from recur.ir.printing import format_node
 from recur.operators import OPERATORS
 from recur.strategies.operands import tensor_name
@@ -92,15 +92,7 @@ class _Fusion:
 
     def form(self, form: MatrixForm) -> MatrixForm:
         key, value = ((self.name,) if set(d) & set(self.group) else d for d in (form.key, form.value))
-        return replace(form, key=key, value=value, events=tuple(self.event(e) for e in form.events))
-
-    def event(self, event: Event) -> Event:
-        if isinstance(event, Decay):
-            parts = {part: getattr(event, part) for part in ("factor", "log", "sign", "angle")}
-            return replace(event, **{part: None if node is None else self(node) for part, node in parts.items()})
-        if isinstance(event, Write):
-            return replace(event, key=self(event.key), value=None if event.value is None else self(event.value))
-        return replace(event, vector=self(event.vector))
+        return replace(form, key=key, value=value, events=tuple(map_event(e, self) for e in form.events))
 
     def exported(self, node: Node) -> Node:
         own = self.own(node.dims)
@@ -157,7 +149,7 @@ class _Fusion:
         if node.op == "expand":
             return expand(args[0], self.dims(node.dims))
         if node.op == "contract" and not self.own(node.attrs[0]):  # type: ignore[arg-type]
-            return contract(*args, node.attrs[0], span=node.span)  # type: ignore[arg-type]
+            return contract(args[0], args[1], node.attrs[0], node.span)  # type: ignore[arg-type]
         if node.op in ("sum", "amax") and not self.own(node.attrs[0]):  # type: ignore[arg-type]
             return reduce(node.op, args[0], node.attrs[0], span=node.span)  # type: ignore[arg-type]
         raise NotFusable(node)
@@ -180,4 +172,6 @@ class _Fusion:
         inner = (self.name, *(d for d in over if d not in self.group))
         if left:
             return contract(args[0] if node.op == "sum" else mul(*args), self.part(left[0]), inner, node.span)
-        return reduce("sum", args[0], inner, node.span) if node.op == "sum" else contract(*args, inner, node.span)
+        if node.op == "sum":
+            return reduce("sum", args[0], inner, node.span)
+        return contract(args[0], args[1], inner, node.span)

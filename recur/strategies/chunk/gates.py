@@ -187,14 +187,17 @@ def whole_chunk(b: Builder, end: Gate, crossing: int = 0) -> Value:
     return factor if end.unit is None else b.mul(factor, end.unit, name="over_chunk")
 
 
-def between(b: Builder, later: Gate, earlier: Gate, seen: Value, crossing: int = 0) -> Value:
-    """2^(G_t - G_s) on a tile [c, s] for a class without dims; 1 or 0 where s is after t (``seen`` is false)."""
-    zero = b.const(0.0, name="zero")
-    difference = b.sub(later.log, _column(b, earlier.log), name="elapsed")
-    factor = b.exp2(b.where(seen, difference, zero, name="elapsed"), name="D")
+def between(b: Builder, later: Gate, earlier: Gate) -> Value:
+    """2^(G_t - G_s) on a tile [c, s] for a class without dims, cuts left out; at most 1 where s is after t."""
+    elapsed = b.sub(later.log, _column(b, earlier.log), name="elapsed")
+    return b.exp2(b.map("min", elapsed, b.const(0.0, name="zero"), name="elapsed"), name="D")
+
+
+def uncut(b: Builder, later: Gate, earlier: Gate, crossing: int = 0) -> Value | None:
+    """Whether exactly ``crossing`` cuts lie between two rows, on a tile [c, s]; None where nothing can cut."""
     if later.cuts is None or earlier.cuts is None:
-        return factor
-    return _crossing(b, factor, later.cuts, _column(b, earlier.cuts), crossing, "D")
+        return None
+    return _same_count(b, later.cuts, _column(b, earlier.cuts), crossing)
 
 
 def _column(b: Builder, value: Value) -> Value:
@@ -203,9 +206,13 @@ def _column(b: Builder, value: Value) -> Value:
 
 
 def _crossing(b: Builder, factor: Value, later: Value, earlier: Value, crossing: int, name: str) -> Value:
+    return b.where(_same_count(b, later, earlier, crossing), factor, b.const(0.0, name="zero"), name=name)
+
+
+def _same_count(b: Builder, later: Value, earlier: Value, crossing: int) -> Value:
     if crossing:
         earlier = b.add(earlier, b.const(float(crossing), name="crossing"), name="cuts")
-    return b.where(b.map("eq", later, earlier, name="uncut"), factor, b.const(0.0, name="zero"), name=name)
+    return b.map("eq", later, earlier, name="uncut")
 
 
 # --- decays whose log has no usable derivative -----------------------------------------------------------------------

@@ -26,7 +26,7 @@ from recur.strategies.chunk.adjoint import (
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
-from recur.strategies.chunk.gates import CUT, class_decays, is_plain_factor
+from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_plain_factor
 from recur.strategies.chunk.kernels import (
     ChunkOf,
     computed_chunk,
@@ -37,6 +37,7 @@ from recur.strategies.chunk.kernels import (
 )
 from recur.strategies.chunk.segments import Advance, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, token_access
+from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
@@ -87,7 +88,7 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kerne
 
 def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
     """The step of R over a chunk in a body; it leaves the solved writes' Z in memory."""
-    tiles = Tiles(inner)
+    tiles = Tiles(inner, stored=scalar_gates(shape))
 
     def advance(index: int, adjoint: Value) -> tuple[Value, Chunk]:
         form = shape.forms[index]
@@ -174,7 +175,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     "keys" (after all tiles).
     """
     b = Builder(complex_buffers=shape.complex_buffers)
-    tiles = Tiles(b)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     parts = [FormGradients(shape, form) for form in shape.forms]
     by_value, by_key = Cotangents(), Cotangents()
     for part in parts:
@@ -196,7 +197,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
     if shape.value:
         b.loop("tiles", inner, tuple(c for part in parts for c in part.carries), axis=shape.value[0])
     # The loop's registers are for its sums: what comes after it loads its rows again.
-    tiles = Tiles(b)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     for part in parts:
         part.load(tiles)
         if not part.form.value:
@@ -543,7 +544,11 @@ def add_decay(
         extra = tuple(d for d in dims if d not in decay.factor.dims)
         cotangents.add_factor(decay, b.sum(d_log, extra, name="d_log"), at_cut)
         return
-    parts = [(decay.log, d_log)]
+    # A decay below the cut has no gradient: what is left of it in sums would be multiplied by its log's derivative.
+    log = decay.log
+    if log is not None and can_cut(log):
+        log = apply("max", log, const(CUT / LOG2_E))
+    parts = [(log, d_log)]
     if decay.angle is not None and d_log.is_complex:
         parts.append((decay.angle, b.map("imag", d_log, name="d_angle")))
     for node, rows in parts:

@@ -7,7 +7,7 @@ For states that nothing written depends on, under scalar decays. With (q, dO) th
                                          dB = (tril(dO U^T) D)^T Q + 2^(G_C - G) U R^T
 
 The cotangent of a token's log decay is the sum M of all pairs (write, readout) on either side of it. With A_n that
-over the end of chunk n, read = q . (2^G dO S^T), kept = b . (2^(G_C - G) U R^T), and M = P * tril(dO U^T),
+over the end of chunk n, read = q . (2^G dO S^T), kept = U . (2^(G_C - G) B R), and M = P * tril(dO U^T),
 
     across the chunk      A_n - sum of kept  =  A_{n-1} - sum of read
     at a token            across + later reads + earlier kept + the pairs of M that straddle it
@@ -31,7 +31,8 @@ from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotange
 from recur.strategies.chunk.kernels import known_values, load_starts
 from recur.strategies.chunk.segments import Walk, segment_access, walks
 from recur.strategies.chunk.shape import Shape, token_access
-from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values, signed
+from recur.strategies.chunk.stored_gates import scalar_gates
+from recur.strategies.chunk.tiles import Rows, Tiles, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves, entries
 
 LARGEST_STATE = 128 * 128  # entries of S or R that eight warps hold beside a chunk's gradients
@@ -103,9 +104,9 @@ class ChunkPass:
         chunk = self.chunk
         return chunk.full(signed(chunk.b, chunk.form.key_gates, position, Rows(rows)))
 
-    def summed(self, vector: Vector, tile: Value, name: str) -> Value:
+    def summed(self, rows: Rows, tile: Value, over: tuple[str, ...], name: str) -> Value:
         b = self.chunk.b
-        return b.sum(b.mul(self.chunk.full(vector), tile, name=name), self.chunk.key, name=name)
+        return b.sum(b.mul(self.chunk.full(rows), tile, name=name), over, name=name)
 
 
 def emit_query_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -113,7 +114,7 @@ def emit_query_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
     inner = b.nested()
-    tiles, cotangents = Tiles(inner), Cotangents()
+    tiles, cotangents = Tiles(inner, stored=scalar_gates(shape)), Cotangents()
     carries = []
     for form, start in zip(shape.forms, first, strict=True):
         state = inner.phi(form.state, start)
@@ -131,7 +132,7 @@ def query_cotangent(part: ChunkPass, form: MatrixForm, side: KeySide, state: Val
     chunk, position = part.chunk, side.vector.position
     inter = chunk.against_state(part.values[side.name], position, "start", state, "value", "d_inter")
     if form.decays:
-        read = part.summed(side.vector, inter, "read")
+        read = part.summed(side.vector, inter, chunk.key, "read")
         chunk.b.store(token_access(read_buffer(form, side.name), ()), read, "for the gradient of the decays")
     terms = [inter]
     for j, key in chunk.form.keys.items():
@@ -145,7 +146,7 @@ def emit_write_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     backward = walks(shape, adjoint=True)
     last = load_starts(b, backward)
     inner = b.nested()
-    tiles, cotangents = Tiles(inner), Cotangents()
+    tiles, cotangents = Tiles(inner, stored=scalar_gates(shape)), Cotangents()
     carries, adjoints = [], []
     for walk, start in zip(backward, last, strict=True):
         adjoint = inner.phi(walk.state, start)
@@ -168,10 +169,10 @@ def write_cotangents(part: ChunkPass, cotangents: Cotangents, adjoint: Value) ->
     """dU and dB of every write; gives each write's ``kept``."""
     chunk, kept = part.chunk, {}
     for j, key in chunk.form.keys.items():
-        d_u, _ = adjoint_values(chunk, j, part.sides, part.values, adjoint)
+        d_u, outliving = adjoint_values(chunk, j, part.sides, part.values, adjoint)
         cotangents.add(chunk.form.form.writes[j].value, d_u)
+        kept[j] = part.summed(part.u[j], outliving, chunk.value, "kept")
         after = chunk.against_state(part.u[j], key.position, "end", adjoint, "value", "d_after")
-        kept[j] = part.summed(key, after, "kept")
         terms = [after]
         for side in part.sides:
             terms.append(chunk.gather_keys(part.pairs(side, j), side.vector, side.vector.position, key.position))

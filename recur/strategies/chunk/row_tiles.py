@@ -14,110 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from recur.ir.core import Node
-from recur.ir.normal import Decay, MatrixForm, Readout
-from recur.ir.tile import Access, Axis, Buffer, Builder, Kernel, Value
+from recur.ir.normal import MatrixForm, Readout
+from recur.ir.tile import Axis, Builder, Value
 from recur.strategies.chunk import gates as chunk_gates
-from recur.strategies.chunk.gates import Gate, Gates, between, can_cut, class_decays
-from recur.strategies.chunk.shape import Shape, token_access
-from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, signed
+from recur.strategies.chunk.gates import Gate, Gates, between, uncut
+from recur.strategies.chunk.stored_gates import StoredGates, distinct
+from recur.strategies.chunk.tiles import Rows, Tiles, Vector, signed
 
-GATE_EQUATIONS = ("G_t: the running log2 decay from the chunk's start to token t",)
 PAST_THE_END = -1e30
-
-
-@dataclass(frozen=True)
-class StoredGates:
-    """The decays that forms have in common: where their gates lie in memory. ``form``: the first that has them."""
-
-    form: MatrixForm
-
-    @property
-    def name(self) -> str:
-        return self.form.state
-
-    @property
-    def decays(self) -> list[tuple[int, Decay]]:
-        return class_decays(self.form, "key")
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """What is kept at a position: the log, and where there are any, the number of cuts and the sign."""
-        cuts = any(can_cut(d.log) for _, d in self.decays)
-        signs = any(d.sign is not None for _, d in self.decays)
-        return ("log", *(("cuts",) if cuts else ()), *(("unit",) if signs else ()))
-
-    def stage(self, position: int) -> int:
-        """How many of a token's decays come before a position: positions with the same number share their gate."""
-        return sum(i < position for i, _ in self.decays)
-
-    @property
-    def stages(self) -> list[int]:
-        """Those at which something is written or read."""
-        return sorted({self.stage(i) for i, e in enumerate(self.form.events) if not isinstance(e, Decay)})
-
-    def buffer(self, part: str, where: int | str) -> str:
-        return f"{part}_{self.name}_{where}"
-
-    @property
-    def buffers(self) -> tuple[Buffer, ...]:
-        tokens = [Buffer(self.buffer(p, n), ("B", "T", "H")) for n in self.stages for p in self.parts]
-        return (*tokens, *(Buffer(self.buffer(p, "chunk"), ("B", "N", "H")) for p in self.parts))
-
-    def load_end(self, b: Builder) -> Gate:
-        """The whole chunk's: G_C, its cuts, its sign."""
-        found = {p: b.load(f"{p}_C", end_access(self.buffer(p, "chunk")), ()) for p in self.parts}
-        return Gate(found["log"], found.get("cuts"), found.get("unit"))
-
-    def load_rows(self, b: Builder, rows: str, end: Gate) -> Gates:
-        """The gates of a tile's rows."""
-        at: dict[int, Gate] = {}
-        for stage in self.stages:
-            found = {p: b.load(p, token_access(self.buffer(p, stage), (), rows), (rows,)) for p in self.parts}
-            log = b.valid(found["log"], rows, PAST_THE_END, name="log")
-            gate = Gate(log, found.get("cuts"), found.get("unit"))
-            at |= {i: gate for i in range(len(self.form.events)) if self.stage(i) == stage}
-        return Gates((), at, end)
-
-
-def end_access(buffer: str) -> Access:
-    return Access(buffer, ("batch", "chunk", "head"))
-
-
-def stored_gates(shape: Shape) -> dict[str, StoredGates]:
-    """By state; forms with the same decays at the same positions share them."""
-    known: dict[tuple[object, ...], StoredGates] = {}
-    found: dict[str, StoredGates] = {}
-    for form in shape.forms:
-        decays = class_decays(form, "key")
-        if decays:
-            key = (len(form.events), *((i, d.log, d.sign) for i, d in decays))
-            found[form.state] = known.setdefault(key, StoredGates(form))
-    return found
-
-
-def distinct(stored: dict[str, StoredGates]) -> list[StoredGates]:
-    return list({s.name: s for s in stored.values()}.values())
-
-
-def emit_gates_kernel(shape: Shape, stored: dict[str, StoredGates]) -> Kernel:
-    """Every family's gates, all chunks at once: a program holds the L rows of a chunk."""
-    b = Builder()
-    tiles = Tiles(b)
-    for family in distinct(stored):
-        gates = load_keys(tiles, family.form).key_gates
-        assert gates is not None
-        store_gate(b, family, "chunk", gates.end, end_access)
-        for stage in family.stages:
-            gate = next(gates.at[i] for i in gates.at if family.stage(i) == stage)
-            store_gate(b, family, stage, gate, lambda name: token_access(name, ()))
-    axes = tuple(a for a in shape.axes if a.name not in shape.value)
-    return Kernel("gates", ("batch", "head", "chunk"), axes, tuple(b.statements), GATE_EQUATIONS, "gates")
-
-
-def store_gate(b: Builder, family: StoredGates, where: int | str, gate: Gate, access: Callable[[str], Access]) -> None:
-    for part, value in (("log", gate.log), ("cuts", gate.cuts), ("unit", gate.unit)):
-        if part in family.parts and value is not None:
-            b.store(access(family.buffer(part, where)), value)
 
 
 def to_end(b: Builder, gate: Gate, end: Gate, rows: str, crossing: int = 0) -> Value:
@@ -151,7 +55,9 @@ class RowTile:
         if family is None:
             return None
         if family.name not in self.loaded:
-            self.loaded[family.name] = family.load_rows(self.b, self.rows, self.ends[family.name])
+            self.loaded[family.name] = family.load_rows(
+                self.b, self.rows, self.ends[family.name], PAST_THE_END
+            )
         return self.loaded[family.name]
 
     def vector(self, form: MatrixForm, node: Node, position: int, name: str) -> Vector:
@@ -260,7 +166,11 @@ class Pairs:
         def emit() -> Value:
             seen = self.seen(later, earlier)
             zero = self.b.const(0.0, name="zero")
-            return self.b.where(seen, between(self.b, x, y, seen, crossing), zero, name="D")
+            factor = between(self.b, x, y)
+            is_uncut = uncut(self.b, x, y, crossing)
+            if is_uncut is not None:
+                factor = self.b.where(is_uncut, factor, zero, name="D")
+            return self.b.where(seen, factor, zero, name="D")
 
         return self._once(("D", x.log.name, y.log.name, earlier < later, crossing), emit)
 

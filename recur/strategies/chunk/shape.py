@@ -9,6 +9,7 @@ from recur.ir.core import Node, leaves, mul, topological
 from recur.ir.normal import Decay, Event, MatrixForm, NormalForm, Read, Readout, Write
 from recur.ir.plan import Reject
 from recur.ir.tile import Access, Axis
+from recur.strategies.chunk.fold import Folding, NotFoldable
 from recur.strategies.chunk.fuse import NotFusable, fuse_dims
 from recur.strategies.chunk.gates import decay_class, is_plain_factor
 from recur.strategies.operands import argument_leaves, tensor_name
@@ -30,6 +31,7 @@ class Shape:
     sizes: tuple[tuple[str, int], ...]
     fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
     views: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    folded: tuple[str, ...] = ()
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -79,9 +81,11 @@ class Shape:
 
     @property
     def fixed_sizes(self) -> tuple[tuple[str, int], ...]:
-        """Of the fused dims, which no tensor of the caller's has."""
+        """Of the fused dims, and of their parts that no tensor has as they are."""
         sizes = dict(self.sizes)
-        return tuple((name, sizes[name]) for name, _ in self.fused)
+        present = {d for x in argument_leaves(self.nodes) for d in x.dims}
+        names = [d for name, group in self.fused for d in (name, *(d for d in group if d not in present))]
+        return tuple((d, sizes[d]) for d in names)
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -115,32 +119,40 @@ def infer_shape(normal: NormalForm, sizes: dict[str, int]) -> Shape | Reject:
     forms = tuple(f for f in normal.forms if isinstance(f, MatrixForm))
     if normal.family != "matrix" or len(forms) != len(normal.forms):
         return Reject(f"needs a matrix state with factored decays; this stage is {normal.family}")
+    try:
+        return _joined_shape(normal, forms, sizes)
+    except NotFoldable as failure:
+        return Reject(f"state {forms[0].state} has the aligned dimension {forms[0].batch[0]}, and {failure}")
+    except NotFusable as failure:
+        return Reject(f"state {forms[0].state} has several key or value dimensions, and {failure}")
+
+
+def _joined_shape(normal: NormalForm, forms: tuple[MatrixForm, ...], sizes: dict[str, int]) -> Shape | Reject:
+    """The shape with aligned dims folded into the heads, and one key and one value dim."""
+    folding = Folding(forms[0].batch)
+    forms, epilogue = folding.stage(forms, normal.epilogue)
     forms = tuple(transpose(f) if _belongs_on_keys(f) else f for f in forms)
     key = max((f.key for f in forms), key=len)
     value = max((f.value for f in forms), key=len)
     reason = _reason_against(forms, key, value)
     if reason is not None:
         return Reject(reason)
-    try:
-        fused = fuse_dims(forms, normal.epilogue, key, value, sizes)
-    except NotFusable as failure:
-        return Reject(f"state {forms[0].state} has several key or value dimensions, and {failure}")
+    fused = fuse_dims(forms, epilogue, key, value, sizes)
     forms, epilogue = absorb_scales(fused.forms, fused.epilogue)
     own = {name: node.dims for name, node in normal.stage.updates}
-    layouts = tuple((name, fused.dims(dims)) for name, dims in own.items())
-    views = fused.views + tuple(
-        (name, own[state]) for state, dims in layouts if dims != own[state] for name in (state, f"final_{state}")
-    )
+    layouts = tuple((name, fused.dims(folding.dims(dims))) for name, dims in own.items())
+    states = {name: own[state] for state, dims in layouts if dims != own[state] for name in (state, f"final_{state}")}
+    views = tuple((dict(fused.views) | states | folding.tensors).items())
     sizes = {name: math.prod(sizes[d] for d in group) for name, group in fused.groups} | sizes
     key, value = ((next(f for f, g in fused.groups if g == dims),) if len(dims) > 1 else dims for dims in (key, value))
-    draft = Shape(forms, epilogue, key, value, False, layouts, tuple(sizes.items()), fused.groups, views)
+    draft = Shape(forms, epilogue, key, value, False, layouts, tuple(sizes.items()), fused.groups, views, folding.batch)
     return replace(draft, whole_values=not value or _needs_whole_values(draft))
 
 
 def _reason_against(forms: tuple[MatrixForm, ...], key: tuple[str, ...], value: tuple[str, ...]) -> str | None:
     for form in forms:
         if form.batch:
-            return f"state {form.state} has the aligned dimension {form.batch[0]} beside its key and value dimensions"
+            return f"state {form.state} has the aligned dimension {form.batch[0]}, and others of its stage do not"
         if form.is_complex and form.reads:
             return f"state {form.state} is complex and read by its own writes: complex systems are not solved in chunks"
         if form.key not in ((), key) or form.value not in ((), value):

@@ -9,6 +9,7 @@ from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
 from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
+from recur.strategies.chunk.stored_gates import StoredGates
 from recur.strategies.pointwise import emit_nodes
 
 MOST_FACTORS = 64  # of a product taken apart
@@ -19,7 +20,8 @@ class Tiles:
     """Evaluates per-token expressions in one body: each leaf is loaded, and each form's part computed, once.
 
     ``shared`` holds what the equations of several forms, or several equations of one, have in common (see `Chunk`);
-    ``gates`` the gates of forms with the same decays at the same positions; ``rows_axis`` is the tokens' axis.
+    ``gates`` the gates of forms with the same decays at the same positions; ``rows_axis`` is the tokens' axis;
+    ``stored``: by state, the gates of the key class that are loaded and not computed.
     """
 
     b: Builder
@@ -27,10 +29,11 @@ class Tiles:
     shared: dict[tuple[str, ...], Value] = field(default_factory=dict)
     gates: dict[tuple[object, ...], Gates | None] = field(default_factory=dict)
     rows_axis: str = "c"
+    stored: dict[str, StoredGates] = field(default_factory=dict)
 
     def inside(self, b: Builder) -> Tiles:
         """For a nested body: sees what is loaded here, keeps its own to itself."""
-        return Tiles(b, dict(self.values), dict(self.shared), dict(self.gates), self.rows_axis)
+        return Tiles(b, dict(self.values), dict(self.shared), dict(self.gates), self.rows_axis, self.stored)
 
     def leaf(self, node: Node) -> Value:
         if node not in self.values:
@@ -239,7 +242,11 @@ def load_gates(tiles: Tiles, form: MatrixForm, which: str) -> Gates | None:
     decays = tuple((i, d.log, d.sign, d.angle, d.factor.dims) for i, d in class_decays(form, which))
     key = (len(form.events), which, *decays)
     if key not in tiles.gates:
-        tiles.gates[key] = _emit_form_gates(tiles, form, which)
+        stored = tiles.stored.get(form.state) if which == "key" else None
+        if stored is None:
+            tiles.gates[key] = _emit_form_gates(tiles, form, which)
+        else:
+            tiles.gates[key] = stored.load_rows(tiles.b, tiles.rows_axis, stored.load_end(tiles.b))
     return tiles.gates[key]
 
 
