@@ -47,8 +47,10 @@ def mock_gpu() -> Iterator[MockDriver]:
 
     driver, found = MockDriver(), triton.runtime.driver._active
     triton.runtime.driver.set_active(driver)
-    with patch.object(torch.cuda, "device", nullcontext), patch.object(
-        op, "choose_backend", lambda *_: Backend("triton", "a mock")
+    with (
+        patch.object(torch.cuda, "device", nullcontext),
+        patch.object(torch.cuda, "get_device_capability", lambda device: (9, 0)),
+        patch.object(op, "choose_backend", lambda *_: Backend("triton", "a mock")),
     ):
         yield driver
     triton.runtime.driver.set_active(found)

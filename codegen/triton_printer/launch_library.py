@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.cache import triton_key
 
 
 def _dot_type(x: torch.Tensor) -> Any:
@@ -44,7 +48,21 @@ def _source(kernel: Any, types: list[str], options: dict[str, Any], variant: tup
     constants = {name: value for name, value in options.items() if name in names} | absent
     signature = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i, is_aligned in enumerate(variant) if is_aligned}
-    return triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    return _Source(kernel, signature, constexprs=constants, attrs=aligned)
+
+
+class _Source(ASTSource):
+    """A kernel to be compiled by one of several threads: Python's syntax trees are built by one thread at a time."""
+
+    parsing = threading.RLock()
+
+    def hash(self) -> str:
+        with self.parsing:
+            return super().hash()
+
+    def make_ir(self, *arguments: Any, **options: Any) -> Any:
+        with self.parsing:
+            return super().make_ir(*arguments, **options)
 
 
 @functools.cache
@@ -58,6 +76,8 @@ class _Kernel:
 
     ``kernel[grid](...)`` finds the types of all arguments anew at every launch, which takes longer than many a kernel.
     """
+
+    ready = threading.Lock()
 
     def __init__(self, kernel: Any, types: list[str], options: dict[str, Any], device: torch.device) -> None:
         self.kernel, self.types, self.options, self.device = kernel, types, options, device
@@ -74,9 +94,16 @@ class _Kernel:
 
     def compile(self, variant: tuple[bool | None, ...]) -> Any:
         settings = {name: self.options[name] for name in ("num_warps", "num_stages")}
+        major, minor = torch.cuda.get_device_capability(self.device)
+        target = GPUTarget("cuda", 10 * major + minor, 32)
+        with self.ready:  # once, and not in every thread
+            triton_key()
+        source = _source(self.kernel, self.types, self.options, variant)
+        compiled = triton.compile(source, target=target, options=settings)
+        with self.ready:
+            triton.runtime.driver.active  # noqa: B018
         with torch.cuda.device(self.device):
-            compiled = triton.compile(_source(self.kernel, self.types, self.options, variant), options=settings)
-            compiled.run  # noqa: B018 (loads it on the device)
+            compiled.run  # noqa: B018 (loads it)
         return compiled
 
     def __call__(self, grid: int, *arguments: Any) -> None:

@@ -104,8 +104,11 @@ class StagePrinter:
         views = {self.buffers[b].of: self.buffers[b] for b in used if self.buffers[b].of not in ("", *given)}
         wanted = dict.fromkeys([*(b.name for b in always), *used])
         allocated = [name for name in wanted if name not in given and name not in views]
+        needed = {b for k in kernels if not k.joins_segments for b in self.printed[k.name].buffers}
+        needed |= {b.name for b in always}
         allocations = [
-            (self.names[name], self._shape(name), self._dtype(name), self._alias(name, given)) for name in allocated
+            (self.names[name], self._shape(name), self._dtype(name), self._alias(name, given, needed))
+            for name in allocated
         ]
         launches = [self._launch(k) for k in kernels]
         text = " ".join(shape for _, shape, _, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
@@ -126,8 +129,10 @@ class StagePrinter:
             "views": [(self.names[of], self.names[b.name], b.entry) for of, b in views.items()],
         }
 
-    def _alias(self, name: str, given: tuple[str, ...]) -> str:
-        """The given tensor that the buffer is where the sequence is one segment."""
+    def _alias(self, name: str, given: tuple[str, ...], needed: set[str]) -> str:
+        """What stands for the buffer where the sequence is one segment, if it is not the buffer itself."""
+        if name not in needed:
+            return "None"
         of = self.buffers[name].of
         return self.names[of] if of in given else ""
 
