@@ -64,7 +64,7 @@ class Trial:
 
     def _measure(self, call: Callable[..., Any]) -> tuple[float, float]:
         errors = [
-            [relative(x.cpu().to(y.dtype), y) for x, y in zip(case.run(call), expected, strict=True)]
+            [relative(x, y) for x, y in zip(case.run(call), expected, strict=True)]
             for case, expected in zip(self.small, self.expected, strict=True)
         ]
         marks = self.default_errors or [[0.0] * len(found) for found in errors]
@@ -112,7 +112,7 @@ class Case:
         return [x.detach() for x in (*found, *gradients)]
 
     def reference(self, op: Op) -> list[Tensor]:
-        inputs = [x.detach().cpu().to(torch.complex128 if x.is_complex() else torch.float64) for x in self.inputs]
+        inputs = [x.detach().to(torch.complex128 if x.is_complex() else torch.float64) for x in self.inputs]
         exact = Case(self.task, tuple(x.requires_grad_() for x in inputs), self.names, self.limits, self.seed)
         return exact.run(op.reference)
 
