@@ -235,7 +235,7 @@ class Op:
         sizes = tuple(call.sizes.values())
         key: tuple[object, ...] = (sizes, request, backend, call.device.type, call.dtype, triton_interprets())
         if records.fingerprint() or autotune.effort() != "off":
-            key = (*key, autotune.case_of(call))
+            key = (*key, *autotune.what_matters(call))
         if key not in self._compiled:
             taken = self._backend(call, backend)
             if taken.name == "triton" and call.device.type == "cuda":

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from mock_gpu import mock_gpu
 
 import recur
+from recur.cli.main import cli
 from recur.compiler import compile_program
 from recur.inspection import print_source
 from recur.ir.normal import Program
@@ -47,6 +49,14 @@ recurrence memory:
     state  M[D, E]
     M = exp(gate) * M + outer(b, c)
     output found = a @ M
+"""
+SUMS = """
+recurrence sums:
+    dim    D
+    input  x[D], f[D] in (0, 1)
+    state  s[D]
+    s = f * s + x
+    output o = s
 """
 SIZES = {"K": 32, "V": 32}
 SMALL = Effort(chunks=(32, 64), warps=(4,), stages=(2, 3), widths=(32,), rounds=1)
@@ -309,21 +319,27 @@ def test_a_module_is_checked_before_it_is_timed(on_the_cpu: None) -> None:
 # --- all of it, but for the GPU ---------------------------------------------------------------------------------------
 
 
-def test_tuning_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Candidates are compiled for sm_90; the child is a stand-in that fails on two warps and likes three stages."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setitem(tune.EFFORTS, "quick", Effort((32,), (2, 4), (2, 3), (32,), 1))
-    records._name_of.cache_clear()
 
     def stand_in(worker: Worker, text: str, function: str) -> tuple[Any, str]:
-        assert "def linear(" in text and function == "linear"
+        assert f"def {function}(" in text
         options = text.count("num_warps=2"), text.count("num_stages=3")
         return (None, "the process ended with -11") if options[0] else ((0.1, 1.0 - 0.1 * options[1]), "")
 
     monkeypatch.setattr(Worker, "__call__", stand_in)
+    records._name_of.cache_clear()
+    yield
+    records._name_of.cache_clear()
+
+
+def test_tuning_from_end_to_end(pretended_gpu: None) -> None:
     op = recur.loads(LINEAR)
     done: list[tuple[int, int]] = []
     task = tune.make_task(op, (), {"B": 2, "T": 16384, "H": 16, **SIZES}, torch.bfloat16)
@@ -337,9 +353,40 @@ def test_tuning_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     again = tune.tune(op.program, task)
     reasons = {t.outcome.failure for t in again.tried} - {t.outcome.failure for t in result.tried}
     assert reasons == {"quarantined: the process ended with -11"}
-    records._name_of.cache_clear()
+
+
+def test_the_command_tells_what_it_tries(pretended_gpu: None, tmp_path: Path) -> None:
+    (tmp_path / "sums.rec").write_text(SUMS)
+    shape = "B=2,T=4096,H=16,D=32"
+    result = CliRunner().invoke(cli, ["tune", str(tmp_path / "sums.rec"), "--shape", shape])
+    assert result.exit_code == 0, result.output
+    assert "default: 100000 us forward" in result.stdout and "the process ended with -11" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("forward and backward ")
+    assert "tuned\tsums\tassociative_scan\tB=2,T=4096,H=16,D=32" in CliRunner().invoke(cli, ["cache"]).stdout
+    wrong = CliRunner().invoke(cli, ["tune", str(tmp_path / "sums.rec"), "--shape", "B=2,T=64,Q=3"])
+    assert wrong.exit_code == 2 and "no dim Q" in wrong.output
 
 
 def test_tuning_needs_a_gpu() -> None:
     with pytest.raises(TuningError, match="needs a GPU"):
         recur.loads(LINEAR).tune(B=1, T=64, H=1, **SIZES)
+
+
+def test_autotune_tunes_a_shape_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ops, as two processes would be: the first tunes, the second finds the result; another length tunes again."""
+    monkeypatch.setattr(autotune, "effort", lambda: "quick")
+    tuned: list[int] = []
+
+    def stand_in(program: Program, task: trial.Task, strategy: Any, effort: str) -> None:
+        tuned.append(task.tokens)
+        kept = records.case_of(task.sizes, task.dtypes, task.batch * task.heads, task.tokens, torch.device("cpu"))
+        store(program, kept)
+
+    monkeypatch.setattr(tune, "tune", stand_in)
+    for T in (8, 9, 64):
+        op = recur.loads(LINEAR)
+        x = [torch.randn(1, T, 2, *dims) for dims in ((32,), (32,), (32,), ())]
+        for _ in range(2):
+            call = op._binder.bind(x, {})
+            autotune.ensure_tuned(op, call, "auto")
+    assert tuned == [8, 64]

@@ -44,7 +44,14 @@ def ensure_tuned(op: Op, call: Call, strategy: Request) -> None:
     records.fingerprint.cache_clear()
 
 
+def what_matters(call: Call) -> tuple[object, ...]:
+    """What of a call, beside its dims' sizes, its configuration may depend on: quick to find and to compare."""
+    sequences, tokens = records.bucket(call.batch * call.heads), records.bucket(call.tokens)
+    return (sequences, tokens, call.device, *[x.dtype for x in call.tensors.values()])
+
+
 def case_of(call: Call) -> Case:
+    """What a configuration for the call is looked up for."""
     dtypes = (x.dtype for x in call.tensors.values())
     return records.case_of(call.sizes, dtypes, call.batch * call.heads, call.tokens, call.device)
 
