@@ -21,7 +21,7 @@ from recur.compiler import compile_program
 from recur.inspection import print_source
 from recur.ir.normal import Program
 from recur.ir.plan import Plan
-from recur.runtime import load
+from recur.runtime import build, load
 from recur.runtime.tuning import autotune, records, trial, tune
 from recur.runtime.tuning.records import Case, Failure
 from recur.runtime.tuning.search import Outcome, TuningError, search
@@ -353,6 +353,35 @@ def test_tuning_from_end_to_end(pretended_gpu: None) -> None:
     again = tune.tune(op.program, task)
     reasons = {t.outcome.failure for t in again.tried} - {t.outcome.failure for t in result.tried}
     assert reasons == {"quarantined: the process ended with -11"}
+
+
+@pytest.mark.parametrize("T", (64, 4096))
+def test_what_is_compiled_ahead_is_what_runs(pretended_gpu: None, monkeypatch: pytest.MonkeyPatch, T: int) -> None:
+    """The sources that pruning compiles and those of a call have the same hashes, with one segment and with several."""
+    op = recur.loads(LINEAR)
+    task = tune.make_task(op, (), {"B": 1, "T": T, "H": 2, **SIZES}, torch.bfloat16)
+    plans = plans_of(op.program, SIZES)
+    bench = tune.GpuBench(op.program, plans, task, case(), lambda done, of: None)
+    names = tuple(k.name for k in plans[0].forward + plans[0].backward)
+    change = Change("default", 0, names, default_configs(plans, SIZES))
+    ahead = {
+        kernel.__name__: build.kernel_source(kernel, types, options, "bf16", bench.absent(change)).hash()
+        for kernel, types, options in bench.changed_rows(change)
+    }
+    module = bench.module(change.configs)
+    x = [torch.randn(1, T, 2, *dims, dtype=torch.bfloat16, requires_grad=True) for dims in ((32,), (32,), (32,), ())]
+    with mock_gpu():
+        o, _ = module.linear(*x)
+        o.sum().backward()
+    tables = (table for name, table in vars(module).items() if name.startswith("S_") and hasattr(table, "known"))
+    ran = {
+        k.kernel.__name__: c.src.hash()
+        for t in tables
+        for kernels in t.known.values()
+        for k in kernels
+        for c in k.compiled.values()
+    }
+    assert len(ran) >= 4 and ran == {name: ahead[name] for name in ran}
 
 
 def test_the_command_tells_what_it_tries(pretended_gpu: None, tmp_path: Path) -> None:

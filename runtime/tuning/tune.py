@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recur.codegen.torch_printer.function import identifier
+from recur.codegen.triton_printer.layout import all_buffers
 from recur.codegen.triton_printer.stage import function_name
 from recur.diagnostics import RecurError
 from recur.explain import default_sizes
@@ -104,20 +107,26 @@ class GpuBench:
     case: Case
     compiled: Callable[[int, int], None]
     worker: Worker = field(init=False)
+    printed: dict[Configs, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.worker = Worker("recur.runtime.tuning.trial:Trial", (self.task,))
 
     def print(self, configs: Configs) -> str:
-        return print_source(self.program, self.plans, dict(self.task.sizes), "triton", configs)
+        if configs not in self.printed:
+            text = print_source(self.program, self.plans, dict(self.task.sizes), "triton", configs)
+            self.printed[configs] = text
+        return self.printed[configs]
 
     def changed_rows(self, change: Change) -> list[tuple[Any, tuple[str, ...], Mapping[str, int]]]:
         """The kernels that a change has changed, as rows of the module's tables."""
         plan = self.plans[change.stage]
         stage = identifier(plan.stage)
         functions = {function_name(stage, k) for k in plan.forward + plan.backward if k.name in change.kernels}
-        module = load_module(self.task.recurrence.name, self.print(change.configs))
-        return [row for row in kernels_of(module) if row[0].__name__ in functions]
+        return [row for row in kernels_of(self.module(change.configs)) if row[0].__name__ in functions]
+
+    def module(self, configs: Configs) -> ModuleType:
+        return load_module(self.task.recurrence.name, self.print(configs))
 
     def compile(self, changes: Sequence[Change]) -> list[str]:
         found = []
@@ -137,8 +146,20 @@ class GpuBench:
         if known is not None:
             return f"quarantined: {known.reason}"
         major, minor = torch.cuda.get_device_capability()
-        reports = (build_kernel(*row, f"sm_{major}{minor}", DTYPES[self.task.dtype]) for row in rows)
+        target, dtype = f"sm_{major}{minor}", DTYPES[self.task.dtype]
+        reports = (build_kernel(*row, target, dtype, self.absent(change)) for row in rows)
         return next((reason for report in reports if (reason := refuse_kernel(report))), "")
+
+    def absent(self, change: Change) -> set[str]:
+        """The tensors that a call without an initial state leaves out: its kernels are then in the cache already."""
+        plan, config = self.plans[change.stage], change.configs[change.stage]
+        finals = {f"d_{b.name}" for b in plan.final}
+        found = {b.name for b in plan.initial} | finals
+        segments = getattr(self.module(change.configs), "_segments", None)
+        chunks = -(-self.task.tokens // config.chunk)
+        if segments is None or segments(self.task.batch * self.task.heads, chunks)[0] == 1:
+            found |= {b.name for b in all_buffers(plan).values() if b.of in found}
+        return {re.sub(r"\W", "_", name) for name in found}
 
     def measure(self, change: Change) -> Outcome:
         text, function = self.print(change.configs), identifier(self.task.recurrence.name)
