@@ -138,18 +138,23 @@ class _Kernels:
         self.given, self.rows = given, rows
         self.known: dict[tuple[Any, ...], list[Any]] = {}
 
-    def __call__(self, *tensors: torch.Tensor | None) -> list[Any]:
+    def __call__(self, first: torch.Tensor, *others: torch.Tensor | None) -> list[Any]:
         """The rows' launchers for the given tensors; kernels that are new are compiled in the background."""
-        key = (tensors[0].device, *[None if x is None else x.dtype for x in tensors])
+        key = (first.device, first.dtype, *[None if x is None else x.dtype for x in others])
         if key not in self.known:
-            self.known[key] = [self.bind(row, tensors) for row in self.rows]
+            self.known[key] = [self.bind(row, first, others) for row in self.rows]
         return self.known[key]
 
-    def bind(self, row: tuple[Any, tuple[str, ...], dict[str, Any]], tensors: tuple[torch.Tensor | None, ...]) -> Any:
+    def bind(
+        self,
+        row: tuple[Any, tuple[str, ...], dict[str, Any]],
+        first: torch.Tensor,
+        others: tuple[torch.Tensor | None, ...],
+    ) -> Any:
         kernel, types, options = row
         if "DOT" in kernel.arg_names:
-            options = {**options, "DOT": _dot_type(tensors[0])}
+            options = {**options, "DOT": _dot_type(first)}
         if not isinstance(kernel, triton.JITFunction):
             return _InterpretedKernel(kernel, options)
-        found = {name: _type_of(x) for name, x in zip(self.given, tensors, strict=True)}
-        return _Kernel(kernel, [_pointer_type(name, found) for name in types], options, tensors[0].device)
+        found = {name: _type_of(x) for name, x in zip(self.given, (first, *others), strict=True)}
+        return _Kernel(kernel, [_pointer_type(name, found) for name in types], options, first.device)

@@ -158,7 +158,7 @@ class StagePrinter:
     def _table(self, name: str, kernels: tuple[Kernel, ...], joins_segments: bool) -> list[dict[str, object]]:
         """The table of the kernels of a pass that are launched under one condition, where there are some."""
         found = [k for k in kernels if k.joins_segments == joins_segments]
-        table = {
+        table: dict[str, object] = {
             "name": f"{self.plan.stage}_{name}",
             "kernels": [self.printed[k.name] for k in found],
             "launchers": [self.launchers[k.name] for k in found],

@@ -89,7 +89,7 @@ def canonical_form(program: Program) -> str:
     from recur.ir.printing import format_normal
 
     rec = program.step.recurrence
-    variables = {v.name for v in (*rec.dims, *rec.inputs, *rec.states, *rec.outputs)}
+    variables = {d.name for d in rec.dims} | {v.name for v in rec.variables} | {o.name for o in rec.outputs}
     states = "|".join(re.escape(v.name) for v in rec.states)
     numbers: dict[str, str] = {}
 
