@@ -41,7 +41,7 @@ def _pointer_type(name: str, found: dict[str, str]) -> str:
     return f"*{found.get(kind, kind)}"
 
 
-def _source(kernel: Any, types: list[str], options: dict[str, Any], variant: tuple[bool | None, ...]) -> Any:
+def _source(kernel: Any, types: list[str], options: dict[str, Any], variant: tuple[bool | None, ...]) -> _Source:
     """What Triton compiles. ``variant``: for each pointer, whether it is a multiple of 16; None where it is absent."""
     names = kernel.arg_names
     absent = {name: None for name, state in zip(names, variant, strict=False) if state is None}
@@ -52,9 +52,17 @@ def _source(kernel: Any, types: list[str], options: dict[str, Any], variant: tup
 
 
 class _Source(ASTSource):
-    """A kernel to be compiled by one of several threads: Python's syntax trees are built by one thread at a time."""
+    """A kernel to be compiled in one of several threads.
+
+    Python cannot build syntax trees in two threads at once: these wait for one another, and who has started them until
+    all are ``lowered`` and need no more trees.
+    """
 
     parsing = threading.RLock()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lowered = threading.Event()
 
     def hash(self) -> str:
         with self.parsing:
@@ -62,7 +70,9 @@ class _Source(ASTSource):
 
     def make_ir(self, *arguments: Any, **options: Any) -> Any:
         with self.parsing:
-            return super().make_ir(*arguments, **options)
+            module = super().make_ir(*arguments, **options)
+        self.lowered.set()
+        return module
 
 
 @functools.cache
@@ -89,16 +99,23 @@ class _Kernel:
 
     def start(self, variant: tuple[bool | None, ...]) -> Future:
         """Compiles in the background."""
-        self.started[variant] = _compilers().submit(self.compile, variant)
+        self.source = _source(self.kernel, self.types, self.options, variant)
+        self.started[variant] = _compilers().submit(self.compile, self.source)
         return self.started[variant]
 
-    def compile(self, variant: tuple[bool | None, ...]) -> Any:
+    def compile(self, source: _Source) -> Any:
+        try:
+            return self.load(source)
+        finally:
+            source.lowered.set()
+
+    def load(self, source: _Source) -> Any:
+        """The kernel from Triton's cache or compiled, on its GPU."""
         settings = {name: self.options[name] for name in ("num_warps", "num_stages")}
         major, minor = torch.cuda.get_device_capability(self.device)
         target = GPUTarget("cuda", 10 * major + minor, 32)
         with self.ready:  # once, and not in every thread
             triton_key()
-        source = _source(self.kernel, self.types, self.options, variant)
         compiled = triton.compile(source, target=target, options=settings)
         with self.ready:
             triton.runtime.driver.active  # noqa: B018
@@ -143,6 +160,9 @@ class _Kernels:
         key = (first.device, first.dtype, *[None if x is None else x.dtype for x in others])
         if key not in self.known:
             self.known[key] = [self.bind(row, first, others) for row in self.rows]
+            for kernel in self.known[key]:
+                if isinstance(kernel, _Kernel):
+                    kernel.source.lowered.wait()
         return self.known[key]
 
     def bind(
