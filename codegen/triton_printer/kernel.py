@@ -321,7 +321,10 @@ class KernelPrinter:
         return words[dim.kind]
 
     def _mask(self, access: Access, axes: tuple[str, ...]) -> str:
-        masks = [align(self.layout.axes[a].mask, (a,), axes) for a in axes if self.layout.axes[a].padded]
+        """Rows past the sequence's end are left out, but for a buffer's own rows of a chunk, all of which it holds."""
+        own = {a for a in access.index if a in axes and self.layout.axes[a].root.kind == "rows"}
+        padded = [a for a in axes if self.layout.axes[a].padded and a not in own]
+        masks = [align(self.layout.axes[a].mask, (a,), axes) for a in padded]
         if access.shift:
             token = f"chunk * {self.words['C']} + {self.layout.axes[access.rows].index}" if access.rows else "token"
             beyond = (

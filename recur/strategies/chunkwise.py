@@ -41,7 +41,14 @@ from recur.strategies.chunk.kernels import (
 )
 from recur.strategies.chunk.key_gradients import emit_key_gradients
 from recur.strategies.chunk.key_side import emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk
-from recur.strategies.chunk.passes import emit_query_gradients, emit_write_gradients, pass_buffers, takes_passes
+from recur.strategies.chunk.passes import (
+    emit_decay_pass,
+    emit_key_pass,
+    emit_query_pass,
+    emit_value_pass,
+    pass_buffers,
+    takes_passes,
+)
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
@@ -71,7 +78,8 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     if takes_passes(shape):
-        backward += [emit_query_gradients(shape, ledger.buffer_of), emit_write_gradients(shape, ledger.buffer_of)]
+        passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_decay_pass,) if gates else ()))
+        backward += [emit(shape, ledger.buffer_of) for emit in passes]
     else:
         backward += [emit_states(shape, chunk_of), emit_reverse_walk(shape, chunk_of)]
         backward.append((emit_key_gradients if stored else emit_gradients)(shape, ledger.buffer_of))
@@ -182,7 +190,7 @@ def initial_lines(shape: Shape) -> tuple[Gradient, ...]:
 class Ledger:
     """The cotangent ledger while kernels are emitted: which buffers make up each argument's gradient, in order.
 
-    ``tiles``: where a buffer of a parameter's gradient has a partial sum for every tile of an axis, that axis.
+    ``tiles``: where a buffer has a partial sum for every tile of an axis, that axis.
     """
 
     entries: dict[Node, list[str]] = field(default_factory=dict)
@@ -191,7 +199,7 @@ class Ledger:
     def buffer_of(self, source: Node, part: str, tiles: str = "") -> str:
         names = self.entries.setdefault(source, [])
         names.append(f"d_{tensor_name(source)}" if not names else f"d_{tensor_name(source)}_{part}")
-        if tiles and source.attrs[0] == "param":
+        if tiles:
             self.tiles[names[-1]] = f"tiles:{tiles}"
         return names[-1]
 
@@ -204,7 +212,7 @@ class Ledger:
             names = self.entries.get(x, [])
             is_param = x.attrs[0] == "param"
             lead = ("B", "N", "H") if is_param else ("B", "T", "H")
-            alone = len(names) == 1 and not is_param
+            alone = len(names) == 1 and not is_param and not self.partial(names[0])
             dtype = f"input:{tensor_name(x)}" if alone else "accumulate"
             result += [Buffer(name, (*lead, *self.partial(name), *x.dims), dtype, x.is_complex) for name in names]
         return tuple(result)

@@ -151,13 +151,14 @@ class Chunk:
 
     def _gather(self, gates: Gates | None, pairs: Value, x: Rows, later: int, earlier: int, name: str) -> Value:
         b = self.b
-        pairs = self.times(pairs, x.scale)
+        constant = x.scale if x.scale is not None and not x.scale.axes else None
+        pairs = pairs if constant is not None else self.times(pairs, x.scale)
         if gates is None or not gates.axes:
             result = b.contract(pairs, x.tile, ("c",), name=name)
         else:
             earlier_log = b.rename(gates.at[earlier].log, "c", "s")
             result = b.weigh(pairs, x.tile, gates.at[later].log, earlier_log, ("c",), name=name)
-        return b.rename(result, "s", "c", name=name)
+        return self.times(b.rename(result, "s", "c", name=name), constant, name=name)
 
     # --- rows against the chunk's ends -------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from recur.ir.tile import Access, Builder, Kernel
 from recur.strategies.chunk.gates import Gate
-from recur.strategies.chunk.shape import Shape, token_access
-from recur.strategies.chunk.stored_gates import GATE_EQUATIONS, StoredGates, distinct, end_access
+from recur.strategies.chunk.shape import Shape
+from recur.strategies.chunk.stored_gates import GATE_EQUATIONS, StoredGates, distinct, end_access, rows_access
 from recur.strategies.chunk.tiles import Tiles, load_keys
 
 
@@ -21,7 +21,7 @@ def emit_gates_kernel(shape: Shape, stored: dict[str, StoredGates]) -> Kernel:
         store_gate(b, family, "chunk", gates.end, end_access)
         for stage in family.stages:
             gate = next(gates.at[i] for i in gates.at if family.stage(i) == stage)
-            store_gate(b, family, stage, gate, lambda name: token_access(name, ()))
+            store_gate(b, family, stage, gate, rows_access)
     axes = tuple(a for a in shape.axes if a.name not in shape.value)
     return Kernel("gates", ("batch", "head", "chunk"), axes, tuple(b.statements), GATE_EQUATIONS, "gates", warps=1)
 

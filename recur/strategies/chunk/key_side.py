@@ -17,7 +17,7 @@ from functools import partial
 from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Buffer, Builder, Kernel, Value
 from recur.strategies.chunk.equations import Chunk, invert_system
-from recur.strategies.chunk.gates import class_decays, whole_chunk
+from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
 from recur.strategies.chunk.kernels import inverse_name, key_only
 from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, token_access
 from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, load_keys, load_values
@@ -29,7 +29,10 @@ KEY_SIDE_EQUATIONS = (
 
 
 def has_stored_key_side(shape: Shape) -> bool:
-    """Whether the stage's decays run over the key dims, and all of its states are read along them alone."""
+    """Whether the stage's decays run over the key dims, and all of its states are read along them alone.
+
+    Decays given as factors are left to kernels that see the pairs on either side of each: their gradient leaves it out.
+    """
     over_keys = [any(d.factor.dims for _, d in class_decays(f, "key")) for f in shape.forms]
     scalar = [bool(class_decays(f, "key")) and not over for f, over in zip(shape.forms, over_keys, strict=True)]
     return any(over_keys) and not any(scalar) and all(_is_plain(f) for f in shape.forms)
@@ -37,7 +40,8 @@ def has_stored_key_side(shape: Shape) -> bool:
 
 def _is_plain(form: MatrixForm) -> bool:
     along_keys = all(r.axis == "key" for r in form.readouts)
-    return bool(form.key and form.value) and along_keys and not form.is_complex and not class_decays(form, "value")
+    logs = not class_decays(form, "value") and not any(is_plain_factor(d) for d in form.decays)
+    return bool(form.key and form.value) and along_keys and not form.is_complex and logs
 
 
 def vector_name(form: MatrixForm, position: int) -> str:

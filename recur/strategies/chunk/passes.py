@@ -1,18 +1,20 @@
-"""The backward pass as two walks that hold the state and its adjoint in registers: no chunk's state goes to memory.
+"""The backward pass as walks that hold a tile of the state, or of its adjoint: no chunk's state goes to memory.
 
-For states that nothing written depends on, under scalar decays. With (q, dO) the readouts and (b, U) the writes,
+For states that nothing written depends on, under scalar decays. With (q, dO) the readouts, (b, U) the writes,
+P = tril(Q B^T) D and E = tril(dO U^T) D,
 
-    queries    first to last, with S     dQ = 2^G dO S^T + (tril(dO U^T) D) B
-    writes     last to first, with R     dU = (P^T) dO + 2^(G_C - G) B R      P = tril(Q B^T) D
-                                         dB = (tril(dO U^T) D)^T Q + 2^(G_C - G) U R^T
+    queries    first to last, tiles of S over the key dims      dQ = 2^G dO S^T + E B
+    values     last to first, tiles of R over the value dims    dU = P^T dO + 2^(G_C - G) B R
+    keys       last to first, tiles of R over the key dims      dB = E^T Q + 2^(G_C - G) U R^T
+    decays     last to first, a number a token
 
-The cotangent of a token's log decay is the sum M of all pairs (write, readout) on either side of it. With A_n that
-over the end of chunk n, read = q . (2^G dO S^T), kept = U . (2^(G_C - G) B R), and M = P * tril(dO U^T),
+The cotangent of a token's log decay is the sum M of all pairs (write, readout) on either side of it. A readout is in
+pairs worth q . dQ, all told, and a write in pairs worth b . dB. With A the sum over a chunk's end,
 
-    across the chunk      A_n - sum of kept  =  A_{n-1} - sum of read
-    at a token            across + later reads + earlier kept + the pairs of M that straddle it
+    at a token            A + the readouts after it - the writes after it
+    at the chunk's start  A + all of its readouts - all of its writes
 
-A is <S, R> at a segment's end and goes from chunk to chunk by these sums, so that nothing large cancels.
+A is <S, R> at a segment's end. Pairs inside a chunk are rounded alike in both walks, so that they cancel.
 """
 
 from __future__ import annotations
@@ -20,63 +22,78 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from recur.ir.core import Node
+from recur.ir.core import Node, topological
 from recur.ir.normal import MatrixForm
-from recur.ir.tile import Axis, Buffer, Builder, Carry, Kernel, Value
+from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
-from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
+from recur.strategies.chunk.decay_gradient import Row, later_sum
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.gates import class_decays, is_plain_factor
 from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
 from recur.strategies.chunk.kernels import known_values, load_starts
 from recur.strategies.chunk.segments import Walk, segment_access, walks
-from recur.strategies.chunk.shape import Shape, token_access
+from recur.strategies.chunk.shape import Shape, mixed_dims
 from recur.strategies.chunk.stored_gates import scalar_gates
-from recur.strategies.chunk.tiles import Rows, Tiles, load_keys, load_values, signed
-from recur.strategies.operands import argument_leaves, entries
+from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values, signed
+from recur.strategies.operands import argument_leaves
 
-LARGEST_STATE = 128 * 128  # entries of S or R that eight warps hold beside a chunk's gradients
+WIDEST = 64  # of a tile of the state
+FOUR_WARPS = 64 * 128  # entries of a tile of the state that four warps hold beside a chunk's rows
+MOST_ENTRIES = 128 * 128
+LEAST_WIDTH = 16
 
-QUERY_EQUATIONS = ("dQ = 2^G dO S^T + (tril(dO U^T) D) B", "S <- 2^G_C S + (2^(G_C - G) B)^T U")
-WRITE_EQUATIONS = (
-    "dU = P^T dO + 2^(G_C - G) B R,   P = tril(Q B^T) D",
-    "dB = (tril(dO U^T) D)^T Q + 2^(G_C - G) U R^T",
-    "R <- 2^G_C R + Q~^T dO",
-)
+QUERY_EQUATIONS = ("dQ = 2^G dO S^T + E B,   E = tril(dO U^T) D", "S <- 2^G_C S + (2^(G_C - G) B)^T U")
+VALUE_EQUATIONS = ("dU = P^T dO + 2^(G_C - G) B R,   P = tril(Q B^T) D", "R <- 2^G_C R + Q~^T dO")
+KEY_EQUATIONS = ("dB = E^T Q + 2^(G_C - G) U R^T,   E = tril(dO U^T) D", "R <- 2^G_C R + Q~^T dO")
+DECAY_EQUATIONS = ("dg = A + sum after of q . dQ - sum after of b . dB", "A <- A + sum of q . dQ - sum of b . dB")
 
-BufferOf = Callable[[Node, str], str]
+BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of a dim
 
 
 def takes_passes(shape: Shape) -> bool:
     """Whether these walks hold the stage: else every chunk's states go to memory."""
-    sizes = dict(shape.sizes)
-    plain = all(
-        not f.is_complex
+    is_plain = all(
+        f.key
+        and not f.is_complex
         and all(r.axis == "key" for r in f.readouts)
         and all(not d.factor.dims and d.angle is None and not is_plain_factor(d) for d in f.decays)
-        and entries((*f.key, *f.value), sizes) <= LARGEST_STATE
         for f in shape.forms
     )
-    return shape.splits and plain
+    tiled = set(shape.key + shape.value)
+    mixes = any(tiled & mixed_dims(n) for n in topological(shape.nodes))
+    fits = LEAST_WIDTH * max(_size(shape, shape.key), _size(shape, shape.value)) <= MOST_ENTRIES
+    return shape.splits and not shape.whole_values and not shape.fused and is_plain and not mixes and fits
 
 
-def read_buffer(form: MatrixForm, readout: str) -> str:
-    return f"read_{form.state}_{readout}"
+def _size(shape: Shape, dims: tuple[str, ...]) -> int:
+    size = 1
+    for d in dims:
+        size *= dict(shape.sizes)[d]
+    return size
+
+
+def credit_buffer(form: MatrixForm, name: str) -> str:
+    return f"credit_{form.state}_{name}"
 
 
 def pass_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """What the first walk leaves for the second: a number for each readout."""
-    return tuple(
-        Buffer(read_buffer(f, r.name), ("B", "T", "H"), doc="q . (2^G dO S^T)")
-        for f in shape.forms
-        for r in f.readouts
-        if f.decays
-    )
+    """What the walks leave for the decays' gradients: a number for each readout and write and tile of the key dim."""
+    layout = ("B", "T", "H", f"tiles:{shape.key[0]}")
+    names = [(f, n) for f in shape.forms if f.decays for n in _credited(f)]
+    return tuple(Buffer(credit_buffer(f, n), layout, doc="what it is worth in all pairs") for f, n in names)
+
+
+def _credited(form: MatrixForm) -> list[str]:
+    return [r.name for r in form.readouts] + [_write_name(j) for j in range(len(form.writes))]
+
+
+def _write_name(j: int) -> str:
+    return f"write_{j}"
 
 
 @dataclass(frozen=True)
 class ChunkPass:
-    """One form in one chunk of either walk: its equations, and the readouts' two sides."""
+    """One form in one chunk of a walk: its equations, and the readouts' two sides."""
 
     chunk: Chunk
     u: dict[int, Rows]
@@ -92,25 +109,23 @@ class ChunkPass:
 
     def pairs(self, side: KeySide, j: int) -> Value:
         """tril(dO U^T) of a readout and a write."""
-        chunk, later, earlier = self.chunk, side.vector.position, self.chunk.form.keys[j].position
+        later, earlier = side.vector.position, self.chunk.form.keys[j].position
+        e = self.chunk.value_scores(self.values[side.name], later, self.u[j], earlier, name="E")
+        return self.chunk.masked(e, later, earlier, "E")
 
-        def emit() -> Value:
-            e = chunk.value_scores(self.values[side.name], later, self.u[j], earlier, name="E")
-            return chunk.masked(e, later, earlier, "E")
-
-        return chunk.once(("E", chunk.form.form.state, side.name, str(j)), emit)
-
-    def unsigned(self, rows: Value, position: int) -> Value:
-        chunk = self.chunk
-        return chunk.full(signed(chunk.b, chunk.form.key_gates, position, Rows(rows)))
-
-    def summed(self, rows: Rows, tile: Value, over: tuple[str, ...], name: str) -> Value:
-        b = self.chunk.b
-        return b.sum(b.mul(self.chunk.full(rows), tile, name=name), over, name=name)
+    def settle(self, cotangents: Cotangents, form: MatrixForm, vector: Vector, name: str, tile: Value) -> None:
+        """A key-side vector's cotangent is complete: what it is worth in all pairs, and the pull to its expression."""
+        chunk, b = self.chunk, self.chunk.b
+        if form.decays:
+            worth = b.sum(b.mul(vector.tile, tile, name="worth"), chunk.key, name="worth")
+            access = Access(credit_buffer(form, name), ("batch", "time", "head", f"tile:{chunk.key[0]}"), "c")
+            b.store(access, chunk.times(worth, vector.scale), "for the gradient of the decays")
+        unsigned = chunk.full(signed(b, chunk.form.key_gates, vector.position, Rows(tile)))
+        cotangents.add(vector.node, unsigned)
 
 
-def emit_query_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The first walk: the cotangents of the readouts' vectors."""
+def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
+    """The cotangents of the readouts' vectors."""
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
     inner = b.nested()
@@ -120,30 +135,37 @@ def emit_query_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
         state = inner.phi(form.state, start)
         part = ChunkPass.load(shape, tiles, form)
         for side in part.sides:
-            cotangents.add(side.vector.node, query_cotangent(part, form, side, state))
+            tile = query_cotangent(part, side, state)
+            part.settle(cotangents, form, side.vector, side.name, tile)
         carries.append(Carry(state, start, part.chunk.next_state(state, part.u)))
-    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
-        store_gradient(inner, source, tile, buffer_of(source, "queries"))
+    store_gradients(shape, tiles, cotangents, buffer_of, "queries", shape.key[0])
     b.loop("chunks", inner, tuple(carries))
-    return pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS)
+    return pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS, shape.key)
 
 
-def query_cotangent(part: ChunkPass, form: MatrixForm, side: KeySide, state: Value) -> Value:
+def query_cotangent(part: ChunkPass, side: KeySide, state: Value) -> Value:
+    """2^G dO S^T + E B."""
     chunk, position = part.chunk, side.vector.position
-    inter = chunk.against_state(part.values[side.name], position, "start", state, "value", "d_inter")
-    if form.decays:
-        read = part.summed(side.vector, inter, chunk.key, "read")
-        chunk.b.store(token_access(read_buffer(form, side.name), ()), read, "for the gradient of the decays")
-    terms = [inter]
+    terms = [chunk.against_state(part.values[side.name], position, "start", state, "value", "d_inter")]
     for j, key in chunk.form.keys.items():
         terms.append(chunk.spread_keys(part.pairs(side, j), key, position, key.position))
-    return part.unsigned(chunk.sum_of(terms, "d_q"), position)
+    return chunk.sum_of(terms, "d_q")
 
 
-def emit_write_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The second walk: the cotangents of what is written, of the decays, and of the initial state."""
+def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
+    """The cotangents of what is written, and of the initial state."""
+    return emit_reverse_pass(shape, "value", buffer_of)
+
+
+def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
+    """The cotangents of the writes' vectors; and of what is written where the state has no value dim to tile."""
+    return emit_reverse_pass(shape, "key", buffer_of)
+
+
+def emit_reverse_pass(shape: Shape, tiled: str, buffer_of: BufferOf) -> Kernel:
+    """A walk from the last chunk to the first with tiles of R over the "key" or the "value" dims."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    backward = walks(shape, adjoint=True)
+    backward = [w for w in walks(shape, adjoint=True) if tiled == "key" or w.form.value]
     last = load_starts(b, backward)
     inner = b.nested()
     tiles, cotangents = Tiles(inner, stored=scalar_gates(shape)), Cotangents()
@@ -152,69 +174,131 @@ def emit_write_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
         adjoint = inner.phi(walk.state, start)
         adjoints.append(adjoint)
         part = ChunkPass.load(shape, tiles, walk.form)
-        kept = write_cotangents(part, cotangents, adjoint)
-        if walk.form.decays:
-            carries.append(decay_cotangents(part, cotangents, walk.form, kept, straddling_end(b, shape, walk, start)))
-        previous = previous_adjoint(part.chunk, part.sides, part.values, adjoint)
-        carries.append(Carry(adjoint, start, previous))
-    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
-        store_gradient(inner, source, tile, buffer_of(source, "writes"))
+        if tiled == "key":
+            write_key_cotangents(part, cotangents, walk.form, adjoint)
+        if (tiled == "value") == bool(walk.form.value):
+            for j in part.chunk.form.keys:
+                d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
+                cotangents.add(walk.form.writes[j].value, d_u)
+        carries.append(Carry(adjoint, start, previous_adjoint(part.chunk, part.sides, part.values, adjoint)))
+    dims = shape.key if tiled == "key" else shape.value
+    store_gradients(shape, tiles, cotangents, buffer_of, f"{tiled}s", dims[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
     for walk, adjoint in zip(backward, adjoints, strict=True):
-        b.store(walk.end, adjoint)
-    return pass_kernel("write_gradients", shape, b, WRITE_EQUATIONS)
+        if (tiled == "value") == bool(walk.form.value):
+            b.store(walk.end, adjoint)
+    equations = KEY_EQUATIONS if tiled == "key" else VALUE_EQUATIONS
+    return pass_kernel(f"{tiled}_gradients", shape, b, equations, dims)
 
 
-def write_cotangents(part: ChunkPass, cotangents: Cotangents, adjoint: Value) -> dict[int, Value]:
-    """dU and dB of every write; gives each write's ``kept``."""
-    chunk, kept = part.chunk, {}
+def write_key_cotangents(part: ChunkPass, cotangents: Cotangents, form: MatrixForm, adjoint: Value) -> None:
+    """2^(G_C - G) U R^T + E^T Q."""
+    chunk = part.chunk
     for j, key in chunk.form.keys.items():
-        d_u, outliving = adjoint_values(chunk, j, part.sides, part.values, adjoint)
-        cotangents.add(chunk.form.form.writes[j].value, d_u)
-        kept[j] = part.summed(part.u[j], outliving, chunk.value, "kept")
-        after = chunk.against_state(part.u[j], key.position, "end", adjoint, "value", "d_after")
-        terms = [after]
+        terms = [chunk.against_state(part.u[j], key.position, "end", adjoint, "value", "d_after")]
         for side in part.sides:
             terms.append(chunk.gather_keys(part.pairs(side, j), side.vector, side.vector.position, key.position))
-        cotangents.add(key.node, part.unsigned(chunk.sum_of(terms, "d_b"), key.position))
-    return kept
+        part.settle(cotangents, form, key, _write_name(j), chunk.sum_of(terms, "d_b"))
 
 
-def straddling_end(b: Builder, shape: Shape, walk: Walk, adjoint: Value) -> Value:
-    """A at a segment's end: <S, R>."""
-    state = b.load("S_end", segment_access(f"end_{walk.form.state}", walk.axes), walk.axes)
-    return b.sum(b.mul(state, adjoint, name="S_R"), walk.axes, name="A")
+def store_gradients(
+    shape: Shape, tiles: Tiles, cotangents: Cotangents, buffer_of: BufferOf, part: str, dim: str
+) -> None:
+    """The sources' gradients; where one lacks the dim that is tiled, a partial sum for every tile."""
+    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
+        is_partial = dim not in source.dims
+        buffer = buffer_of(source, part, dim if is_partial else "")
+        partial = (f"tile:{dim}",) if is_partial else ()
+        if source.attrs[0] == "param":
+            rows = tiles.b.sum(tile, ("c",), name=tile.name)
+            access = Access(buffer, ("batch", "chunk", "head", *partial, *source.dims))
+            tiles.b.store(access, rows, "one partial sum a chunk")
+        else:
+            tiles.b.store(Access(buffer, ("batch", "time", "head", *partial, *source.dims), "c"), tile)
 
 
-def decay_cotangents(
-    part: ChunkPass, cotangents: Cotangents, form: MatrixForm, kept: dict[int, Value], at_end: Value
-) -> Carry:
-    """Every decay's cotangent, and A carried from the chunk's end to its start."""
-    chunk, b = part.chunk, part.chunk.b
-    gates = chunk.form.key_gates
-    assert gates is not None
-    ends = b.phi("A", at_end)
-    outlive = chunk.sum_of([b.sum(k, ("c",), name="outlive") for k in kept.values()], "outlive")
-    across = b.sub(ends, outlive, name="across")
-    if gates.end.cuts is not None:
-        zero = b.const(0.0, name="zero")
-        across = b.where(b.map("eq", gates.end.cuts, zero, name="uncut"), across, zero, name="across")
-    reads = {s.name: b.load("read", token_access(read_buffer(form, s.name), ()), ("c",)) for s in part.sides}
-    for i, decay in class_decays(form, "key"):
-        terms = [across]
-        terms += [later_sum(b, Row(reads[s.name], s.vector.position), i) for s in part.sides]
-        terms += [earlier_sum(b, Row(kept[j], key.position), i) for j, key in chunk.form.keys.items()]
-        for side in part.sides:
-            for j, key in chunk.form.keys.items():
-                amount = b.mul(part.pairs(side, j), chunk.scores(side.vector, key), name="M")
-                terms.append(straddling_sum(b, amount, side.vector.position, key.position, i))
-        add_decay(cotangents, b, decay, chunk.sum_of(terms, "d_log"), ())
-    arrived = chunk.sum_of([b.sum(r, ("c",), name="arrived") for r in reads.values()], "arrived")
-    return Carry(ends, at_end, b.add(across, arrived, name="A"))
+def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...], tiled: tuple[str, ...]) -> Kernel:
+    axes = tuple(Axis(a.name, a.kind, a.extent, "grid" if a.name in tiled else "whole") for a in shape.axes)
+    width = tile_width(shape, tiled)
+    others = shape.value if tiled == shape.key else shape.key
+    warps = 4 if width * _size(shape, others) <= FOUR_WARPS else 8
+    grid = ("batch", "head", "segment", f"tile:{tiled[0]}")
+    widths = ((tiled[0], width),)
+    return Kernel(name, grid, axes, tuple(b.statements), equations, name.replace("_", " "), widths, warps)
 
 
-def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...]) -> Kernel:
-    """Whole states: their gradients sum over both dims."""
-    axes = tuple(Axis(a.name, a.kind, a.extent) for a in shape.axes)
+def tile_width(shape: Shape, tiled: tuple[str, ...]) -> int:
+    """Of a tile of the state, whole along its other dims."""
+    others = _size(shape, shape.value if tiled == shape.key else shape.key)
+    width = WIDEST
+    while width > LEAST_WIDTH and (width * others > MOST_ENTRIES or width >= 2 * _size(shape, tiled)):
+        width //= 2
+    return width
+
+
+# --- decays ----------------------------------------------------------------------------------------------------------
+
+
+def emit_decay_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
+    """The cotangents of the decays, from what the walks found every readout and write to be worth."""
+    b = Builder(complex_buffers=shape.complex_buffers)
+    backward = [w for w in walks(shape, adjoint=True) if w.form.decays]
+    ends = [straddling_end(shape, b, walk) for walk in backward]
+    inner = b.nested()
+    tiles, cotangents = Tiles(inner), Cotangents()
+    carries = []
+    for walk, end in zip(backward, ends, strict=True):
+        carries.append(decay_cotangents(shape, inner, cotangents, walk.form, end))
+    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
+        store_gradient(inner, source, tile, buffer_of(source, "decays", ""))
+    b.loop("chunks", inner, tuple(carries), reverse=True)
+    key = shape.key[0]
+    axes = tuple(Axis(a.name, a.kind, a.extent, "loop" if a.name == key else "whole") for a in shape.axes)
+    widths = ((key, tile_width(shape, shape.key)),)
     grid = ("batch", "head", "segment")
-    return Kernel(name, grid, axes, tuple(b.statements), equations, name.replace("_", " "), warps=8)
+    return Kernel("decay_gradients", grid, axes, tuple(b.statements), DECAY_EQUATIONS, "decay gradients", widths, 4)
+
+
+def over_tiles(shape: Shape, b: Builder, axes: tuple[str, ...], name: str, amount: Callable[[Builder], Value]) -> Value:
+    """The sum of an amount over the tiles of the key dim."""
+    body = b.nested()
+    zero = b.zeros(axes, name)
+    total = b.phi(name, zero)
+    b.loop("tiles", body, (Carry(total, zero, body.add(total, amount(body), name=name)),), axis=shape.key[0])
+    return total
+
+
+def straddling_end(shape: Shape, b: Builder, walk: Walk) -> Value:
+    """A at a segment's end: <S, R>."""
+
+    def amount(body: Builder) -> Value:
+        state = body.load("S", segment_access(f"end_{walk.form.state}", walk.axes), walk.axes)
+        adjoint = body.load("R", walk.start, walk.axes)
+        return body.sum(body.mul(state, adjoint, name="S_R"), walk.axes, name="S_R")
+
+    return over_tiles(shape, b, (), "A", amount)
+
+
+def decay_cotangents(shape: Shape, b: Builder, cotangents: Cotangents, form: MatrixForm, at_end: Value) -> Carry:
+    """Every decay's cotangent in a chunk, and A carried from the chunk's end to its start."""
+    ends = b.phi("A", at_end)
+
+    def worth(name: str) -> Value:
+        access = Access(credit_buffer(form, name), ("batch", "time", "head", f"tile:{shape.key[0]}"), "c")
+        return over_tiles(shape, b, ("c",), "worth", lambda body: body.load("of_tile", access, ("c",)))
+
+    readouts = [(form.events.index(r), worth(r.name)) for r in form.readouts]
+    writes = [(form.events.index(w), worth(_write_name(j))) for j, w in enumerate(form.writes)]
+    for i, decay in class_decays(form, "key"):
+        d_log = ends
+        for position, amount in readouts:
+            d_log = b.add(d_log, later_sum(b, Row(amount, position), i), name="d_log")
+        for position, amount in writes:
+            d_log = b.sub(d_log, later_sum(b, Row(amount, position), i), name="d_log")
+        add_decay(cotangents, b, decay, d_log, ())
+    at_start = ends
+    for _, amount in readouts:
+        at_start = b.add(at_start, b.sum(amount, ("c",), name="in_all"), name="A")
+    for _, amount in writes:
+        at_start = b.sub(at_start, b.sum(amount, ("c",), name="in_all"), name="A")
+    return Carry(ends, at_end, at_start)

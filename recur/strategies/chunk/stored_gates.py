@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Access, Buffer, Builder
 from recur.strategies.chunk.gates import Gate, Gates, can_cut, class_decays
-from recur.strategies.chunk.shape import Shape, token_access
+from recur.strategies.chunk.shape import Shape
 
 GATE_EQUATIONS = ("G_t: the running log2 decay from the chunk's start to token t",)
 
@@ -50,7 +50,7 @@ class StoredGates:
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
-        tokens = [Buffer(self.buffer(p, n), ("B", "T", "H")) for n in self.stages for p in self.parts]
+        tokens = [Buffer(self.buffer(p, n), ("B", "N", "H", "C")) for n in self.stages for p in self.parts]
         return (*tokens, *(Buffer(self.buffer(p, "chunk"), ("B", "N", "H")) for p in self.parts))
 
     def load_end(self, b: Builder) -> Gate:
@@ -62,11 +62,16 @@ class StoredGates:
         """The gates of a tile's rows; ``past_the_end``: G beyond the sequence (0 where it is not given)."""
         at: dict[int, Gate] = {}
         for stage in self.stages:
-            found = {p: b.load(p, token_access(self.buffer(p, stage), (), rows), (rows,)) for p in self.parts}
+            found = {p: b.load(p, rows_access(self.buffer(p, stage), rows), (rows,)) for p in self.parts}
             log = found["log"] if past_the_end is None else b.valid(found["log"], rows, past_the_end, name="log")
             gate = Gate(log, found.get("cuts"), found.get("unit"))
             at |= {i: gate for i in range(len(self.form.events)) if self.stage(i) == stage}
         return Gates((), at, end)
+
+
+def rows_access(buffer: str, rows: str = "c") -> Access:
+    """A number a token with those of a chunk side by side: layout B N H C."""
+    return Access(buffer, ("batch", "chunk", "head", rows))
 
 
 def end_access(buffer: str) -> Access:

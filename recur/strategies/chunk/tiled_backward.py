@@ -180,7 +180,7 @@ class Gradients:
         """The loop's registers are for its sums: what comes after it loads its rows again."""
         tiles = Tiles(self.b, rows_axis=self.owner)
         for source, tile in cotangents.pull(tiles, argument_leaves(cotangents.nodes)).items():
-            store_partial(self.b, source, tile, self.owner, buffer_of(source, part, self.owner))
+            store_partial(self.b, source, tile, self.owner, buffer_of(source, part, partial_over(source, self.owner)))
 
     def kernel(self, name: str, equations: tuple[str, ...]) -> Kernel:
         places = ("grid", "loop") if self.owner == "c" else ("loop", "grid")
@@ -188,6 +188,11 @@ class Gradients:
         return Kernel(
             name, ("batch", "head", "chunk", f"tile:{self.owner}"), axes, tuple(self.b.statements), equations, name
         )
+
+
+def partial_over(source: Node, rows: str) -> str:
+    """The axis of rows over whose tiles a source's gradient is left in partial sums: a parameter's."""
+    return rows if source.attrs[0] == "param" else ""
 
 
 def store_partial(b: Builder, source: Node, tile: Value, rows: str, buffer: str) -> None:
@@ -414,6 +419,8 @@ def emit_tiled_epilogue_gradient(shape: Shape, buffer_of: BufferOf) -> Kernel:
     def store(b: Builder, source: Node, tile: Value, buffer: str) -> None:
         store_partial(b, source, tile, "c", buffer)
 
-    kernel = emit_epilogue_gradient(shape, lambda source, part: buffer_of(source, part, "c"), store)
+    kernel = emit_epilogue_gradient(
+        shape, lambda source, part: buffer_of(source, part, partial_over(source, "c")), store
+    )
     axes = tiled_axes(shape, "grid", "", "whole")
     return replace(kernel, grid=(*kernel.grid, "tile:c"), axes=axes)
