@@ -11,6 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from textwrap import indent, wrap
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -24,13 +25,24 @@ from recur.ir.spec import Recurrence
 from recur.ir.tile import Buffer
 from recur.passes.plan_dims import clear_dims
 
+if TYPE_CHECKING:
+    from recur.codegen.triton_printer import StageConfig
+
 FOLDER = Path(__file__).parent
 
 Stages = tuple[list[str], Callable[[str], str], str]  # code, the printer of the definitions it needs, imports
 
 
-def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> str:
+def print_module(
+    program: Program,
+    plans: Sequence[Plan],
+    sizes: Mapping[str, int],
+    backend: str,
+    configs: Sequence[StageConfig] | None = None,
+) -> str:
     """The module's text for ``backend`` ("torch" or "triton"); ``plans`` are those of ``program.stages``, in order.
+
+    ``configs``: how each plan's kernels are launched, for triton; else by rules of thumb.
 
     The module defines ``<recurrence>(inputs and params in the text's order, *, initial_state=None,
     output_final_state=False) -> (outputs, final)``; shapes and types in its docstring. Raises RecurError where a plan
@@ -42,7 +54,7 @@ def print_module(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
     program, sizes = clear_dims(program, sizes)
     plans = [callable_plan(program, plan) for plan in plans]
     shell = Shell(program, tuple(plans), is_compiled=backend == "triton")
-    stages, helpers, imports = print_stages(program, plans, sizes, backend)
+    stages, helpers, imports = print_stages(program, plans, sizes, backend, configs)
     body = shell.body()
     code = "\n".join(stages)
     shell_helpers = needed_functions("\n".join(["_dense", *body]), FOLDER / "shell_library.py")
@@ -78,7 +90,13 @@ def callable_plan(program: Program, plan: Plan) -> Plan:
     return replace(plan, stage=identifier(plan.stage), arguments=arguments)
 
 
-def print_stages(program: Program, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> Stages:
+def print_stages(
+    program: Program,
+    plans: Sequence[Plan],
+    sizes: Mapping[str, int],
+    backend: str,
+    configs: Sequence[StageConfig] | None,
+) -> Stages:
     """Each stage's code, the printer of the definitions that it calls, and the imports."""
     if backend == "torch":
         from recur.codegen import torch_printer
@@ -86,7 +104,7 @@ def print_stages(program: Program, plans: Sequence[Plan], sizes: Mapping[str, in
         return [torch_printer.print_stage(plan).strip() for plan in plans], torch_printer.print_helpers, "import torch"
     from recur.codegen import triton_printer
 
-    configs = [triton_printer.default_config(plan, sizes) for plan in plans]
+    configs = configs or [triton_printer.default_config(plan, sizes) for plan in plans]
     code = [
         triton_printer.print_stage(plan, config, start_values(normal, plan)).strip()
         for normal, plan, config in zip(program.stages, plans, configs, strict=True)

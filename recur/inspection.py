@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
 from recur.ir.normal import Program
 from recur.ir.plan import Plan
 from recur.strategies.select import Request, select
+
+if TYPE_CHECKING:
+    from recur.codegen.triton_printer import StageConfig
 
 STAGES = ("ir", "normal", "adjoint", "plan", "torch", "triton", "ptx")
 TARGETS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121")
@@ -47,12 +51,18 @@ def print_stage(program: Program, stage: str, sizes: dict[str, int], strategy: R
     return print_source(program, plans, sizes, stage)
 
 
-def print_source(program: Program, plans: Sequence[Plan], sizes: dict[str, int], backend: str) -> str:
+def print_source(
+    program: Program,
+    plans: Sequence[Plan],
+    sizes: dict[str, int],
+    backend: str,
+    configs: Sequence[StageConfig] | None = None,
+) -> str:
     """The generated module's text. Raises RecurError where the backend cannot hold the step."""
     from recur.codegen.module import print_module
 
     try:
-        return print_module(program, plans, sizes, backend)
+        return print_module(program, plans, sizes, backend, configs)
     except ValueError as error:
         rec = program.step.recurrence
         fix = "use the torch backend" if backend == "triton" else "use another strategy"

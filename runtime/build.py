@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -106,15 +106,23 @@ def kernels_of(module: ModuleType) -> Iterator[tuple[Any, tuple[str, ...], Mappi
 
 
 def build_kernel(
-    kernel: Any, types: tuple[str, ...], constants: Mapping[str, int], target: str, dtype: str
+    kernel: Any,
+    types: tuple[str, ...],
+    constants: Mapping[str, int],
+    target: str,
+    dtype: str,
+    absent: Collection[str] = (),
 ) -> KernelReport:
-    """Compiles one kernel and reads its resources; a kernel that does not compile is a finding too."""
+    """Compiles one kernel and reads its resources; a kernel that does not compile is a finding too.
+
+    ``absent``: the tensors, of those that may be None, that are.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile as compile_source
     from triton.errors import TritonError
 
     options = {name: constants[name] for name in OPTIONS}
-    source, gpu = kernel_source(kernel, types, constants, dtype), GPUTarget("cuda", capability(target), 32)
+    source, gpu = kernel_source(kernel, types, constants, dtype, absent), GPUTarget("cuda", capability(target), 32)
     try:
         compiled = compile_source(source, target=gpu, options=options)
     except (TritonError, RuntimeError) as error:
@@ -137,8 +145,10 @@ def build_kernel(
     return KernelReport(**{**vars(report), "findings": findings})
 
 
-def kernel_source(kernel: Any, types: tuple[str, ...], constants: Mapping[str, int], dtype: str) -> Any:
-    """The compiler's input where all inputs are of one type, initial states are given and tensors aligned."""
+def kernel_source(
+    kernel: Any, types: tuple[str, ...], constants: Mapping[str, int], dtype: str, absent: Collection[str] = ()
+) -> Any:
+    """The compiler's input where all inputs are of one type and all tensors aligned."""
     import triton.language as tl
 
     from recur.codegen.triton_printer.launch_library import _source
@@ -146,9 +156,10 @@ def kernel_source(kernel: Any, types: tuple[str, ...], constants: Mapping[str, i
     if not hasattr(kernel, "arg_names") or not hasattr(kernel, "cache_key"):
         raise ValueError("the module was loaded for the interpreter: load it without TRITON_INTERPRET")
     dot_type = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
-    pointers = [f"*{'fp32' if t.startswith('*fp32') else dtype}" for t in types if t.startswith("*")]
-    given = [*pointers, *types[len(pointers) :]]
-    return _source(kernel, given, {**constants, "DOT": dot_type}, (True,) * len(pointers))
+    pointers = [t for t in types if t.startswith("*")]
+    given = [f"*{'fp32' if t.startswith('*fp32') else dtype}" for t in pointers]
+    variant = tuple(None if t.partition(" ")[2] in absent else True for t in pointers)
+    return _source(kernel, [*given, *types[len(pointers) :]], {**constants, "DOT": dot_type}, variant)
 
 
 def capability(target: str) -> int:

@@ -15,6 +15,8 @@ from recur.ir.spec import Recurrence
 from recur.runtime import stored
 from recur.runtime.load import interpreter_is_whole, load_module, triton_interprets
 from recur.runtime.stored import Printed
+from recur.runtime.tuning import records
+from recur.runtime.tuning.records import Case
 
 if TYPE_CHECKING:
     from recur.ir.normal import Program
@@ -70,23 +72,29 @@ def choose_backend(rec: Recurrence, requested: str, device: torch.device, dtype:
 
 
 def compile_for(
-    rec: Recurrence, program: Callable[[], Program], sizes: dict[str, int], strategy: Request, backend: Backend
+    rec: Recurrence,
+    program: Callable[[], Program],
+    sizes: dict[str, int],
+    strategy: Request,
+    backend: Backend,
+    case: Case | None = None,
 ) -> Compiled:
     """Selects, prints and loads; what an earlier process has printed is only loaded, and ``program`` not asked for.
 
-    A backend that the compiler chose itself falls back to torch, with one warning.
+    A backend that the compiler chose itself falls back to torch, with one warning. ``case``: takes the configurations
+    that were tuned for it, if there are some.
     """
-    key = stored.make_key(rec, sizes, strategy, backend.name)
+    key = stored.make_key(rec, sizes, strategy, backend.name, case)
     printed = None if verify.is_enabled() else stored.find(rec, key)
     if printed is None:
-        backend, printed = print_for(program(), sizes, strategy, backend)
-        stored.keep(stored.make_key(rec, sizes, strategy, backend.name), printed)
+        backend, printed = print_for(program(), sizes, strategy, backend, case)
+        stored.keep(stored.make_key(rec, sizes, strategy, backend.name, case), printed)
     module = load_module(rec.name, printed.text)
     return Compiled(backend, printed.text, getattr(module, printed.function))
 
 
 def print_for(
-    program: Program, sizes: dict[str, int], strategy: Request, backend: Backend
+    program: Program, sizes: dict[str, int], strategy: Request, backend: Backend, case: Case | None = None
 ) -> tuple[Backend, Printed]:
     """The backend that can hold the recurrence, and the module for it."""
     from recur.codegen.torch_printer.function import identifier
@@ -96,8 +104,9 @@ def print_for(
     rec = program.step.recurrence
     plans = tuple(s.plan for s in select(program, sizes, strategy))
     function = identifier(rec.name)
+    configs = records.find(program, plans, sizes, case) if case is not None else None
     try:
-        return backend, Printed(print_source(program, plans, sizes, backend.name), function)
+        return backend, Printed(print_source(program, plans, sizes, backend.name, configs), function)
     except RecurError as error:
         if not backend.automatic or backend.name == "torch":
             raise

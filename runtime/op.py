@@ -17,10 +17,12 @@ from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_fo
 from recur.runtime.load import hash_triton_early, triton_interprets
 from recur.runtime.reference import run_reference
 from recur.runtime.states import State, StateEntry
+from recur.runtime.tuning import autotune, records
 
 if TYPE_CHECKING:
     from recur.explain import Explanation
     from recur.ir.normal import Program
+    from recur.runtime.tuning.search import Result
     from recur.strategies.select import Request
 
 Outputs = Union[Tensor, tuple[Tensor, ...]]  # noqa: UP007 (an alias, evaluated on 3.10)
@@ -170,6 +172,28 @@ class Op:
         _, bound = self._sizes(args, sizes)
         return print_stage(self.program, stage, bound, strategy, target)
 
+    def tune(
+        self,
+        /,
+        *args: Tensor,
+        strategy: Request = "auto",
+        effort: str = "quick",
+        dtype: torch.dtype = torch.bfloat16,
+        **kwargs: int | Tensor,
+    ) -> Result:
+        """Searches the fastest launches for a call's shape on this GPU, and stores them for this call and its like.
+
+        Given a call's tensors, or sizes such as B=2, T=16384, H=16, K=128, V=128 and the inputs' dtype. ``effort``:
+        "quick" or "full". Every candidate is checked against the reference before it is timed, in a process of its
+        own. Raises TuningError (a RuntimeError) without a GPU, and where the default configuration fails.
+        """
+        from recur.runtime.tuning.tune import make_task, tune
+
+        task = make_task(self, args, kwargs, dtype)
+        result = tune(self.program, task, strategy, effort)
+        self._compiled.clear()
+        return result
+
     # --- how a call runs ---------------------------------------------------------------------------------------------
 
     def _run(
@@ -209,10 +233,15 @@ class Op:
     def _compile(self, call: Call, strategy: Request, backend: str) -> Compiled:
         request = strategy if isinstance(strategy, str) else tuple(strategy)
         sizes = tuple(call.sizes.values())
-        key = (sizes, request, backend, call.device.type, call.dtype, triton_interprets())
+        key: tuple[object, ...] = (sizes, request, backend, call.device.type, call.dtype, triton_interprets())
+        if records.fingerprint() or autotune.effort() != "off":
+            key = (*key, *autotune.what_matters(call))
         if key not in self._compiled:
             taken = self._backend(call, backend)
-            self._compiled[key] = compile_for(self.recurrence, lambda: self.program, call.sizes, request, taken)
+            if taken.name == "triton" and call.device.type == "cuda":
+                autotune.ensure_tuned(self, call, request)
+            case = autotune.case_of(call) if taken.name == "triton" and records.fingerprint() else None
+            self._compiled[key] = compile_for(self.recurrence, lambda: self.program, call.sizes, request, taken, case)
         return self._compiled[key]
 
     def _backend(self, call: Call | None, requested: str) -> Backend:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ import recur.runtime
 from recur.ir.printer import print_recurrence
 from recur.ir.spec import Recurrence
 from recur.runtime import cache
+from recur.runtime.tuning import records
+from recur.runtime.tuning.records import Case
 
 if TYPE_CHECKING:
     from recur.strategies.select import Request
@@ -34,10 +36,16 @@ class Printed:
     function: str
 
 
-def make_key(rec: Recurrence, sizes: Mapping[str, int], strategy: Request, backend: str) -> str:
-    """Everything that a module's text is a function of, the compiler's own files included, as a short name."""
+def make_key(
+    rec: Recurrence, sizes: Mapping[str, int], strategy: Request, backend: str, case: Case | None = None
+) -> str:
+    """Everything that a module's text is a function of, the compiler's own files included, as a short name.
+
+    ``case``: what a tuned configuration would be looked up for.
+    """
     request = strategy if isinstance(strategy, str) else list(strategy)
-    parts = [print_recurrence(rec), rec.filename, dict(sizes), request, backend, compiler_digest()]
+    tuned = [asdict(case), records.fingerprint()] if case is not None else []
+    parts = [print_recurrence(rec), rec.filename, dict(sizes), request, backend, compiler_digest(), tuned]
     return cache.digest(json.dumps(parts))
 
 

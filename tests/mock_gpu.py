@@ -21,6 +21,7 @@ class MockDriver:
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": 227 * 1024},
             load_binary=lambda name, *rest: (name, name, 128, 0, 1024),
+            unload_module=lambda module: None,
         )
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
@@ -47,8 +48,11 @@ def mock_gpu() -> Iterator[MockDriver]:
 
     driver, found = MockDriver(), triton.runtime.driver._active
     triton.runtime.driver.set_active(driver)
-    with patch.object(torch.cuda, "device", nullcontext), patch.object(
-        op, "choose_backend", lambda *_: Backend("triton", "a mock")
+    with (
+        patch.object(torch.cuda, "device", nullcontext),
+        patch.object(torch.cuda, "get_device_capability", lambda device: (9, 0)),
+        patch.object(op, "choose_backend", lambda *_: Backend("triton", "a mock")),
     ):
         yield driver
-    triton.runtime.driver.set_active(found)
+    if found is not None:  # else it stays, for the kernels that it has loaded
+        triton.runtime.driver.set_active(found)

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from recur import zoo
 from recur.cli.main import cli
 from recur.inspection import STAGES, TARGETS
+from recur.runtime.tuning import records
 
 SPEC = """\
 recurrence ema:
@@ -59,7 +60,7 @@ def run(*args: str) -> Result:
 def test_help_lists_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("check", "explain", "inspect", "emit", "build", "tune", "bench", "demo", "zoo"):
+    for command in ("check", "explain", "inspect", "emit", "build", "tune", "bench", "demo", "zoo", "cache"):
         assert command in result.stdout
         assert run(command, "--help").exit_code == 0
     assert run("--version").stdout.startswith("recur, version ")
@@ -185,6 +186,16 @@ def test_tune_and_bench_say_that_they_need_a_gpu() -> None:
     for command in ("tune", "bench"):
         result = run(command, "gla", "--shape", "B=1,T=8,H=1,K=16,V=16")
         assert result.exit_code == 1 and "GPU" in result.stderr
+
+
+def test_cache_lists_what_tuning_has_found(folder: Path) -> None:
+    assert run("cache").stdout == f"folder\t{folder / 'cache'}\n"
+    key = {"device": "NVIDIA H100", "triton": "3.6.0", "strategies": ["chunkwise"]}
+    records.keep(key, [], {"name": "gla", "shape": {"B": 1, "T": 64}, "both_us": 9.5, "default_both_us": 12.0})
+    records.quarantine(records.Failure("NVIDIA H100", "3.6.0", "walk", "abc", "num_warps=4", "wrong"))
+    _, tuned, quarantined = run("cache").stdout.splitlines()
+    assert tuned == "tuned\tgla\tchunkwise\tB=1,T=64\tNVIDIA H100, Triton 3.6.0\t9.5 us, 12.0 us by default"
+    assert quarantined == "quarantined\twalk\tabc\tnum_warps=4\tNVIDIA H100, Triton 3.6.0\twrong"
 
 
 def command(*args: str) -> subprocess.CompletedProcess[str]:

@@ -295,10 +295,10 @@ def test_a_fallback_is_announced_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("RECUR_CACHE_DIR", str(tmp_path))
     real = module.print_module
 
-    def refuse(program: Any, plans: Any, sizes: Any, backend: str) -> str:
+    def refuse(program: Any, plans: Any, sizes: Any, backend: str, configs: Any) -> str:
         if backend == "triton":
             raise ValueError("a tile of 4096 entries does not fit")
-        return real(program, plans, sizes, backend)
+        return real(program, plans, sizes, backend, configs)
 
     monkeypatch.setattr(module, "print_module", refuse)
     monkeypatch.setattr("recur.runtime.op.choose_backend", lambda *args: Backend("triton", "pretended", automatic=True))

@@ -9,12 +9,16 @@ from recur.codegen.triton_printer.stage import print_stage
 HEADER = """\
 import functools
 import os
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.cache import triton_key
 """
 
 __all__ = ["HEADER", "Launch", "StageConfig", "default_config", "print_helpers", "print_stage"]

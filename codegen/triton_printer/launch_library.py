@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.cache import triton_key
 
 
 def _dot_type(x: torch.Tensor) -> Any:
@@ -37,14 +41,38 @@ def _pointer_type(name: str, found: dict[str, str]) -> str:
     return f"*{found.get(kind, kind)}"
 
 
-def _source(kernel: Any, types: list[str], options: dict[str, Any], variant: tuple[bool | None, ...]) -> Any:
+def _source(kernel: Any, types: list[str], options: dict[str, Any], variant: tuple[bool | None, ...]) -> _Source:
     """What Triton compiles. ``variant``: for each pointer, whether it is a multiple of 16; None where it is absent."""
     names = kernel.arg_names
     absent = {name: None for name, state in zip(names, variant, strict=False) if state is None}
     constants = {name: value for name, value in options.items() if name in names} | absent
     signature = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i, is_aligned in enumerate(variant) if is_aligned}
-    return triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    return _Source(kernel, signature, constexprs=constants, attrs=aligned)
+
+
+class _Source(ASTSource):
+    """A kernel to be compiled in one of several threads.
+
+    Python cannot build syntax trees in two threads at once: these wait for one another, and who has started them until
+    all are ``lowered`` and need no more trees.
+    """
+
+    parsing = threading.RLock()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lowered = threading.Event()
+
+    def hash(self) -> str:
+        with self.parsing:
+            return super().hash()
+
+    def make_ir(self, *arguments: Any, **options: Any) -> Any:
+        with self.parsing:
+            module = super().make_ir(*arguments, **options)
+        self.lowered.set()
+        return module
 
 
 @functools.cache
@@ -59,6 +87,8 @@ class _Kernel:
     ``kernel[grid](...)`` finds the types of all arguments anew at every launch, which takes longer than many a kernel.
     """
 
+    ready = threading.Lock()
+
     def __init__(self, kernel: Any, types: list[str], options: dict[str, Any], device: torch.device) -> None:
         self.kernel, self.types, self.options, self.device = kernel, types, options, device
         self.pointers = sum(name.startswith("*") for name in types)
@@ -69,14 +99,28 @@ class _Kernel:
 
     def start(self, variant: tuple[bool | None, ...]) -> Future:
         """Compiles in the background."""
-        self.started[variant] = _compilers().submit(self.compile, variant)
+        self.source = _source(self.kernel, self.types, self.options, variant)
+        self.started[variant] = _compilers().submit(self.compile, self.source)
         return self.started[variant]
 
-    def compile(self, variant: tuple[bool | None, ...]) -> Any:
+    def compile(self, source: _Source) -> Any:
+        try:
+            return self.load(source)
+        finally:
+            source.lowered.set()
+
+    def load(self, source: _Source) -> Any:
+        """The kernel from Triton's cache or compiled, on its GPU."""
         settings = {name: self.options[name] for name in ("num_warps", "num_stages")}
+        major, minor = torch.cuda.get_device_capability(self.device)
+        target = GPUTarget("cuda", 10 * major + minor, 32)
+        with self.ready:  # once, and not in every thread
+            triton_key()
+        compiled = triton.compile(source, target=target, options=settings)
+        with self.ready:
+            triton.runtime.driver.active  # noqa: B018
         with torch.cuda.device(self.device):
-            compiled = triton.compile(_source(self.kernel, self.types, self.options, variant), options=settings)
-            compiled.run  # noqa: B018 (loads it on the device)
+            compiled.run  # noqa: B018 (loads it)
         return compiled
 
     def __call__(self, grid: int, *arguments: Any) -> None:
@@ -111,18 +155,26 @@ class _Kernels:
         self.given, self.rows = given, rows
         self.known: dict[tuple[Any, ...], list[Any]] = {}
 
-    def __call__(self, *tensors: torch.Tensor | None) -> list[Any]:
+    def __call__(self, first: torch.Tensor, *others: torch.Tensor | None) -> list[Any]:
         """The rows' launchers for the given tensors; kernels that are new are compiled in the background."""
-        key = (tensors[0].device, *[None if x is None else x.dtype for x in tensors])
+        key = (first.device, first.dtype, *[None if x is None else x.dtype for x in others])
         if key not in self.known:
-            self.known[key] = [self.bind(row, tensors) for row in self.rows]
+            self.known[key] = [self.bind(row, first, others) for row in self.rows]
+            for kernel in self.known[key]:
+                if isinstance(kernel, _Kernel):
+                    kernel.source.lowered.wait()
         return self.known[key]
 
-    def bind(self, row: tuple[Any, tuple[str, ...], dict[str, Any]], tensors: tuple[torch.Tensor | None, ...]) -> Any:
+    def bind(
+        self,
+        row: tuple[Any, tuple[str, ...], dict[str, Any]],
+        first: torch.Tensor,
+        others: tuple[torch.Tensor | None, ...],
+    ) -> Any:
         kernel, types, options = row
         if "DOT" in kernel.arg_names:
-            options = {**options, "DOT": _dot_type(tensors[0])}
+            options = {**options, "DOT": _dot_type(first)}
         if not isinstance(kernel, triton.JITFunction):
             return _InterpretedKernel(kernel, options)
-        found = {name: _type_of(x) for name, x in zip(self.given, tensors, strict=True)}
-        return _Kernel(kernel, [_pointer_type(name, found) for name in types], options, tensors[0].device)
+        found = {name: _type_of(x) for name, x in zip(self.given, (first, *others), strict=True)}
+        return _Kernel(kernel, [_pointer_type(name, found) for name in types], options, first.device)

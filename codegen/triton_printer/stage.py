@@ -104,8 +104,11 @@ class StagePrinter:
         views = {self.buffers[b].of: self.buffers[b] for b in used if self.buffers[b].of not in ("", *given)}
         wanted = dict.fromkeys([*(b.name for b in always), *used])
         allocated = [name for name in wanted if name not in given and name not in views]
+        needed = {b for k in kernels if not k.joins_segments for b in self.printed[k.name].buffers}
+        needed |= {b.name for b in always}
         allocations = [
-            (self.names[name], self._shape(name), self._dtype(name), self._alias(name, given)) for name in allocated
+            (self.names[name], self._shape(name), self._dtype(name), self._alias(name, given, needed))
+            for name in allocated
         ]
         launches = [self._launch(k) for k in kernels]
         relays = [(relay_name(k), self._relay_words(k)) for k in (self.printed[k.name] for k in kernels) if k.relay]
@@ -128,8 +131,10 @@ class StagePrinter:
             "views": [(self.names[of], self.names[b.name], b.entry) for of, b in views.items()],
         }
 
-    def _alias(self, name: str, given: tuple[str, ...]) -> str:
-        """The given tensor that the buffer is where the sequence is one segment."""
+    def _alias(self, name: str, given: tuple[str, ...], needed: set[str]) -> str:
+        """What stands for the buffer where the sequence is one segment, if it is not the buffer itself."""
+        if name not in needed:
+            return "None"
         of = self.buffers[name].of
         return self.names[of] if of in given else ""
 
@@ -157,7 +162,7 @@ class StagePrinter:
     def _table(self, name: str, kernels: tuple[Kernel, ...], joins_segments: bool) -> list[dict[str, object]]:
         """The table of the kernels of a pass that are launched under one condition, where there are some."""
         found = [k for k in kernels if k.joins_segments == joins_segments]
-        table = {
+        table: dict[str, object] = {
             "name": f"{self.plan.stage}_{name}",
             "kernels": [self.printed[k.name] for k in found],
             "launchers": [self.launchers[k.name] for k in found],

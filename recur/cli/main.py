@@ -21,10 +21,11 @@ COMMANDS = {
     "inspect": "inspect",
     "emit": "emit",
     "build": "build",
-    "tune": "measure",
+    "tune": "tune",
     "bench": "measure",
     "demo": "demo",
     "zoo": "zoo",
+    "cache": "cache",
 }
 
 

@@ -1,4 +1,4 @@
-"""`recur tune` and `recur bench`: what needs a GPU to be measured on."""
+"""`recur bench`: what needs a GPU to be measured on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,6 @@ shape_option = click.option(
 def _refuse(what: str) -> None:
     click.echo(f"error: {what} needs a GPU and is not available yet", err=True)
     click.get_current_context().exit(1)
-
-
-@click.command()
-@file_argument
-@shape_option
-def tune(file: str, name: str | None, shape: dict[str, int]) -> None:
-    """Search configurations for a shape on this GPU."""
-    _refuse("tuning")
 
 
 @click.command()
