@@ -50,6 +50,7 @@ from recur.strategies.chunk.key_side import (
     stored_chunk_length,
     system_buffers,
 )
+from recur.strategies.chunk.pairs import pair_buffers, paired_chunk
 from recur.strategies.chunk.passes import (
     emit_decay_pass,
     emit_key_pass,
@@ -118,15 +119,19 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     """Every kernel works out from the inputs what it needs of a chunk's key side."""
     gates = scalar_gates(shape)
     forward = [emit_gates_kernel(shape, gates)] if gates else []
+    chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
-    forward += [*starting_kernels(shape, computed_chunk, adjoint=False), emit_walk(shape, keep_values=True)]
+    forward += starting_kernels(shape, chunk_of, adjoint=False)
+    forward.append(narrow_walk(shape, emit_walk(shape, keep_values=True, chunk_of=chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += starting_kernels(shape, computed_chunk, adjoint=True)
+    backward += starting_kernels(shape, chunk_of, adjoint=True)
     if takes_passes(shape):
         passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_decay_pass,) if gates else ()))
         backward += [emit(shape, ledger.buffer_of) for emit in passes]
     else:
-        backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+        backward.append(narrow_walk(shape, emit_states(shape, chunk_of)))
+        backward.append(narrow_walk(shape, emit_reverse_walk(shape, chunk_of)))
+        backward.append(emit_gradients(shape, ledger.buffer_of))
     return forward, backward, ()
 
 
@@ -195,7 +200,10 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for w in walks(shape) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
-    buffers += key_side_buffers(shape) if has_stored_key_side(shape) else []
+    if has_stored_key_side(shape):
+        buffers += key_side_buffers(shape)
+    elif not shape.splits:
+        buffers += [b for form in shape.forms for b in pair_buffers(form)]
     for form in shape.forms:
         solved = [j for j, w in enumerate(form.writes) if w.read is not None]
         for i in solved:

@@ -8,6 +8,7 @@ from recur.ir.core import Node, leaves
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
+from recur.strategies.chunk.pairs import pairs_name, stored_pairs
 from recur.strategies.chunk.segments import Advance, Walk, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, key_only, pair_access, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
@@ -39,16 +40,17 @@ def values_name(form_state: str, j: int) -> str:
 
 
 def emit_prepare(shape: Shape) -> Kernel:
-    """Tm = (I + L)^{-1} for every chunk at once; it depends on no state."""
+    """Tm = (I + L)^{-1} for every chunk at once, and the pairs outside the system: none depends on a state."""
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b, stored=scalar_gates(shape))
     for form in shape.forms:
         part = load_keys(tiles, form)
-        if not part.solved:
-            continue
         chunk = Chunk(tiles, part)
-        inverse = invert_system(b, chunk.system(), part.solved)
-        for (i, j), block in inverse.items():
+        vectors = {v.position: v for v in [*part.queries.values(), *part.reads.values(), *part.keys.values()]}
+        for later, earlier in stored_pairs(form):
+            pairs = chunk.scores(vectors[later], vectors[earlier])
+            b.store(pair_access(pairs_name(form, later, earlier)), pairs)
+        for (i, j), block in invert_system(b, chunk.system(), part.solved).items():
             b.store(pair_access(inverse_name(form.state, i, j)), block)
     equations = ("L = strictly lower part of A~ B^T", "Tm = (I + L)^-1")
     return Kernel("prepare", ("batch", "head", "chunk"), key_only(shape), tuple(b.statements), equations, "prepare")

@@ -21,6 +21,7 @@ from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
 from recur.strategies.chunk.kernels import inverse_name, key_only
+from recur.strategies.chunk.pairs import PairedChunk, pair_buffers, pairs_name, stored_pairs
 from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
 from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, load_keys, load_values
 
@@ -60,10 +61,6 @@ def vector_name(form: MatrixForm, position: int) -> str:
     return f"{'to_end' if isinstance(event, Write) else 'from_start'}_{form.state}_{position}"
 
 
-def pairs_name(form: MatrixForm, later: int, earlier: int) -> str:
-    return f"pairs_{form.state}_{later}_{earlier}"
-
-
 def system_name(form: MatrixForm, i: int, j: int) -> str:
     return f"L_{form.state}_{i}{j}"
 
@@ -77,7 +74,7 @@ def key_side_buffers(shape: Shape) -> tuple[Buffer, ...]:
     for form in shape.forms:
         vectors = [i for i, e in enumerate(form.events) if isinstance(e, Read | Write | Readout)]
         buffers += [Buffer(vector_name(form, i), ("B", "T", "H", *form.key), "operand") for i in vectors]
-        buffers += [Buffer(pairs_name(form, *pair), ("B", "T", "H", "C"), "operand") for pair in stored_pairs(form)]
+        buffers += pair_buffers(form)
         if form.decays:
             buffers.append(Buffer(decay_name(form), ("B", "N", "H", *form.key), doc="2^G_C"))
     return tuple(buffers)
@@ -91,18 +88,6 @@ def system_buffers(shape: Shape) -> tuple[Buffer, ...]:
         for i in solved_writes(f)
         for j in solved_writes(f)
     )
-
-
-def stored_pairs(form: MatrixForm) -> list[tuple[int, int]]:
-    """The positions (reader, write) whose pairs are kept: all but those of the system, which is kept inverted."""
-    readers = [i for i, e in enumerate(form.events) if isinstance(e, Read | Readout)]
-    writes = [(i, e) for i, e in enumerate(form.events) if isinstance(e, Write)]
-    return [
-        (r, w)
-        for r in readers
-        for w, write in writes
-        if isinstance(form.events[r], Readout) or write.read is None
-    ]
 
 
 def emit_key_side(shape: Shape) -> Kernel:
@@ -202,12 +187,8 @@ def place_keys(shape: Shape, axis: Axis, place: Literal["grid", "loop"]) -> Axis
 
 
 @dataclass
-class StoredChunk(Chunk):
+class StoredChunk(PairedChunk):
     """The equations of a chunk whose key side lies in memory: its vectors are decayed already."""
-
-    def _scores(self, x: Vector, y: Vector, name: str, crossing: int) -> Value:
-        buffer = pairs_name(self.form.form, x.position, y.position)
-        return self.b.load(name, pair_access(buffer), ("c", "s"))
 
     def decayed(self, state: Value, name: str = "S", adjoint: bool = False) -> Value:
         return self.b.mul(state, self.class_over_chunk("key"), name=name) if self.form.form.decays else state
