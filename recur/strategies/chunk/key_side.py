@@ -151,7 +151,6 @@ def solved_writes(form: MatrixForm) -> list[int]:
     return [j for j, w in enumerate(form.writes) if w.read is not None]
 
 
-WALK_WIDTH = 32  # of a tile of the value dims in a walk over a whole sequence
 TILE = 2048  # entries of a chunk's rows in a tile of the key or value dims
 FEW_VECTORS = 3  # of which a program holds such tiles, beside the gates
 WARPS = 8  # hold the gates, vectors and sums of such a tile
@@ -166,15 +165,6 @@ def rows_held(shape: Shape) -> int:
 def tile_widths(shape: Shape, dims: tuple[str, ...], rows: int) -> tuple[tuple[str, int], ...]:
     sizes = dict(shape.sizes)
     return tuple((d, max(16, min(TILE // rows, 1 << (sizes[d] - 1).bit_length()))) for d in dims)
-
-
-def narrow_walk(shape: Shape, kernel: Kernel) -> Kernel:
-    """A walk over a whole sequence in narrow tiles of the value dims: few heads fill a GPU with many programs only."""
-    if shape.whole_values or shape.splits:
-        return kernel
-    sizes = dict(shape.sizes)
-    widths = tuple((d, max(16, min(WALK_WIDTH, 1 << (sizes[d] - 1).bit_length()))) for d in shape.value)
-    return replace(kernel, widths=widths, warps=4)
 
 
 def stored_chunk_length(shape: Shape) -> int:
