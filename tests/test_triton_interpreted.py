@@ -21,6 +21,7 @@ from recur import zoo
 from recur.api import load, loads
 from recur.operators import OPERATORS
 from recur.strategies.select import select
+from recur.zoo import path
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs with TRITON_INTERPRET=1")
 
@@ -225,3 +226,11 @@ def test_tensors_are_read_as_they_lie_in_memory() -> None:
     lazy["angle"] = x["angle"].T.contiguous().T
     found, _ = op(**lazy, backend="triton", strategy=strategy)
     assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("name", ["gla", "kda", "rwkv7", "value_gated"])
+def test_decays_over_dims(name: str, extreme: bool) -> None:
+    """Several chunks: pairs by halves of blocks, below 16 rows too where gates are extreme."""
+    options = {"B": 1, "H": 1, "T": 150, "sizes": {"K": 20, "V": 12}, "dtype": torch.float32, "tolerance": 4e-4}
+    compare(load(str(path(name))), "chunkwise", "triton", extreme=extreme, **options)

@@ -13,9 +13,11 @@ from hand_plans import elementwise_scan, linear_attention, nonlinear_steps
 from triton_plans import elementwise_kernel, load_stage, print_source
 from triton_plans import linear_attention as gated_attention
 
+from recur import load
 from recur.codegen.triton_printer import print_helpers
 from recur.ir.plan import Plan
 from recur.runtime.build import LINTS, KernelReport, build_module, count_register_dots, kernels_of, shared_limit
+from recur.zoo import path
 
 HERE = Path(__file__).parent
 COMPILES = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton was imported to interpret")
@@ -23,9 +25,10 @@ COMPILES = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason=
 
 @pytest.mark.slow
 def test_interpreted() -> None:
-    """test_triton_interpreted.py, in a process of its own with the interpreter chosen."""
+    """test_triton_interpreted.py and test_relay.py, in a process of its own with the interpreter chosen."""
+    files = [str(HERE / f"test_{name}.py") for name in ("triton_interpreted", "relay")]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(HERE / "test_triton_interpreted.py")],
+        [sys.executable, "-m", "pytest", "-q", "-x", *files],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=HERE.parent,
         capture_output=True,
@@ -123,3 +126,14 @@ def test_register_dots_are_counted() -> None:
 
 def test_functions_print(tmp_path: Path) -> None:
     assert "_softplus(x)" in print_source(elementwise_kernel("softplus"), {"D": 4}, 16)
+
+
+def test_a_relay_hands_on_before_it_finishes() -> None:
+    """The next chunk waits for one product: outputs are evaluated and stored after the state is handed on."""
+    source = load(str(path("hgrn"))).source("triton", D=128)
+    forward, backward = source.split("def h_forward_kernel")[1].split("def h_backward_kernel")
+    for text, order in ((forward, ("_prescan(", "_take(h,", "_hand_on(h_", "o_ptr +")),
+                        (backward, ("_hand_on(d_h_", "_take(d_lower_sum", "_hand_on(d_lower_sum"))):  # fmt: skip
+        places = [text.index(part) for part in order]
+        assert places == sorted(places), order
+    assert "for chunk" not in source and "for step" not in source

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -355,6 +355,22 @@ class Program:
             sums.append(g + sums[-1] if sums else g)
             states.append(torch.maximum(states[-1] + g, x) if states else x)
         return self.rows_back(s, sums), self.rows_back(s, states)
+
+    def op_prescan(self, s: Let) -> tuple[Tensor, ...]:
+        return self.before_rows(s, 1.0, 0.0, torch.mul, lambda a, x, h: a * h + x)
+
+    def op_maxprescan(self, s: Let) -> tuple[Tensor, ...]:
+        return self.before_rows(s, 0.0, -math.inf, torch.add, lambda g, x, m: torch.maximum(m + g, x))
+
+    def before_rows(self, s: Let, decay: float, state: float, combine: Callable, step: Callable) -> tuple[Tensor, ...]:
+        """Before every row, and after the last: all rows' decays combined, and the state that starts from nothing."""
+        rows = list(zip(*self.rows_first(s), strict=True))
+        like = rows[0][0] + rows[0][1]
+        decays, states = [torch.full_like(like, decay)], [torch.full_like(like, state)]
+        for a, x in rows:
+            decays.append(combine(a, decays[-1]))
+            states.append(step(a, x, states[-1]))
+        return self.rows_back(s, decays[:-1]), self.rows_back(s, states[:-1]), decays[-1], states[-1]
 
     def op_previous(self, s: Let) -> Tensor:
         first = self.align(s.args[1], tuple(a for a in s.out.axes if a != s.attr("axis")))

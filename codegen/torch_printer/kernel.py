@@ -16,7 +16,7 @@ from recur.ir.tile import Carry, Kernel, Let, Loop, Statement, Store, Value
 from recur.operators import OPERATORS
 
 SIGNS = {"add": "+", "sub": "-", "mul": "*"}
-WITH_SHAPES = ("contract", "weigh", "scan", "maxscan", "inverse", "cumsum")
+WITH_SHAPES = ("contract", "weigh", "scan", "maxscan", "prescan", "maxprescan", "inverse", "cumsum")
 
 
 @dataclass
@@ -128,7 +128,7 @@ class KernelPrinter:
         overwritten = [a.text for a in args if a.text.isidentifier() and is_overwritten(a.text, result.text)]
         is_name = target is None and (result.is_number or result.text.isidentifier())
         if len(let.outs) > 1:
-            self.bind_pair(let, result)
+            self.bind_all(let, result)
         elif is_name or (target is None and not overwritten and self.is_inlined(let, result, inlined)):
             self.env[let.out.name] = result
             if any(a.is_spare and a.text == result.text for a in args):
@@ -169,11 +169,14 @@ class KernelPrinter:
             self.owned[let.out.name] = self.core
         self.env[let.out.name] = replace(result, text=name, is_spare=False, factors=None)
 
-    def bind_pair(self, let: Let, result: Tensor) -> None:
+    def bind_all(self, let: Let, result: Tensor) -> None:
+        """Several results along an axis; those after its last row lack it."""
         names = [self.function.unique(v.name) for v in let.outs]
         self.function.line(f"{', '.join(names)} = {result.text}", self.note(let, result), 1 if self.core is None else 2)
+        without = tuple(d for d in result.dims if d != let.attr("axis"))
         for value, name in zip(let.outs, names, strict=True):
-            self.env[value.name] = Tensor(name, result.dims, result.is_complex)
+            dims = result.dims if let.attr("axis") in value.axes else without
+            self.env[value.name] = Tensor(name, dims, result.is_complex)
 
     def note(self, let: Let, result: Tensor) -> str:
         used = dict(self.function.sizes)

@@ -118,6 +118,43 @@ def _maxscan(g: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False) 
     return g.movedim(0, dim), x.movedim(0, dim)
 
 
+def _prescan(
+    a: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Products of a and h_r = a_r h_{r-1} + x_r from zero, along dim: before every row, and after the last one."""
+    a, x = (t.movedim(dim, 0) for t in torch.broadcast_tensors(a, x))
+    decay, h = (x.new_full((len(x) + 1, *x.shape[1:]), first) for first in (1, 0))
+    for row, before, after in _row_steps(len(x), reverse):
+        torch.mul(a[row], decay[before], out=decay[after])
+        torch.addcmul(x[row], a[row], h[before], out=h[after])
+    return _before_and_after(decay, h, dim, reverse)
+
+
+def _maxprescan(
+    g: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums of g and m_r = max(m_{r-1} + g_r, x_r) from minus infinity: before every row, and after the last one."""
+    g, x = (t.movedim(dim, 0) for t in torch.broadcast_tensors(g, x))
+    gain, m = (x.new_full((len(x) + 1, *x.shape[1:]), first) for first in (0, float("-inf")))
+    for row, before, after in _row_steps(len(x), reverse):
+        torch.add(g[row], gain[before], out=gain[after])
+        torch.maximum(m[before] + g[row], x[row], out=m[after])
+    return _before_and_after(gain, m, dim, reverse)
+
+
+def _row_steps(count: int, reverse: bool) -> list[tuple[int, int, int]]:
+    """Each row in its turn, with the row boundaries before and after it."""
+    return [(r, r + 1, r) for r in reversed(range(count))] if reverse else [(r, r, r + 1) for r in range(count)]
+
+
+def _before_and_after(
+    a: torch.Tensor, h: torch.Tensor, dim: int, reverse: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of values at all row boundaries, in front: those before every row, and those after the last one."""
+    rows, end = (slice(1, None), 0) if reverse else (slice(None, -1), -1)
+    return a[rows].movedim(0, dim), h[rows].movedim(0, dim), a[end], h[end]
+
+
 def _weighed_scores(x: torch.Tensor, y: torch.Tensor, gx: torch.Tensor, gy: torch.Tensor) -> torch.Tensor:
     """out[r, s] = sum_k x[r, k] y[s, k] 2^(gx[r, k] - gy[s, k]) where row r is not before row s, else finite.
 

@@ -90,7 +90,7 @@ def apply(op: str, args: Sequence[Pair], attrs: Sequence[Attr]) -> Pair | None:
         case "pow":
             return power(x, float(attrs[0]))  # type: ignore[arg-type]
         case "exp":
-            return Pair(f"(tl.exp({x.re}) * _cos({x.im}))", f"(tl.exp({x.re}) * _sin({x.im}))")
+            return Pair(f"(_exp({x.re}) * _cos({x.im}))", f"(_exp({x.re}) * _sin({x.im}))")
         case "abs":
             return Pair(f"tl.sqrt({squared_modulus(x)})")
         case "where":

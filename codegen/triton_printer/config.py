@@ -14,16 +14,26 @@ DOT_TILE = 8192  # elements of the largest tile of a kernel of matrix products: 
 SCAN_TILE = 2048  # the same for elementwise kernels, which hold many tiles at once
 WIDEST_BLOCK = 128
 ROW_TILE = 32  # tokens in a tile of rows of a longer chunk: with 64, products of pairs read registers on Hopper
+PRESCANS = ("prescan", "maxprescan")
+VECTOR = 4  # neighbouring channels that a thread of a scan holds: wide loads, and registers left for a run of tokens
+LONGEST_RUN = 32
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How one kernel is launched. ``blocks``: the tile widths of the axes placed on the grid or in a loop."""
+    """How one kernel is launched. ``blocks``: the tile widths of the axes placed on the grid or in a loop.
+
+    Kernels of scans: ``run``: how many tokens in a row a thread holds; ``vector``: how many neighbours along the
+    innermost axis, at most (0: what Triton chooses); ``relay``: a program for every chunk (see relay.py).
+    """
 
     blocks: tuple[tuple[str, int], ...] = ()
     num_warps: int = 4
     num_stages: int = 2
+    run: int = 1
+    vector: int = 0
+    relay: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
 
     A kernel whose strategy knows what fits says so itself.
     """
+    if kernel.role == "scan" and kernel.warps is not None:
+        return scan_launch(kernel, sizes, rows)
     if kernel.warps is not None:
         return Launch(kernel.widths, num_warps=kernel.warps, num_stages=2)
     lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
@@ -118,6 +130,27 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     heavy = largest > limit or (dots >= MANY_DOTS and largest == limit)
     heavy = heavy or (not tiled and dots > MANY_DOTS and 2 * largest >= limit)  # nothing to cut
     return Launch(tuple((name, blocks[name]) for name in tiled), num_warps=8 if heavy else 4, num_stages=2)
+
+
+def scan_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launch:
+    """A thread holds runs of tokens, so that few steps of a scan are between threads."""
+    assert kernel.warps is not None
+    widths = dict(kernel.widths)
+    scans = [s for s in statements_of(kernel.body) if isinstance(s, Let) and s.op in PRESCANS]
+    extents = {a.name: widths.get(a.name) or next_power_of_two(extent_size(a.extent, sizes))
+               for a in kernel.axes if a.kind == "size"}  # fmt: skip
+    row = max((math.prod(extents.get(a, 1) for a in s.out.axes) for s in scans), default=1)
+    whole = math.prod(extents[a.name] for a in kernel.axes if a.kind == "size" and a.name not in widths)
+    vector = VECTOR if whole == 1 else 1
+    threads_of_row = max(row // vector, 1)
+    runs = min(max(32 * kernel.warps // threads_of_row, 1), rows)
+    run = min(rows // runs, LONGEST_RUN)
+    return Launch(kernel.widths, kernel.warps, 2, run=run, vector=vector if whole == 1 else 0, relay=is_relayed(kernel))
+
+
+def is_relayed(kernel: Kernel) -> bool:
+    loops = [s for s in kernel.body if isinstance(s, Loop)]
+    return len(loops) == 1 and bool(loops[0].carries) and "chunk" not in kernel.grid
 
 
 def rows_of(axis: Axis, chunk: int) -> int:

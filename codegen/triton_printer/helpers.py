@@ -11,6 +11,63 @@ from pathlib import Path
 
 from recur.codegen.helpers import needed_functions
 
+
+def _prescan_helpers(suffix: str, compose: str, equation: str, nothing: tuple[str, ...]) -> dict[str, str]:
+    """The scan before every row, for one kind of state: ``nothing`` is the step that changes no state, by parts."""
+    filled = ", ".join("tl.zeros(shape, tl.float32) * -1.0" if x == "0.0" else f"tl.full(shape, {x}, tl.float32)"
+                       for x in nothing)  # fmt: skip
+    return {
+        f"_nothing{suffix}": f'''
+@triton.jit
+def _nothing{suffix}(shape: tl.constexpr):
+    """The step that leaves a state as it is (-0.0, because x + -0.0 is x and compiles away)."""
+    return {filled}
+''',
+        f"_join_blocks{suffix}": f'''
+@triton.jit
+def _join_blocks{suffix}(before, steps, M: tl.constexpr, reverse: tl.constexpr):
+    """Blocks of M / 2 rows joined two at a time: the later one's rows come after all of the earlier one."""
+    shape: tl.constexpr = (before[0].shape[0] // M, M, before[0].shape[1], before[0].shape[2])
+    row = tl.arange(0, M)[None, :, None, None]
+    edge = row == (M // 2 if reverse else M // 2 - 1)
+    is_later = row < M // 2 if reverse else row >= M // 2
+    blocks = _reshaped(before, shape)
+    earlier = {compose}(*_picked(blocks, edge, 1), *_picked(_reshaped(steps, shape), edge, 1))
+    joined = {compose}(*_expanded(earlier, 1), *blocks)
+    return _reshaped(_chosen(is_later, joined, blocks), before[0].shape)
+''',
+        f"_prescan{suffix}": f'''
+@triton.jit
+def _prescan{suffix}(steps, RUN: tl.constexpr, reverse: tl.constexpr = False):
+    """{equation} for rows in front, in runs: what comes before every row, then all rows together.
+
+    Row r S + s of a tile is token s RUN + r (`_in_runs`), so a thread may hold a run of RUN tokens in its registers:
+    rows [RUN, S, W], W the other axes together. Within runs by doubling blocks, selections that compile away, and
+    between runs by Triton's scan (whose own `reverse` is not sound).
+    """
+    C: tl.constexpr = steps[0].shape[0]
+    S: tl.constexpr = C // RUN
+    W: tl.constexpr = steps[0].numel // C
+    rows = _reshaped(steps, (RUN, S, W))
+    before = _nothing{suffix}((RUN, S, W))
+    for level in tl.static_range(1, 8):
+        if 1 << level <= RUN:
+            before = _join_blocks{suffix}(before, rows, 1 << level, reverse)
+    at_end = tl.arange(0, RUN)[:, None, None] == (0 if reverse else RUN - 1)
+    runs = {compose}(*_picked(before, at_end, 0), *_picked(rows, at_end, 0))
+    s = tl.arange(0, S)
+    if S > 1:
+        if reverse:
+            runs = _gathered(runs, -s + (S - 1), (S, W))
+        runs = tl.associative_scan(runs, 0, {compose})
+        earlier = _gathered(runs, tl.maximum(-s + (S - 2) if reverse else s - 1, 0), (S, W))
+        earlier = _chosen((s == (S - 1 if reverse else 0))[:, None], _nothing{suffix}((S, W)), earlier)
+        before = {compose}(*_expanded(earlier, 0), *before)
+    return _reshaped(before, steps[0].shape) + _picked(runs, (s == S - 1)[:, None], 0)
+''',
+    }
+
+
 HELPERS: dict[str, str] = {
     "_segments": '''
 def _segments(sequences, chunks, programs=256, least=32):
@@ -19,12 +76,25 @@ def _segments(sequences, chunks, programs=256, least=32):
     length = (chunks + count - 1) // count
     return (chunks + length - 1) // length, length
 ''',
+    "_exp": '''
+@triton.jit
+def _exp(x):
+    """exp(x) by the hardware's 2 ** x, which takes denormal results for zero."""
+    return tl.exp2(1.4426950408889634 * x)
+''',
+    "_sigmoid": '''
+@triton.jit
+def _sigmoid(x):
+    """1 / (1 + exp(-x)) as the square of a reciprocal root: a division for floats of any size takes eight steps."""
+    root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * x))
+    return root * root
+''',
     "_expm1": '''
 @triton.jit
 def _expm1(x):
     """exp(x) - 1: its series near 0, where the difference would cancel."""
     series = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7))))))
-    return tl.where(tl.abs(x) < 0.35, series, tl.exp(x) - 1.0)
+    return tl.where(tl.abs(x) < 0.35, series, _exp(x) - 1.0)
 ''',
     "_log1p": '''
 @triton.jit
@@ -39,13 +109,13 @@ def _log1p(x):
 @triton.jit
 def _softplus(x):
     """log(1 + exp(x)), with the exponential of -|x| only."""
-    return tl.maximum(x, 0.0) + _log1p(tl.exp(-tl.abs(x)))
+    return tl.maximum(x, 0.0) + _log1p(_exp(-tl.abs(x)))
 ''',
     "_logsigmoid": '''
 @triton.jit
 def _logsigmoid(x):
     """-log(1 + exp(-x)), with the exponential of -|x| only."""
-    return tl.minimum(x, 0.0) - _log1p(tl.exp(-tl.abs(x)))
+    return tl.minimum(x, 0.0) - _log1p(_exp(-tl.abs(x)))
 ''',
     "_sign": """
 @triton.jit
@@ -126,6 +196,90 @@ def _compose_max(g1, m1, g2, m2):
     """First m -> max(m + g1, m1), then m -> max(m + g2, m2)."""
     return g1 + g2, tl.maximum(m1 + g2, m2)
 ''',
+    "_in_runs": '''
+@triton.jit
+def _in_runs(C: tl.constexpr, RUN: tl.constexpr):
+    """The token of every row of a tile of C, where row r (C / RUN) + s is token s RUN + r."""
+    row = tl.arange(0, C)
+    return row % (C // RUN) * RUN + row // (C // RUN)
+''',
+    "_reshaped": """
+@triton.jit
+def _reshaped(parts, shape: tl.constexpr):
+    shaped = ()
+    for i in tl.static_range(len(parts)):
+        shaped = shaped + (tl.reshape(parts[i], shape),)
+    return shaped
+""",
+    "_expanded": """
+@triton.jit
+def _expanded(parts, axis: tl.constexpr):
+    wider = ()
+    for i in tl.static_range(len(parts)):
+        wider = wider + (tl.expand_dims(parts[i], axis),)
+    return wider
+""",
+    "_chosen": """
+@triton.jit
+def _chosen(condition, yes, no):
+    chosen = ()
+    for i in tl.static_range(len(yes)):
+        chosen = chosen + (tl.where(condition, yes[i], no[i]),)
+    return chosen
+""",
+    "_picked": '''
+@triton.jit
+def _picked(parts, at, axis: tl.constexpr):
+    """The one entry along an axis that ``at`` marks; the sum compiles away where a thread holds the axis (x + -0.0)."""
+    picked = ()
+    for i in tl.static_range(len(parts)):
+        picked = picked + (tl.sum(tl.where(at, parts[i], tl.zeros_like(parts[i]) * -1.0), axis),)
+    return picked
+''',
+    "_gathered": '''
+@triton.jit
+def _gathered(parts, source, shape: tl.constexpr):
+    """The tiles [S, W] whose row s is row source[s]."""
+    moved = ()
+    for i in tl.static_range(len(parts)):
+        moved = moved + (tl.gather(parts[i], tl.broadcast_to(source[:, None], shape), 0),)
+    return moved
+''',
+    **_prescan_helpers("", "_compose", "h_r = a_r h_{r-1} + x_r", ("1.0", "0.0")),
+    **_prescan_helpers("_complex", "_compose_complex", "h_r = a_r h_{r-1} + x_r over the complex numbers",
+                       ("1.0", "0.0", "0.0", "0.0")),
+    **_prescan_helpers("_max", "_compose_max", "m_r = max(m_{r-1} + g_r, x_r)", ("0.0", 'float("-inf")')),
+    "_take": '''
+@triton.jit
+def _take(first, slot, step):
+    """A carried value: ``first`` at the first step, then what the program of the step before leaves in the slot.
+
+    An empty word is -1, a NaN's bits; words are read past the caches until none is empty. Threads may hold copies of a
+    word that were read at different times, of which one counts: so all are read again once none is empty.
+    """
+    is_waiting = step > 0
+    while is_waiting:
+        is_waiting = tl.max((tl.load(slot, volatile=True) == -1).to(tl.int32)) == 1
+    tl.debug_barrier()
+    return tl.where(step > 0, tl.load(slot, volatile=True).to(tl.float32, bitcast=True), first)
+''',
+    "_take_number": '''
+@triton.jit
+def _take_number(first, slot, step):
+    """`_take` of a single number."""
+    is_waiting = step > 0
+    while is_waiting:
+        is_waiting = tl.load(slot, volatile=True) == -1
+    tl.debug_barrier()
+    return tl.where(step > 0, tl.load(slot, volatile=True).to(tl.float32, bitcast=True), first)
+''',
+    "_hand_on": '''
+@triton.jit
+def _hand_on(value, slot):
+    """Leaves a carried value for the program of the next step; the NaN that stands for empty becomes another one."""
+    words = value.to(tl.int32, bitcast=True)
+    tl.atomic_xchg(slot, tl.where(words == -1, 0x7FC00000, words), sem="relaxed")
+''',
     "_unit_lower_inverse": '''
 @triton.jit
 def _unit_lower_inverse(L, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
@@ -166,44 +320,43 @@ def _hadamard_matrix(N: tl.constexpr):
     shared = shared ^ (shared >> 1)
     return (1 - 2 * (shared & 1)).to(tl.float32)
 ''',
-    "_at_row": '''
-@triton.jit
-def _at_row(g, i, W: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
-    """[C, K]: for each row, g at row i of its own block of W rows."""
-    lane = tl.arange(0, W)[None, :, None]
-    picked = tl.sum(tl.where(lane == i, tl.reshape(g, (C // W, W, K)), 0.0), 1)
-    return tl.reshape(tl.broadcast_to(picked[:, None, :], (C // W, W, K)), (C, K))
-''',
-    "_apart": '''
-@triton.jit
-def _apart(C: tl.constexpr, M: tl.constexpr):
-    """[C, C]: whether the row is in the right half and the column in the left half of one block of 2 M rows."""
-    row = tl.arange(0, C)[:, None]
-    column = tl.arange(0, C)[None, :]
-    return (row // (2 * M) == column // (2 * M)) & (row // M > column // M)
-''',
     "_to_middle": '''
 @triton.jit
-def _to_middle(gx, gy, M: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
-    """(which rows [C, 1] are in the right half of their block of 2 M rows, 2 ** the decay between them and its middle).
+def _to_middle(gx, gy, level, C: tl.constexpr, K: tl.constexpr):
+    """(which rows [C, 1] are in the right half of their block of 2 M rows, 2 ** the decay from there to its middle).
 
-    The middle is the left half's last write: nothing later than any row to its right, and no exponent is above 0.
+    M = 2 ** level. The middle is the left half's last write: nothing later than a row to its right, and no exponent is
+    above 0.
     """
-    right = (tl.arange(0, C) // M % 2 == 1)[:, None]
-    middle = _at_row(gy, M - 1, 2 * M, C, K)
+    half = tl.arange(0, C) >> level
+    right = (half & 1)[:, None] == 1
+    middle = tl.gather(gy, tl.broadcast_to((((half | 1) << level) - 1)[:, None], (C, K)), 0)
     return right, tl.exp2(tl.minimum(tl.where(right, gx - middle, middle - gy), 0.0))
 ''',
     "_to_first": '''
 @triton.jit
-def _to_first(gx, gy, W: tl.constexpr, C: tl.constexpr, K: tl.constexpr, DOT: tl.constexpr):
-    """Blocks of W rows, anchored at their first: (which rows [C] are near it, 2 ** (gx - g), 2 ** (g - gy)).
+def _to_first(gx, gy, C: tl.constexpr, K: tl.constexpr, DOT: tl.constexpr):
+    """Blocks of 16 rows, anchored at their first: (which rows [C, 1] are near it, 2 ** (gx - g), 2 ** (g - gy)).
 
     A row is near where the decays on the way there leave the operand type room: then its pairs need no other anchor.
     """
     ROOM: tl.constexpr = 0.0 if DOT == tl.float16 else 80.0
-    first = _at_row(gy, 0, W, C, K)
-    near = tl.max(first - gy, 1) <= ROOM
+    first = tl.gather(gy, tl.broadcast_to((tl.arange(0, C) // 16 * 16)[:, None], (C, K)), 0)
+    near = (tl.max(first - gy, 1) <= ROOM)[:, None]
     return near, tl.exp2(tl.minimum(gx - first, 0.0)), tl.exp2(tl.minimum(first - gy, ROOM))
+''',
+    "_halving": '''
+@triton.jit
+def _halving(near, C: tl.constexpr):
+    """[C, C]: by which anchors each pair is counted, (whether by the first of 16 rows, row ^ column where by middles).
+
+    Row c and column s < c are in the two halves of one block of 2 M rows where M is the highest bit of c ^ s.
+    """
+    row = tl.arange(0, C)[:, None]
+    column = tl.arange(0, C)[None, :]
+    apart = tl.where(row > column, row ^ column, 0)
+    beside = near & (apart > 0) & (apart < 16)
+    return beside, tl.where(beside, 0, apart)
 ''',
     "_weigh_sizes": '''
 @triton.jit
@@ -220,19 +373,15 @@ def _weigh_sizes(
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
     out = tl.where(row == column, tl.sum(x * y * tl.exp2(tl.minimum(gx - gy, 0.0)), 1)[:, None], 0.0)
-    for level in tl.static_range(4, LEVELS):
-        right, decay = _to_middle(gx, gy, 2**level, C, K)
-        z = (tl.where(right, x, y) * decay).to(DOT)
-        out = tl.where(_apart(C, 2**level), tl.dot(z, tl.trans(z), input_precision=PRECISION), out)
-    near, down, up = _to_first(gx, gy, 16, C, K, DOT)
+    near, down, up = _to_first(gx, gy, C, K, DOT)
+    beside, apart = _halving(near, C)
     pairs = tl.dot((x * down).to(DOT), tl.trans((y * up).to(DOT)), input_precision=PRECISION)
-    out = tl.where(near[:, None] & (row // 16 == column // 16) & (row > column), pairs, out)
-    if tl.min(near.to(tl.int32)) == 0:
-        for level in tl.static_range(4):
-            right, decay = _to_middle(gx, gy, 2**level, C, K)
-            z = (tl.where(right, x, y) * decay).to(DOT)
-            far = _apart(C, 2**level) & (near[:, None] == 0)
-            out = tl.where(far, tl.dot(z, tl.trans(z), input_precision=PRECISION), out)
+    out = tl.where(beside, pairs, out)
+    for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
+        right, decay = _to_middle(gx, gy, level, C, K)
+        z = (tl.where(right, x, y) * decay).to(DOT)
+        pairs = tl.dot(z, tl.trans(z), input_precision=PRECISION)
+        out = tl.where(apart >> level == 1, pairs, out)
     return out
 ''',
     "_weigh_columns": '''
@@ -247,18 +396,13 @@ def _weigh_columns(
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
     out = tl.sum(tl.where(row == column, p, 0.0), 1)[:, None] * y * tl.exp2(tl.minimum(gx - gy, 0.0))
-    for level in tl.static_range(4, LEVELS):
-        right, decay = _to_middle(gx, gy, 2**level, C, K)
-        apart = tl.where(_apart(C, 2**level), p, 0.0).to(DOT)
-        out += decay * tl.dot(apart, (y * decay).to(DOT), input_precision=PRECISION)
-    near, down, up = _to_first(gx, gy, 16, C, K, DOT)
-    beside = near[:, None] & (row // 16 == column // 16) & (row > column)
+    near, down, up = _to_first(gx, gy, C, K, DOT)
+    beside, apart = _halving(near, C)
     out += down * tl.dot(tl.where(beside, p, 0.0).to(DOT), (y * up).to(DOT), input_precision=PRECISION)
-    if tl.min(near.to(tl.int32)) == 0:
-        for level in tl.static_range(4):
-            right, decay = _to_middle(gx, gy, 2**level, C, K)
-            far = tl.where(_apart(C, 2**level) & (near[:, None] == 0), p, 0.0).to(DOT)
-            out += decay * tl.dot(far, (y * decay).to(DOT), input_precision=PRECISION)
+    for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
+        right, decay = _to_middle(gx, gy, level, C, K)
+        weights = tl.where(apart >> level == 1, p, 0.0).to(DOT)
+        out += decay * tl.dot(weights, (y * decay).to(DOT), input_precision=PRECISION)
     return out
 ''',
     "_weigh_rows": '''
@@ -273,18 +417,13 @@ def _weigh_rows(
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
     out = tl.sum(tl.where(row == column, p, 0.0), 1)[:, None] * x * tl.exp2(tl.minimum(gx - gy, 0.0))
-    for level in tl.static_range(4, LEVELS):
-        right, decay = _to_middle(gx, gy, 2**level, C, K)
-        apart = tl.where(_apart(C, 2**level), p, 0.0).to(DOT)
-        out += decay * tl.dot(tl.trans(apart), (x * decay).to(DOT), input_precision=PRECISION)
-    near, down, up = _to_first(gx, gy, 16, C, K, DOT)
-    beside = near[:, None] & (row // 16 == column // 16) & (row > column)
+    near, down, up = _to_first(gx, gy, C, K, DOT)
+    beside, apart = _halving(near, C)
     out += up * tl.dot(tl.trans(tl.where(beside, p, 0.0).to(DOT)), (x * down).to(DOT), input_precision=PRECISION)
-    if tl.min(near.to(tl.int32)) == 0:
-        for level in tl.static_range(4):
-            right, decay = _to_middle(gx, gy, 2**level, C, K)
-            far = tl.where(_apart(C, 2**level) & (near[:, None] == 0), p, 0.0).to(DOT)
-            out += decay * tl.dot(tl.trans(far), (x * decay).to(DOT), input_precision=PRECISION)
+    for level in range(tl.where(tl.min(near.to(tl.int32)) == 0, 0, 4), LEVELS):
+        right, decay = _to_middle(gx, gy, level, C, K)
+        weights = tl.trans(tl.where(apart >> level == 1, p, 0.0).to(DOT))
+        out += decay * tl.dot(weights, (x * decay).to(DOT), input_precision=PRECISION)
     return out
 ''',
 }

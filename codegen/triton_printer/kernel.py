@@ -6,15 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from recur.codegen.torch_printer.loops import defines, uses
 from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.inlining import inlinable_values
 from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, print_tuple, safe_name
 from recur.codegen.triton_printer.names import name_values
 from recur.codegen.triton_printer.operations import OperationPrinter, Pair, bare
 from recur.codegen.triton_printer.padding import infer_padding
+from recur.codegen.triton_printer.relay import as_relay, handed_at, handed_words
 from recur.codegen.triton_printer.templates import render
 from recur.codegen.triton_printer.wrapping import wrapped
-from recur.ir.tile import Access, Kernel, Let, Loop, Statement, Store
+from recur.ir.tile import Access, Carry, Kernel, Let, Loop, Statement, Store
 
 INDENT = "    "
 
@@ -32,7 +34,8 @@ class PrintedKernel:
     """The function's text and what its launch must hand over, in order.
 
     ``buffers``: names of tensors; ``counts``: runtime integers, of B, T, H, G, L; ``constants``: name and value;
-    ``grid``: names of counts, or numbers, whose product is the grid.
+    ``grid``: names of counts, or numbers, whose product is the grid; ``relay``: how many words each program hands on to
+    the next chunk's, in a buffer that is handed over after the others.
     """
 
     name: str
@@ -42,6 +45,7 @@ class PrintedKernel:
     constants: tuple[tuple[str, int], ...]
     has_dot_type: bool
     grid: tuple[tuple[str, str], ...]
+    relay: int = 0
 
 
 def print_kernel(
@@ -72,6 +76,8 @@ class KernelPrinter:
         absent: Mapping[str, float],
         inlined: frozenset[str] | None = None,
     ) -> None:
+        self.launch = config.launch(kernel.name)
+        kernel = as_relay(kernel) if self.launch.relay else kernel
         self.kernel, self.dims, self.config, self.complex_buffers = kernel, dims, config, complex_buffers
         self.absent = absent
         self.layout = Layout(kernel, config)
@@ -105,12 +111,14 @@ class KernelPrinter:
             name=name,
             equations=self.kernel.equations,
             role=self.kernel.role,
-            pointers=[pointer_name(b) for b in self.buffers],
+            pointers=[pointer_name(b) for b in self.buffers] + ["relay_ptr"] * self.launch.relay,
             counts=[word for _, word in counts],
             constants=[constant for constant, _ in constants] + (["DOT"] if "DOT" in words else []),
             body=lines,
         )
-        return PrintedKernel(name, text, tuple(self.buffers), counts, constants, "DOT" in words, self._grid())
+        return PrintedKernel(
+            name, text, tuple(self.buffers), counts, constants, "DOT" in words, self._grid(), self._handed_words()
+        )
 
     def _constants(self, words: set[str]) -> tuple[tuple[str, int], ...]:
         values = {**self.layout.sizes, self.words["C"]: self.config.chunk}
@@ -120,16 +128,22 @@ class KernelPrinter:
     def _grid(self) -> tuple[tuple[str, str], ...]:
         """(what it counts, its size): the letter of a count, "N" for chunks, or a number."""
         sizes = {"batch": "B", "head": "H", "segment": "G", "chunk": "N"}
-        return tuple((g, sizes[g] if g in sizes else str(self._tiles(g))) for g in self.kernel.grid)
+        entries = (*(("chunk",) if self.launch.relay else ()), *self.kernel.grid)
+        return tuple((g, sizes[g] if g in sizes else str(self._tiles(g))) for g in entries)
 
     def _tiles(self, grid_entry: str) -> int:
         return self.layout.axes[grid_entry.removeprefix("tile:")].tiles
 
     def _print_grid(self) -> None:
         """The last entry of the grid varies fastest, so programs that read the same tokens run together."""
-        self._define(self.words["N"], f"tl.cdiv({self.words['T']}, {self.words['C']})")
-        self._define("program", "tl.program_id(0)")
-        rest = "program"
+        chunks = f"tl.cdiv({self.words['T']}, {self.words['C']})"
+        if self.launch.relay:
+            self._print_place(chunks)
+            rest = "walk"
+        else:
+            self._define(self.words["N"], chunks)
+            self._define("program", "tl.program_id(0)")
+            rest = "program"
         sizes = {"head": self.words["H"], "segment": self.words["G"], "chunk": self.words["N"]}
         for entry in reversed(self.kernel.grid):
             size = sizes[entry] if entry in sizes else "" if entry == "batch" else str(self._tiles(entry))
@@ -140,9 +154,22 @@ class KernelPrinter:
             else:
                 value, rest = f"{rest} % {size}", f"{rest} // {size}"
             if entry in ("batch", "head"):
-                value = f"{value}.to(tl.int64)" if value == "program" else f"({value}).to(tl.int64)"
+                value = f"{value}.to(tl.int64)" if value in ("program", "walk") else f"({value}).to(tl.int64)"
             named = ("batch", "head", "segment", "chunk")
             self._define(entry if entry in named else self._tile_index(entry), value)
+
+    def _print_place(self, chunks: str) -> None:
+        """Which step of which walk, in the order in which programs begin: all walks' first steps, then their second."""
+        self._define(self.words["N"], f"tl.maximum({chunks}, 1)")
+        self._define("walks", f"tl.num_programs(0) // {self.words['N']}")
+        self._define("place", 'tl.atomic_add(relay_ptr, 1, sem="relaxed") + 1')
+        self._define("step", "place // walks")
+        self._define("walk", "place % walks")
+        self._define("slot", f"relay_ptr + place.to(tl.int64) * {self._handed_words()}")
+
+    def _handed_words(self) -> int:
+        loops = [s for s in self.kernel.body if isinstance(s, Loop)]
+        return handed_words(loops[0], self.layout) if self.launch.relay else 0
 
     def _tile_index(self, grid_entry: str) -> str:
         return self.layout.tile_index(grid_entry.removeprefix("tile:"))
@@ -152,9 +179,17 @@ class KernelPrinter:
         lanes = f"tl.arange(0, {axis.block_name})"
         if axis.root.place != "whole" and axis.tiles > 1:
             lanes = f"{self.layout.tile_index(name)} * {axis.block_name} + {lanes}"
+        elif axis.root.kind == "rows" and self.launch.run > 1:
+            lanes = f"_in_runs({axis.block_name}, {self.launch.run})"
+        if name == self._innermost() and self.launch.vector:
+            lanes = f"tl.max_contiguous({lanes}, {min(self.launch.vector, axis.block)})"
         self._define(axis.index, lanes)
         if axis.extent is not None and axis.padded:
             self._define(axis.mask, f"{axis.index} < {axis.extent_name}")
+
+    def _innermost(self) -> str:
+        """The axis along which tiles lie contiguous."""
+        return self.layout.order(tuple(self.layout.axes))[-1]
 
     def _define_rows_masks(self) -> None:
         for axis in self.layout.axes.values():
@@ -168,6 +203,9 @@ class KernelPrinter:
 
     def _print_block(self, body: tuple[Statement, ...]) -> None:
         for statement in body:
+            if isinstance(statement, Loop) and self.launch.relay:
+                self._print_relay(statement)
+                continue
             if isinstance(statement, Loop):
                 self._print_loop(statement)
                 continue
@@ -233,7 +271,10 @@ class KernelPrinter:
             self._define("end", f"tl.minimum(first + {self.words['L']}, {self.words['N']})")
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
-        self._line(f"for {'step' if loop.reverse else index} in range({first}, {bound}):")
+        counted = f"range({first}, {bound})"
+        if loop.over == "chunks" and self.launch.run > 1:  # without products of matrices Triton prefetches when told
+            counted = f"tl.range({first}, {bound}, num_stages={self.launch.num_stages})"
+        self._line(f"for {'step' if loop.reverse else index} in {counted}:")
         self.depth += 1
         if loop.reverse:
             total = f"{first} + {bound}" if in_chunk or in_segment else count
@@ -250,6 +291,45 @@ class KernelPrinter:
         for line in self.operations.end_carries(loop):
             self._line(line)
         self.depth -= 1
+
+    def _print_relay(self, loop: Loop) -> None:
+        """One step of the walk; what follows it is the last step's."""
+        for line in self.operations.start_carries(loop):
+            self._line(line)
+        self._define("chunk", f"{self.words['N']} - 1 - step" if loop.reverse else "step")
+        self._define_rows_masks()
+        offsets = dict(zip((c.phi.name for c in loop.carries), handed_at(loop, self.layout), strict=True))
+        waiting, kept = list(loop.carries), list(loop.carries)
+        known: set[str] = set()
+        for statement in loop.body:
+            read = {v.name for v in uses(statement)}
+            for carry in [c for c in waiting if c.phi.name in read]:
+                self._print_take(carry, offsets[carry.phi.name])
+                waiting.remove(carry)
+            self._print_block((statement,))
+            known |= set(defines(statement))
+            for carry in [c for c in kept if c.next.name in known]:
+                self._print_hand_on(carry, offsets[carry.phi.name])
+                kept.remove(carry)
+        for carry in waiting:  # carried along unread
+            self._print_take(carry, offsets[carry.phi.name])
+        for carry in kept:
+            self._print_hand_on(carry, offsets[carry.phi.name])
+        for line in self.operations.end_carries(loop):
+            self._line(line)
+        if self.kernel.body[-1] is not loop:
+            self._line(f"if step == {self.words['N']} - 1:")
+            self.depth += 1
+
+    def _print_take(self, carry: Carry, offsets: list[str]) -> None:
+        take = "_take" if carry.phi.axes else "_take_number"
+        for name, offset in zip(self.operations.tile(carry.phi).parts.parts(), offsets, strict=True):
+            self._line(f"{name} = {take}({name}, slot + {offset}, step)")
+
+    def _print_hand_on(self, carry: Carry, offsets: list[str]) -> None:
+        handed = self.operations.expanded(carry.next, self.layout.order(carry.phi.axes))
+        for text, offset in zip((*handed.parts(), "0.0"), offsets, strict=False):
+            self._line(f"_hand_on({bare(text)}, slot + walks * {self._handed_words()} + {offset})")
 
     def _rows_range(self, loop: Loop, count: str) -> tuple[str, str]:
         """From which to which tile of rows: between those on the grid, else up to the last that holds a token."""

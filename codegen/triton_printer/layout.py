@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from recur.codegen.triton_printer.config import StageConfig, extent_size, is_dot, next_power_of_two, statements_of
+from recur.codegen.triton_printer.config import (
+    PRESCANS,
+    StageConfig,
+    extent_size,
+    is_dot,
+    next_power_of_two,
+    statements_of,
+)
 from recur.ir.plan import Plan
 from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Loop, Store
 
@@ -127,6 +134,8 @@ class Layout:
         self.config = config
         self.kernel = kernel
         self.words = _words(kernel, self.sizes)
+        lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
+        self.is_scan = any(s.op in PRESCANS for s in lets) and any(g.startswith("tile:") for g in kernel.grid)
         self.axes: dict[str, TileAxis] = {}
         roots = _roots(kernel)
         dotted = _dotted(kernel, roots)
@@ -156,9 +165,19 @@ class Layout:
         return TileAxis(name, word, root, block, block_name, extent, root.extent)
 
     def order(self, axes: tuple[str, ...]) -> tuple[str, ...]:
-        """Rows before sizes, each in the order of the kernel's axes, a renaming after what it renames."""
+        """Rows before sizes, each in the order of the kernel's axes, a renaming after what it renames.
+
+        In a scan the axes in tiles come last: Triton spreads the last axes over threads, and neighbouring channels lie
+        side by side in memory, while several states of one channel are summed by the thread that holds them.
+        """
         rank = {name: i for i, name in enumerate(self.axes)}
-        return tuple(sorted(axes, key=lambda a: (self.axes[a].root.kind != "rows", rank[a])))
+        return tuple(sorted(axes, key=lambda a: (self._place(a), rank[a])))
+
+    def _place(self, axis: str) -> int:
+        root = self.axes[axis].root
+        if root.kind == "rows":
+            return 0
+        return 1 if self.is_scan and root.place == "whole" else 2
 
     def shape(self, axes: tuple[str, ...]) -> str:
         blocks = [self.axes[a].block_name for a in axes]

@@ -61,6 +61,7 @@ def values_of(body: tuple[Statement, ...]) -> Iterator[Value]:
 def _reserved(kernel: Kernel, layout: Layout) -> set[str]:
     taken = {"tl", "triton", "torch", "os", "program", "batch", "head", "segment", "first", "end", "chunk", "token"}
     taken |= {"step", "B", "DOT"}
+    taken |= {"walk", "walks", "place", "slot", "relay_ptr"}
     taken |= set(layout.words.values()) | set(layout.sizes)
     for axis in layout.axes.values():
         taken |= {axis.index, axis.mask, axis.block_name, axis.extent_name, layout.tile_index(axis.name)}

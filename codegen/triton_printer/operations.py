@@ -50,6 +50,7 @@ class OperationPrinter:
     ) -> None:
         """``inlinable``: values that are written where they are used if that is short, or if they have no name."""
         self.layout, self.names, self.padding, self.inlinable = layout, names, padding, inlinable
+        self.run = layout.config.launch(layout.kernel.name).run
         self.tiles: dict[str, Tile] = {}
         self.inlined: set[str] = set()
         self.selections: dict[str, Let] = {}
@@ -353,6 +354,33 @@ class OperationPrinter:
 
     def _print_maxscan(self, let: Let) -> list[str]:
         return self._print_composed(let, "_compose_max")
+
+    def _print_prescan(self, let: Let) -> list[str]:
+        return self._print_before_rows(let, "_prescan_complex" if let.out.is_complex else "_prescan")
+
+    def _print_maxprescan(self, let: Let) -> list[str]:
+        return self._print_before_rows(let, "_prescan_max")
+
+    def _print_before_rows(self, let: Let, helper: str) -> list[str]:
+        """The helper takes rows in front, and gives what comes after the last row with the other axes as one."""
+        axes = self.layout.order(let.out.axes)
+        rest = axes[1:]
+        if axes[0] != let.attr("axis"):
+            raise ValueError(f"{let.op} along {let.attr('axis')}, which is not the first of {axes}")
+        inputs: list[str] = []
+        for arg in let.args:
+            parts = self.expanded(arg, axes)
+            inputs += [parts.re, parts.im or f"tl.zeros_like({parts.re})"] if let.out.is_complex else [parts.re]
+        outs = [part for out in let.outs for part in self._declared(out)]
+        ends = outs[len(outs) // 2 :]
+        reverse = ", reverse=True" if is_reverse(let) else ""
+        steps = ", ".join(bare(text) for text in inputs)
+        lines = [f"{', '.join(outs)} = {helper}(({steps}), {self.run}{reverse})"]
+        if len(rest) > 1:
+            lines += [f"{end} = tl.reshape({end}, {self.layout.shape(rest)})" for end in ends]
+        elif not rest:
+            lines += [f"{end} = tl.sum({end}, 0)" for end in ends]
+        return lines
 
     def _print_composed(self, let: Let, combine: str) -> list[str]:
         """From the first row to the last; the other way on rows turned round (Triton's own `reverse` is not sound)."""

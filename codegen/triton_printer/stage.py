@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from recur.codegen.triton_printer.config import StageConfig
-from recur.codegen.triton_printer.kernel import print_kernel
+from recur.codegen.triton_printer.kernel import PrintedKernel, print_kernel
 from recur.codegen.triton_printer.layout import BufferDim, Layout, all_buffers, print_tuple, resolve_dims, safe_name
 from recur.codegen.triton_printer.templates import render
 from recur.ir.plan import Gradient, Plan
@@ -60,7 +60,7 @@ class StagePrinter:
             kernels=[self.printed[k.name] for k in self.plan.forward + self.plan.backward],
             launches={self.printed[name].name: launch for name, launch in self.config.launches},
             argument_types={
-                p.name: [self._pointer_type(b) for b in p.buffers] + ["i32"] * len(p.counts)
+                p.name: [self._pointer_type(b) for b in p.buffers] + ["*i32"] * bool(p.relay) + ["i32"] * len(p.counts)
                 for p in self.printed.values()
             },
             expected=self._expected(),
@@ -111,6 +111,7 @@ class StagePrinter:
             for name in allocated
         ]
         launches = [self._launch(k) for k in kernels]
+        relays = [(relay_name(k), self._relay_words(k)) for k in (self.printed[k.name] for k in kernels) if k.relay]
         text = " ".join(shape for _, shape, _, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
         return {
             "parameters": [self.names[name] for name in given],
@@ -124,6 +125,7 @@ class StagePrinter:
             "device": self.names[given[0]],
             "counts": self._count_lines(given, text),
             "allocations": allocations,
+            "relays": relays,
             "launches": launches,
             "segments": self.counts["G"],
             "views": [(self.names[of], self.names[b.name], b.entry) for of, b in views.items()],
@@ -149,7 +151,9 @@ class StagePrinter:
                 )
                 lines.append(f"{self.counts[letter]} = {self.names[name]}.shape[{position}]")
         if needs_chunks:
-            lines.append(f"{self.counts['N']} = ({self.counts['T']} + {self.config.chunk - 1}) // {self.config.chunk}")
+            chunks = f"({self.counts['T']} + {self.config.chunk - 1}) // {self.config.chunk}"
+            is_relay = any(kernel.relay for kernel in self.printed.values())
+            lines.append(f"{self.counts['N']} = {f'max({chunks}, 1)' if is_relay else chunks}")
         if needs_segments:
             B, H, N, G, L = (self.counts[letter] for letter in "BHNGL")
             lines.append(f"{G}, {L} = _segments({B} * {H}, {N})")
@@ -170,6 +174,7 @@ class StagePrinter:
         printed = self.printed[kernel.name]
         grid = " * ".join(self.counts.get(size, size) for _, size in printed.grid if size != "1") or "1"
         arguments = [self.names[name] for name in printed.buffers]
+        arguments += [relay_name(printed)] * bool(printed.relay)
         arguments += [self.counts[letter] for letter, _ in printed.counts]
         condition = f"{self.counts['G']} > 1" if kernel.joins_segments else ""
         return {
@@ -178,6 +183,11 @@ class StagePrinter:
             "arguments": arguments,
             "condition": condition,
         }
+
+    def _relay_words(self, kernel: PrintedKernel) -> str:
+        """A slot for every step of every walk, and one more for what the last steps hand on."""
+        walks = " * ".join(self.counts.get(size, size) for entry, size in kernel.grid[1:] if size != "1") or "1"
+        return f"({self.counts['N']} + 1) * {walks} * {kernel.relay}"
 
     def _shape(self, buffer: str) -> str:
         entries = [self._entry(dim, buffer) for dim in self.dims[buffer]]
@@ -240,6 +250,10 @@ class StagePrinter:
         else:
             gradient = f"{terms[0] if len(terms) == 1 else '(' + ' + '.join(terms) + ')'}.to({of}.dtype)"
         return f"None if {of} is None else {gradient}" if line.of in self.absent else gradient
+
+
+def relay_name(kernel: PrintedKernel) -> str:
+    return f"relay_of_{kernel.name.removesuffix('_kernel')}"
 
 
 def function_name(stage: str, kernel: Kernel) -> str:

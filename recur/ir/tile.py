@@ -28,6 +28,10 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     scan a, x (axis)                two results: running products of a, and h_r = a_r h_{r-1} + x_r with h_{-1} = 0
                                     (an attr `reverse`: from the block's last row to its first, h_r = a_r h_{r+1} + x_r)
     maxscan g, x (axis)             two results: running sums of g, and m_r = max(m_{r-1} + g_r, x_r), m_{-1} = -inf
+    prescan a, x (axis)             four results: the running products of a and h_r = a_r h_{r-1} + x_r from h_{-1} = 0,
+                                    both *before* every row, then both after the block's last row (`reverse`: h_r =
+                                    a_r h_{r+1} + x_r, before is after in time, and the last row is the first)
+    maxprescan g, x (axis)          the same of running sums of g and m_r = max(m_{r-1} + g_r, x_r) from m_{-1} = -inf
     previous x, first (axis)        row r is x's row r - 1, row 0 is `first` (`reverse`: row r + 1, the last is `first`)
     last x (axis)                   x at the block's last row, padding included (`reverse`: at its first row)
     rename x (old, new)             the same tile with an axis renamed
@@ -344,6 +348,24 @@ class Builder:
         second = Value(self.name(names[1]), axes, is_complex)
         self.statements.append(Let((first, second), op, (a, x), _along(axis, reverse)))
         return first, second
+
+    def prescan(
+        self,
+        a: Value,
+        x: Value,
+        axis: str,
+        op: str = "prescan",
+        names: tuple[str, str] = ("decay", "h"),
+        reverse: bool = False,
+    ) -> tuple[Value, Value, Value, Value]:
+        axes = tuple(dict.fromkeys(a.axes + x.axes))
+        rest = tuple(n for n in axes if n != axis)
+        is_complex = a.is_complex or x.is_complex
+        decay, h = (Value(self.name(f"{n}_before"), axes, is_complex) for n in names)
+        decay_end, h_end = (Value(self.name(f"{n}_all"), rest, is_complex) for n in names)
+        outs = (decay, h, decay_end, h_end)
+        self.statements.append(Let(outs, op, (a, x), _along(axis, reverse)))
+        return outs
 
     def previous(
         self, x: Value, first: Value, axis: str, name: str = "previous", reverse: bool = False, comment: str = ""

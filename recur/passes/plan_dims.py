@@ -12,7 +12,10 @@ from typing import Any
 from recur.ir.normal import Program
 from recur.ir.spec import Assign, Binary, Call, Dim, For, Index, Name, Output, Recurrence, Unary, Variable
 
-AXES = frozenset(("B", "T", "H", "C", "c", "s", "batch", "time", "head", "chunk", "chunks", "step", "steps", "tile"))
+AXES = frozenset((
+    "B", "T", "H", "C", "c", "s", "batch", "time", "head", "chunk", "chunks", "step", "steps", "tile", "walk", "walks",
+    "place", "slot",
+))  # fmt: skip
 
 
 def clear_dims(program: Program, sizes: Mapping[str, int]) -> tuple[Program, dict[str, int]]:

@@ -15,12 +15,13 @@ cotangent that reaches h_{t-1} from token t on,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Union
 
-from recur.ir.core import Node, apply, contract, leaf, leaves, mul, reduce, topological
+from recur.ir.core import Node, apply, contract, leaf, mul, reduce, topological
 from recur.ir.normal import ElementwiseForm, GeneralForm, MaxPlusForm, NormalForm
 from recur.ir.plan import Choice, Cost, Plan, Reject
 from recur.ir.tile import Builder, Kernel, Value
@@ -33,8 +34,9 @@ from recur.strategies.prune import prune_kernel
 
 NAME = "associative_scan"
 
-TILE_ROWS = 32  # tokens in a chunk, where the untiled dims leave room
-TILE_ENTRIES = 512  # rows times untiled dims
+TILE_ROWS = 128  # tokens in a chunk, where the untiled dims leave room
+TILE_ENTRIES = 256  # rows times untiled dims, where there are any
+PROGRAM_ENTRIES = 4096  # of the widest tile, a thread holding 32 of them; twice that where states share their inputs
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Choice:
@@ -69,8 +71,8 @@ class Scan:
     def coefficients(self) -> list[Node]:
         raise NotImplementedError
 
-    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value]:
-        """The state after every row, and after the last; from the coefficients and the state before the chunk."""
+    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value, Value]:
+        """The state before and after every row, and after the last; from the coefficients and the state before all."""
         raise NotImplementedError
 
     # tensors and placement
@@ -126,8 +128,16 @@ class Scan:
         widest = operands.widest_tile(self.roots, self.frame.tiled, self.sizes, rows=True)
         return widest * (2 if any(n.is_complex for n in topological(self.roots)) else 1)
 
-    def kernel(self, name: str, b: Builder, equations: tuple[str, ...]) -> Kernel:
-        widths, warps = operands.fit_tiles(self.chunk * self.entries_per_row, self.frame.tiled, self.sizes)
+    def kernel(self, name: str, b: Builder, equations: tuple[str, ...], thread_entries: int) -> Kernel:
+        """``thread_entries``: values of the widest tile that a thread holds, if eight warps can hold it so."""
+        per_program, tiled = self.chunk * self.entries_per_row, self.frame.tiled
+        if tiled:
+            entries = PROGRAM_ENTRIES * (1 if self.entries_per_row == 1 else 2)
+            widths, _ = operands.fit_tiles(per_program, tiled, self.sizes, entries // 4)
+            total = per_program * math.prod(width for _, width in widths)
+            warps = 4 if total <= 4 * 32 * thread_entries else 8
+        else:
+            widths, warps = operands.fit_tiles(per_program, tiled, self.sizes)
         return prune_kernel(Kernel(f"{self.stage}_{name}", self.frame.grid, self.frame.axes, tuple(b.statements),
                                    equations, "scan", widths, warps))
 
@@ -163,15 +173,14 @@ class Scan:
         for f, h in zip(self.forms, carried, strict=True):
             if keep_starts:
                 frame.store(body, f"{f.state}.start", "chunk", f.dims, h)
-        read = set(leaves(self.exports))
-        ends = self.emit_states(body, values, carried, [s in read for s in self.states])
+        ends = self.emit_states(body, values, carried)
         for (name, node), tile in zip(self.normal.epilogue, emit_nodes(body, self.exports, values), strict=True):
             frame.store(body, name, "token", node.dims, tile)
         b.loop("chunks", body, operands.carry_all(carried, starts, ends))
         for f, h in zip(self.forms, carried, strict=True):
             frame.store(b, f"final_{f.state}", "sequence", f.dims, h)
         equations = tuple(self.equation(f) for f in self.forms)
-        return self.kernel("forward", b, equations)
+        return self.kernel("forward", b, equations, thread_entries=32 // len(self.forms))
 
     def equation(self, form: ScanForm) -> str:
         h = form.state
@@ -179,23 +188,16 @@ class Scan:
             return f"{h}_t = max({h}_(t-1) + g_t, i_t)"
         return f"{h}_t = a_t * {h}_(t-1) + x_t"
 
-    def emit_states(
-        self, b: Builder, values: dict[Node, Value], carried: Sequence[Value], with_previous: Sequence[bool]
-    ) -> list[Value]:
-        """Loads the chunk's inputs, gives ``values`` the states' tiles, and returns the states after the chunk.
-
-        ``with_previous``: for each state whether its value before every token is wanted too.
-        """
+    def emit_states(self, b: Builder, values: dict[Node, Value], carried: Sequence[Value]) -> list[Value]:
+        """Loads the chunk's inputs, gives ``values`` the states' tiles, and returns the states after the chunk."""
         tokens = [n for n in self.arguments if n.attrs[0] != "param"]
         self.frame.load_leaves(b, self.large_params + tokens, values)
         ends = []
         for i, (s, h) in enumerate(zip(self.states, carried, strict=True)):
             axes = self.frame.token_axes(s.dims)
             a, x = emit_nodes(b, self.coefficients[2 * i : 2 * i + 2], values)
-            after, end = self.emit_scan(b, i, b.expand(a, axes, "a"), b.expand(x, axes, "x"), h)
-            values[self.nexts[i]] = after
-            if with_previous[i]:
-                values[s] = b.previous(after, h, self.rows, f"{s.attrs[1]}_before")
+            a, x = b.expand(a, axes, "a"), b.expand(x, axes, "x")
+            values[s], values[self.nexts[i]], end = self.emit_scan(b, i, a, x, h)
             ends.append(end)
         return ends
 
@@ -243,14 +245,14 @@ class ElementwiseScan(Scan):
             limits=operands.find_limits(self.roots, self.frame, self.sizes, self.chunk),
         )
 
-    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value]:
+    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value, Value]:
         name = self.forms[which].state
         a, x = b.valid(a, self.rows, 1.0, "a"), b.valid(x, self.rows, 0.0, "x")
-        running, own = b.scan(a, x, self.rows, names=(f"{name}_decay", f"{name}_own"))
-        after = b.add(own, b.mul(running, h), name=f"{name}_next")
+        decay, own, decay_all, own_all = b.prescan(a, x, self.rows, names=(f"{name}_decay", f"{name}_own"))
         # The next chunk waits for this product alone.
-        end = b.add(b.last(own, self.rows), b.mul(b.last(running, self.rows), h), name=f"{name}_end")
-        return after, end
+        end = b.add(own_all, b.mul(decay_all, h), name=f"{name}_end")
+        before = b.add(own, b.mul(decay, h), name=f"{name}_before")
+        return before, b.add(b.mul(a, before), x, name=f"{name}_next"), end
 
     # backward
 
@@ -282,7 +284,7 @@ class ElementwiseScan(Scan):
         carried = [body.phi(f"d_{f.state}", end) for f, end in zip(self.forms, ends, strict=True)]
         sums = [body.phi(f"d_{n.attrs[1]}_sum", zero) for n, zero in zip(params, zeros, strict=True)]
         starts = [frame.load(body, f"{f.state}.start", "chunk", f.dims) for f in self.forms]
-        self.emit_states(body, values, starts, [True] * len(starts))
+        self.emit_states(body, values, starts)
         for (name, node), cotangent in zip(self.normal.epilogue, adjoint.given, strict=True):
             values[cotangent] = frame.load(body, f"d_{name}", "token", node.dims)
         nexts = [self.emit_adjoint(body, values, i, mu) for i, mu in enumerate(carried)]
@@ -297,7 +299,7 @@ class ElementwiseScan(Scan):
             "lambda_t = g_t + mu_(t+1)                            the cotangent of h_t",
             "da_t = lambda_t conj(h_(t-1)),  dx_t = lambda_t",
         )
-        return self.kernel("backward", b, equations)
+        return self.kernel("backward", b, equations, thread_entries=16)
 
     def emit_adjoint(self, b: Builder, values: dict[Node, Value], which: int, mu: Value) -> Value:
         """One state's reverse scan: gives lambda to ``values`` and returns mu at the chunk's first token."""
@@ -311,12 +313,11 @@ class ElementwiseScan(Scan):
             s = emit_nodes(b, [adjoint.state[which]], values)[0]
             drive = b.add(drive, b.expand(s, axes, "s"), name="reach")
         a, drive = b.valid(a, rows, 1.0), b.valid(drive, rows)
-        running, own = b.scan(a, drive, rows, names=("mu_decay", "mu_own"), reverse=True)
-        before = b.add(own, b.mul(running, mu), name=f"mu_{name}", comment=f"the cotangent of {name} before each token")
-        later = b.previous(before, mu, rows, "mu_later", reverse=True)
-        values[adjoint.arrived[which]] = b.add(g, later, name=f"lambda_{name}", comment="and after it")
-        first_own, first_running = b.last(own, rows, reverse=True), b.last(running, rows, reverse=True)
-        return b.add(first_own, b.mul(first_running, mu), name=f"d_{name}_start")
+        decay, own, decay_all, own_all = b.prescan(a, drive, rows, names=("mu_decay", "mu_own"), reverse=True)
+        end = b.add(own_all, b.mul(decay_all, mu), name=f"d_{name}_start")
+        later = b.add(own, b.mul(decay, mu), name="mu_later", comment=f"what reaches {name} from the tokens after each")
+        values[adjoint.arrived[which]] = b.add(g, later, name=f"lambda_{name}", comment="and in all")
+        return end
 
     def emit_gradients(self, b: Builder, values: dict[Node, Value], sums: Sequence[Value]) -> list[Value]:
         """Stores the inputs' gradients and returns the params' sums with this chunk's part added."""
@@ -368,13 +369,14 @@ class MaxPlusScan(Scan):
             notes=("the log scale is a constant to differentiation: results do not depend on it",),
         )
 
-    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value]:
+    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value, Value]:
         name = self.forms[which].state
         a, x = b.valid(a, self.rows, 0.0, "g"), b.valid(x, self.rows, float("-inf"), "i")
-        running, own = b.scan(a, x, self.rows, "maxscan", names=(f"{name}_decay", f"{name}_own"))
-        after = b.map("max", own, b.add(running, h), name=f"{name}_next")
-        end = b.map("max", b.last(own, self.rows), b.add(b.last(running, self.rows), h), name=f"{name}_end")
-        return after, end
+        names = (f"{name}_decay", f"{name}_own")
+        decay, own, decay_all, own_all = b.prescan(a, x, self.rows, "maxprescan", names)
+        end = b.map("max", own_all, b.add(decay_all, h), name=f"{name}_end")
+        before = b.map("max", own, b.add(decay, h), name=f"{name}_before")
+        return before, b.map("max", b.add(before, a), x, name=f"{name}_next"), end
 
 
 def scan_cost(scan: Scan) -> Cost:

@@ -39,8 +39,17 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
-from recur.strategies.chunk.key_gradients import emit_key_gradients
-from recur.strategies.chunk.key_side import emit_key_side, has_stored_key_side, key_side_buffers, stored_chunk
+from recur.strategies.chunk.key_gradients import PHASES, emit_key_gradients, emit_value_gradients
+from recur.strategies.chunk.key_side import (
+    emit_inverse,
+    emit_key_side,
+    has_stored_key_side,
+    key_side_buffers,
+    narrow_walk,
+    stored_chunk,
+    stored_chunk_length,
+    system_buffers,
+)
 from recur.strategies.chunk.passes import (
     emit_decay_pass,
     emit_key_pass,
@@ -49,8 +58,9 @@ from recur.strategies.chunk.passes import (
     pass_buffers,
     takes_passes,
 )
+from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
-from recur.strategies.chunk.shape import Shape, infer_shape, key_side_nodes
+from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
 from recur.strategies.chunk.tiles import split_scale
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
@@ -69,20 +79,8 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     if isinstance(shape, Reject):
         return shape
     ledger = Ledger()
-    stored = has_stored_key_side(shape)
-    chunk_of = stored_chunk if stored else computed_chunk
-    gates = scalar_gates(shape)
-    prepare = [emit_gates_kernel(shape, gates)] if gates else []
-    prepare += [emit_key_side(shape)] if stored else [] if shape.splits else [emit_prepare(shape)]
-    forward = [*prepare, *starting_kernels(shape, chunk_of, adjoint=False), emit_walk(shape, True, chunk_of)]
-    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += starting_kernels(shape, chunk_of, adjoint=True)
-    if takes_passes(shape):
-        passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_decay_pass,) if gates else ()))
-        backward += [emit(shape, ledger.buffer_of) for emit in passes]
-    else:
-        backward += [emit_states(shape, chunk_of), emit_reverse_walk(shape, chunk_of)]
-        backward.append((emit_key_gradients if stored else emit_gradients)(shape, ledger.buffer_of))
+    schedule = stored_schedule if has_stored_key_side(shape) else computed_schedule
+    forward, backward, kept = schedule(shape, ledger)
     arguments = ordered_arguments(shape)
     return Plan(
         stage=normal.stage.name,
@@ -93,10 +91,10 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
             Buffer(name, ("B", "T", "H", *node.dims), "operand", node.is_complex) for name, node in shape.epilogue
         ),
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
-        saved=saved_buffers(shape),
-        workspace=workspace_buffers(shape) + ledger.buffers(arguments),
-        forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
-        backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
+        saved=saved_buffers(shape) + tuple(k.buffer for k in kept),
+        workspace=workspace_buffers(shape) + tuple(k.gradient for k in kept) + ledger.buffers(arguments),
+        forward=tuple(in_order(prune_kernel(k)) for k in forward),
+        backward=tuple(in_order(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
@@ -108,6 +106,51 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     )
 
 
+def in_order(kernel: Kernel) -> Kernel:
+    """Phases are in order already: each is done with its tiles before the next one starts."""
+    return kernel if kernel.role == PHASES else order_kernel(kernel)
+
+
+Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have
+
+
+def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
+    """Every kernel works out from the inputs what it needs of a chunk's key side."""
+    gates = scalar_gates(shape)
+    forward = [emit_gates_kernel(shape, gates)] if gates else []
+    forward += [] if shape.splits else [emit_prepare(shape)]
+    forward += [*starting_kernels(shape, computed_chunk, adjoint=False), emit_walk(shape, keep_values=True)]
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward += starting_kernels(shape, computed_chunk, adjoint=True)
+    if takes_passes(shape):
+        passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_decay_pass,) if gates else ()))
+        backward += [emit(shape, ledger.buffer_of) for emit in passes]
+    else:
+        backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+    return forward, backward, ()
+
+
+def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
+    """The key side of every chunk goes to memory first; the other kernels have plain products to do."""
+    shape, kept = keep_rows(user_shape)
+    symbols = {k.symbol: k.gradient.name for k in kept}
+
+    def buffer_of(source: Node, part: str, tiles: str) -> str:
+        return symbols[source] if source in symbols else ledger.partial_buffer_of(source, part, tiles)
+
+    forward = [emit_rows(user_shape, kept)] if kept else []
+    forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
+    forward += starting_kernels(shape, stored_chunk, adjoint=False)
+    forward.append(narrow_walk(shape, emit_walk(shape, keep_values=True, chunk_of=stored_chunk)))
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward += starting_kernels(shape, stored_chunk, adjoint=True)
+    backward.append(narrow_walk(shape, emit_states(shape, stored_chunk)))
+    backward.append(narrow_walk(shape, emit_reverse_walk(shape, stored_chunk)))
+    backward += [emit_value_gradients(shape, buffer_of), emit_key_gradients(shape, buffer_of)]
+    backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
+    return forward, backward, kept
+
+
 def starting_kernels(shape: Shape, chunk_of: ChunkOf, adjoint: bool) -> list[Kernel]:
     """What gives every segment the state that its walk starts from."""
     if not shape.splits:
@@ -117,13 +160,19 @@ def starting_kernels(shape: Shape, chunk_of: ChunkOf, adjoint: bool) -> list[Ker
 
 
 def ordered_arguments(shape: Shape) -> list[Node]:
-    """The stage's tensors, the user's vectors first: the first one's type is what the matrix units take."""
-    return sorted(argument_leaves(shape.nodes), key=lambda x: (x.attrs[0] != "input", not x.dims))
+    """The stage's tensors, the user's vectors first: the first one's type is what the matrix units take.
+
+    Gates come after vectors: they may well be float32 beside vectors in bfloat16.
+    """
+    vectors = [n for f in shape.forms for e in f.events if not isinstance(e, Decay) for n in event_nodes(e)]
+    in_products = set(leaves(vectors))
+    arguments = argument_leaves(shape.nodes)
+    return sorted(arguments, key=lambda x: (x.attrs[0] != "input", not x.dims, x not in in_products))
 
 
 def chunk_length(shape: Shape) -> int:
     if has_stored_key_side(shape):
-        return CHUNK
+        return stored_chunk_length(shape)
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
     many_reads = any(len(f.reads) > 1 for f in shape.forms)
     return SHORT_CHUNK if over_dims or many_reads or shape.fused or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
@@ -163,6 +212,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += pass_buffers(shape) if takes_passes(shape) else []
+    buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         layout = ("B", "N", "H", *shape.state_axes(form))
         buffers.append(
@@ -202,6 +252,13 @@ class Ledger:
         if tiles:
             self.tiles[names[-1]] = f"tiles:{tiles}"
         return names[-1]
+
+    def partial_buffer_of(self, source: Node, part: str, axis: str) -> str:
+        """With a partial sum for every tile of an axis, where there is one."""
+        name = self.buffer_of(source, part)
+        if axis:
+            self.tiles[name] = f"tiles:{axis}"
+        return name
 
     def partial(self, name: str) -> tuple[str, ...]:
         return (self.tiles[name],) if name in self.tiles else ()

@@ -250,7 +250,7 @@ def emit_row_sum(b: Builder, node: Node, values: dict[Node, Value], rows: str, m
 
 def _emit_row_sum(b: Builder, node: Node, values: dict[Node, Value], rows: str, memo: dict[Node, Value]) -> Value:
     args = node.args
-    if node.op in ("add", "sub") and args[0].dims == args[1].dims == node.dims:
+    if node.op in ("add", "sub") and args[0].dims == args[1].dims == node.dims and _has_outer_part(node):
         return b.map(node.op, *(emit_row_sum(b, a, values, rows, memo) for a in args), name="dw")
     if node.op in ("neg", "real", "imag", "conj"):
         return b.map(node.op, emit_row_sum(b, args[0], values, rows, memo), name="dw")
@@ -272,6 +272,14 @@ def _emit_row_sum(b: Builder, node: Node, values: dict[Node, Value], rows: str, 
     if rows not in tile.axes:
         tile = b.expand(tile, (rows, *tile.axes))
     return b.sum(b.valid(tile, rows), (rows,), "dw")
+
+
+def _has_outer_part(node: Node) -> bool:
+    """Whether a sum over tokens leaves parts of the node outside; where it does not, one sum of all is less work."""
+    if node.op in ("add", "sub", "neg", "real", "imag", "conj"):
+        return any(_has_outer_part(a) for a in node.args)
+    fixed = any(not _varying(topological([a])) for a in node.args)
+    return node.op != "leaf" and (fixed or any(a.dims != node.dims for a in node.args))
 
 
 def is_zero(node: Node) -> bool:

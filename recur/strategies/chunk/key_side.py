@@ -11,15 +11,17 @@ and every other kernel loads these, in the operand type, for as many tiles of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
-from recur.ir.normal import MatrixForm, Read, Readout, Write
-from recur.ir.tile import Access, Buffer, Builder, Kernel, Value
-from recur.strategies.chunk.equations import Chunk, invert_system
+from recur.ir.core import topological
+from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
+from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
+from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
 from recur.strategies.chunk.kernels import inverse_name, key_only
-from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, token_access
+from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
 from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, load_keys, load_values
 
 KEY_SIDE_EQUATIONS = (
@@ -35,13 +37,21 @@ def has_stored_key_side(shape: Shape) -> bool:
     """
     over_keys = [any(d.factor.dims for _, d in class_decays(f, "key")) for f in shape.forms]
     scalar = [bool(class_decays(f, "key")) and not over for f, over in zip(shape.forms, over_keys, strict=True)]
-    return any(over_keys) and not any(scalar) and all(_is_plain(f) for f in shape.forms)
+    plain = all(_is_plain(f) for f in shape.forms) and _mixes_rows_only(shape)
+    return any(over_keys) and not any(scalar) and plain
 
 
 def _is_plain(form: MatrixForm) -> bool:
     along_keys = all(r.axis == "key" for r in form.readouts)
-    logs = not class_decays(form, "value") and not any(is_plain_factor(d) for d in form.decays)
-    return bool(form.key and form.value) and along_keys and not form.is_complex and logs
+    by_logs = not any(is_plain_factor(d) for d in form.decays) and not class_decays(form, "value")
+    return bool(form.key and form.value) and along_keys and not form.is_complex and by_logs
+
+
+def _mixes_rows_only(shape: Shape) -> bool:
+    """Whether every expression of the key side that mixes entries of the key dims has those dims: see rows_kept.py."""
+    key = set(shape.key)
+    roots = [n for f in shape.forms for e in f.events for n in key_side_nodes(f, e)]
+    return all(key & set(n.dims) or not any(mixed_dims(m) & key for m in topological([n])) for n in roots)
 
 
 def vector_name(form: MatrixForm, position: int) -> str:
@@ -52,6 +62,10 @@ def vector_name(form: MatrixForm, position: int) -> str:
 
 def pairs_name(form: MatrixForm, later: int, earlier: int) -> str:
     return f"pairs_{form.state}_{later}_{earlier}"
+
+
+def system_name(form: MatrixForm, i: int, j: int) -> str:
+    return f"L_{form.state}_{i}{j}"
 
 
 def decay_name(form: MatrixForm) -> str:
@@ -69,6 +83,16 @@ def key_side_buffers(shape: Shape) -> tuple[Buffer, ...]:
     return tuple(buffers)
 
 
+def system_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    """L in float32, between the kernels that write and invert it."""
+    return tuple(
+        Buffer(system_name(f, i, j), ("B", "T", "H", "C"))
+        for f in shape.forms
+        for i in solved_writes(f)
+        for j in solved_writes(f)
+    )
+
+
 def stored_pairs(form: MatrixForm) -> list[tuple[int, int]]:
     """The positions (reader, write) whose pairs are kept: all but those of the system, which is kept inverted."""
     readers = [i for i, e in enumerate(form.events) if isinstance(e, Read | Readout)]
@@ -82,8 +106,20 @@ def stored_pairs(form: MatrixForm) -> list[tuple[int, int]]:
 
 
 def emit_key_side(shape: Shape) -> Kernel:
-    b = Builder(complex_buffers=shape.complex_buffers)
+    """All chunks at once; a program goes through the key dims tile by tile and adds up the pairs."""
+    outer = Builder(complex_buffers=shape.complex_buffers)
+    b = outer.nested()
     tiles = Tiles(b)
+    carries: list[Carry] = []
+    pairs: dict[tuple[str, int, int], Value] = {}
+    systems: dict[str, Blocks] = {}
+
+    def add(name: str, amount: Value) -> Value:
+        zero = outer.zeros(amount.axes, f"{name}_0")
+        phi = b.phi(name, zero)
+        carries.append(Carry(phi, zero, b.add(phi, amount, name=name)))
+        return phi
+
     for form in shape.forms:
         chunk = Chunk(tiles, load_keys(tiles, form))
         part = chunk.form
@@ -97,18 +133,72 @@ def emit_key_side(shape: Shape) -> Kernel:
             b.store(chunk_access(decay_name(form), form.key), whole_chunk(b, part.key_gates.end))
         by_position = {v.position: v for v in [*readers, *keys.values()]}
         for later, earlier in stored_pairs(form):
-            pairs = chunk.scores(by_position[later], by_position[earlier])
-            b.store(pair_access(pairs_name(form, later, earlier)), pairs)
-        if part.solved:
-            for (i, j), block in invert_system(b, chunk.system(), part.solved).items():
-                b.store(pair_access(inverse_name(form.state, i, j)), block)
+            pairs[form.state, later, earlier] = add("P", chunk.scores(by_position[later], by_position[earlier]))
+        systems[form.state] = {ij: add("L", block) for ij, block in chunk.system().items()}
+    outer.loop("tiles", b, tuple(carries), axis=shape.key[0])
+    for form in shape.forms:
+        for later, earlier in stored_pairs(form):
+            outer.store(pair_access(pairs_name(form, later, earlier)), pairs[form.state, later, earlier])
+        for (i, j), block in systems[form.state].items():
+            outer.store(pair_access(system_name(form, i, j)), block)
+    axes = tuple(place_keys(shape, a, "loop") for a in key_only(shape))
     return Kernel(
-        "key_side", ("batch", "head", "chunk"), key_only(shape), tuple(b.statements), KEY_SIDE_EQUATIONS, "key_side",
-        warps=WARPS,
+        "key_side", ("batch", "head", "chunk"), axes, tuple(outer.statements), KEY_SIDE_EQUATIONS, "key_side",
+        tile_widths(shape, shape.key, rows_held(shape)), WARPS,
     )  # fmt: skip
 
 
-WARPS = 8  # hold a chunk's rows of two vectors and their gates
+def emit_inverse(shape: Shape) -> Kernel:
+    """Tm = (I + L)^{-1}, all chunks at once."""
+    b = Builder(complex_buffers=shape.complex_buffers)
+    for form in shape.forms:
+        solved = solved_writes(form)
+        system = {
+            (i, j): b.load("L", pair_access(system_name(form, i, j)), ("c", "s")) for i in solved for j in solved
+        }
+        for (i, j), block in invert_system(b, system, solved).items():
+            b.store(pair_access(inverse_name(form.state, i, j)), block)
+    axes = tuple(a for a in shape.axes if a.kind == "rows")
+    return Kernel("inverse", ("batch", "head", "chunk"), axes, tuple(b.statements), ("Tm = (I + L)^-1",), "inverse")
+
+
+def solved_writes(form: MatrixForm) -> list[int]:
+    return [j for j, w in enumerate(form.writes) if w.read is not None]
+
+
+WALK_WIDTH = 32  # of a tile of the value dims in a walk over a whole sequence
+TILE = 2048  # entries of a chunk's rows in a tile of the key or value dims
+FEW_VECTORS = 3  # of which a program holds such tiles, beside the gates
+WARPS = 8  # hold the gates, vectors and sums of such a tile
+
+
+def rows_held(shape: Shape) -> int:
+    """The rows of a chunk, twice where there are many vectors of them."""
+    vectors = sum(not isinstance(e, Decay) for f in shape.forms for e in f.events)
+    return stored_chunk_length(shape) * (1 if vectors <= FEW_VECTORS else 2)
+
+
+def tile_widths(shape: Shape, dims: tuple[str, ...], rows: int) -> tuple[tuple[str, int], ...]:
+    sizes = dict(shape.sizes)
+    return tuple((d, max(16, min(TILE // rows, 1 << (sizes[d] - 1).bit_length()))) for d in dims)
+
+
+def narrow_walk(shape: Shape, kernel: Kernel) -> Kernel:
+    """A walk over a whole sequence in narrow tiles of the value dims: few heads fill a GPU with many programs only."""
+    if shape.whole_values or shape.splits:
+        return kernel
+    sizes = dict(shape.sizes)
+    widths = tuple((d, max(16, min(WALK_WIDTH, 1 << (sizes[d] - 1).bit_length()))) for d in shape.value)
+    return replace(kernel, widths=widths, warps=4)
+
+
+def stored_chunk_length(shape: Shape) -> int:
+    """Systems are inverted in float32: longer ones spill."""
+    return 32 if any(f.reads for f in shape.forms) else 64
+
+
+def place_keys(shape: Shape, axis: Axis, place: Literal["grid", "loop"]) -> Axis:
+    return replace(axis, place=place) if axis.name in shape.key else axis
 
 
 @dataclass
