@@ -13,9 +13,8 @@ from hand_plans import elementwise_scan, linear_attention, nonlinear_steps
 from triton_plans import elementwise_kernel, load_stage, print_source
 from triton_plans import linear_attention as gated_attention
 
-from recur import load
 import recur
-from recur import zoo
+from recur import load, zoo
 from recur.codegen.triton_printer import print_helpers
 from recur.ir.plan import Plan
 from recur.runtime.build import (
