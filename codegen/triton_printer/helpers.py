@@ -285,21 +285,23 @@ def _hand_on(value, slot):
 def _unit_lower_inverse(L, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     """(I + L)^{-1} for L strictly lower triangular, [C, C] with C = 2 ** LEVELS.
 
-    The diagonal blocks D of width W = 16 by forward substitution, one row of all blocks at a time. Then blocks of width
-    m = 16, 32, ... are joined two at a time, X holding the inverses so far:
+    Blocks of width m = 1, 2, 4, ... are joined two at a time, X holding the inverses so far:
         [A 0; F D]^{-1} = [A^{-1} 0; -D^{-1} F A^{-1} D^{-1}],   that is   X <- X - X F X.
+    Up to a width of W = 16 the blocks on the diagonal are a batch of their own.
     """
     W: tl.constexpr = 16 if C > 16 else C
     B: tl.constexpr = C // W
     block = tl.arange(0, B)
     on_diagonal = (block[:, None] == block[None, :])[:, None, :, None]
     D = tl.sum(tl.where(on_diagonal, tl.reshape(L, (B, W, B, W)), 0.0), 2)
-    lane = tl.arange(0, W)
-    X = tl.where((lane[:, None] == lane[None, :])[None, :, :], 1.0, tl.zeros((B, W, W), tl.float32))
-    for r in range(1, W):
-        at_row = (lane == r)[None, :, None]
-        coefficients = tl.sum(tl.where(at_row, D, 0.0), 1)
-        X = tl.where(at_row, X - tl.sum(coefficients[:, :, None] * X, 1)[:, None, :], X)
+    lane_row = tl.arange(0, W)[None, :, None]
+    lane_column = tl.arange(0, W)[None, None, :]
+    pairs = (lane_row // 2 == lane_column // 2) & (lane_row > lane_column)
+    X = tl.where(lane_row == lane_column, 1.0, 0.0) - tl.where(pairs, D, 0.0)
+    for level in tl.static_range(1, LEVELS if LEVELS < 4 else 4):
+        m = 2**level
+        F = tl.where((lane_row // (2 * m) == lane_column // (2 * m)) & (lane_row // m > lane_column // m), D, 0.0)
+        X = X - tl.dot(X, tl.dot(F, X, input_precision=PRECISION), input_precision=PRECISION)
     X = tl.reshape(tl.where(on_diagonal, X[:, :, None, :], 0.0), (C, C))
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]

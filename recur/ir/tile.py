@@ -194,7 +194,8 @@ class Kernel:
 
     `equations`: the mathematics that the body implements, a line each, for the header of the printed kernel.
     `widths`: for axes in tiles on the grid, the widths with which the body's tiles fit `warps` warps' registers, where
-    the strategy knows them. ``joins_segments``: it is launched only where the sequence has several segments.
+    the strategy knows them; `stages`: how many chunks a walk then has in flight. ``joins_segments``: it is launched only
+    where the sequence has several segments.
     """
 
     name: str
@@ -205,6 +206,7 @@ class Kernel:
     role: str = ""
     widths: tuple[tuple[str, int], ...] = ()
     warps: int | None = None
+    stages: int = 2
     joins_segments: bool = False
 
     def axis(self, name: str) -> Axis:

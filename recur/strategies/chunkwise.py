@@ -35,6 +35,7 @@ from recur.strategies.chunk.kernels import (
     emit_prepare,
     emit_states,
     emit_walk,
+    fit_walk,
     inverse_name,
     readout_leaves,
     values_name,
@@ -45,11 +46,11 @@ from recur.strategies.chunk.key_side import (
     emit_key_side,
     has_stored_key_side,
     key_side_buffers,
-    narrow_walk,
     stored_chunk,
     stored_chunk_length,
     system_buffers,
 )
+from recur.strategies.chunk.pairs import pair_buffers, paired_chunk
 from recur.strategies.chunk.passes import (
     emit_decay_pass,
     emit_key_pass,
@@ -118,15 +119,19 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     """Every kernel works out from the inputs what it needs of a chunk's key side."""
     gates = scalar_gates(shape)
     forward = [emit_gates_kernel(shape, gates)] if gates else []
+    chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
-    forward += [*starting_kernels(shape, computed_chunk, adjoint=False), emit_walk(shape, keep_values=True)]
+    forward += starting_kernels(shape, chunk_of, adjoint=False)
+    forward.append(fit_walk(shape, emit_walk(shape, keep_values=True, chunk_of=chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += starting_kernels(shape, computed_chunk, adjoint=True)
+    backward += starting_kernels(shape, chunk_of, adjoint=True)
     if takes_passes(shape):
         passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_decay_pass,) if gates else ()))
         backward += [emit(shape, ledger.buffer_of) for emit in passes]
     else:
-        backward += [emit_states(shape), emit_reverse_walk(shape), emit_gradients(shape, ledger.buffer_of)]
+        backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
+        backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
+        backward.append(emit_gradients(shape, ledger.buffer_of))
     return forward, backward, ()
 
 
@@ -141,11 +146,11 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward = [emit_rows(user_shape, kept)] if kept else []
     forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
     forward += starting_kernels(shape, stored_chunk, adjoint=False)
-    forward.append(narrow_walk(shape, emit_walk(shape, keep_values=True, chunk_of=stored_chunk)))
+    forward.append(fit_walk(shape, emit_walk(shape, keep_values=True, chunk_of=stored_chunk)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, stored_chunk, adjoint=True)
-    backward.append(narrow_walk(shape, emit_states(shape, stored_chunk)))
-    backward.append(narrow_walk(shape, emit_reverse_walk(shape, stored_chunk)))
+    backward.append(fit_walk(shape, emit_states(shape, stored_chunk)))
+    backward.append(fit_walk(shape, emit_reverse_walk(shape, stored_chunk)))
     backward += [emit_value_gradients(shape, buffer_of), emit_key_gradients(shape, buffer_of)]
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
     return forward, backward, kept
@@ -175,7 +180,9 @@ def chunk_length(shape: Shape) -> int:
         return stored_chunk_length(shape)
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
     many_reads = any(len(f.reads) > 1 for f in shape.forms)
-    return SHORT_CHUNK if over_dims or many_reads or shape.fused or CHUNK * key_entries(shape) > KEY_ENTRIES else CHUNK
+    if over_dims or many_reads or shape.fused or not shape.value or CHUNK * key_entries(shape) > KEY_ENTRIES:
+        return SHORT_CHUNK
+    return CHUNK
 
 
 def key_entries(shape: Shape) -> int:
@@ -195,7 +202,10 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for w in walks(shape) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
-    buffers += key_side_buffers(shape) if has_stored_key_side(shape) else []
+    if has_stored_key_side(shape):
+        buffers += key_side_buffers(shape)
+    elif not shape.splits:
+        buffers += [b for form in shape.forms for b in pair_buffers(form)]
     for form in shape.forms:
         solved = [j for j, w in enumerate(form.writes) if w.read is not None]
         for i in solved:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from recur.ir.core import Node, leaves
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
+from recur.strategies.chunk.pairs import pairs_name, stored_pairs
 from recur.strategies.chunk.segments import Advance, Walk, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, key_only, pair_access, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
@@ -21,6 +24,9 @@ FORWARD_EQUATIONS = (
     STATE_EQUATION,
 )
 
+
+STATE_ENTRIES = 64 * 128  # of a tile of the state that four warps hold beside a chunk's rows
+WIDE, NARROW, LEAST_WIDTH = 64, 32, 16  # of tiles of the value dims
 
 ChunkOf = Callable[[Tiles, MatrixForm], Chunk]  # a chunk's equations with their tiles, wherever those come from
 
@@ -39,16 +45,17 @@ def values_name(form_state: str, j: int) -> str:
 
 
 def emit_prepare(shape: Shape) -> Kernel:
-    """Tm = (I + L)^{-1} for every chunk at once; it depends on no state."""
+    """Tm = (I + L)^{-1} for every chunk at once, and the pairs outside the system: none depends on a state."""
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b, stored=scalar_gates(shape))
     for form in shape.forms:
         part = load_keys(tiles, form)
-        if not part.solved:
-            continue
         chunk = Chunk(tiles, part)
-        inverse = invert_system(b, chunk.system(), part.solved)
-        for (i, j), block in inverse.items():
+        vectors = {v.position: v for v in [*part.queries.values(), *part.reads.values(), *part.keys.values()]}
+        for later, earlier in stored_pairs(form):
+            pairs = chunk.scores(vectors[later], vectors[earlier])
+            b.store(pair_access(pairs_name(form, later, earlier)), pairs)
+        for (i, j), block in invert_system(b, chunk.system(), part.solved).items():
             b.store(pair_access(inverse_name(form.state, i, j)), block)
     equations = ("L = strictly lower part of A~ B^T", "Tm = (I + L)^-1")
     return Kernel("prepare", ("batch", "head", "chunk"), key_only(shape), tuple(b.statements), equations, "prepare")
@@ -102,6 +109,25 @@ def emit_epilogue(tiles: Tiles, nodes: list[Node], name: str) -> list[Value]:
             tiles.leaf(x)
     values = emit_nodes(tiles.b, nodes, tiles.values, name)
     return [tiles.b.expand(v, ("c", *n.dims), name) for v, n in zip(values, nodes, strict=True)]
+
+
+def fit_walk(shape: Shape, kernel: Kernel) -> Kernel:
+    """A walk in tiles of the value dims whose state four warps hold, loading two chunks ahead.
+
+    Narrow ones where a program walks a whole sequence: few heads fill a GPU with many programs only, and each step is
+    slow for being a chain of products, not for their size.
+    """
+    if shape.whole_values:
+        return kernel
+    sizes = dict(shape.sizes)
+    keys = max(1, math.prod(next_power_of_two(sizes[d]) for d in shape.key))
+    widest = max(LEAST_WIDTH, min(WIDE if shape.splits else NARROW, STATE_ENTRIES // keys))
+    widths = tuple((d, max(LEAST_WIDTH, min(widest, next_power_of_two(sizes[d])))) for d in shape.value)
+    return replace(kernel, widths=widths, warps=4 if keys * widest <= STATE_ENTRIES else 8, stages=3)
+
+
+def next_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def readout_leaves(shape: Shape) -> list[Node]:

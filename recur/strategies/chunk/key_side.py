@@ -21,6 +21,7 @@ from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
 from recur.strategies.chunk.kernels import inverse_name, key_only
+from recur.strategies.chunk.pairs import PairedChunk, pair_buffers, pairs_name, stored_pairs
 from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
 from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, load_keys, load_values
 
@@ -60,10 +61,6 @@ def vector_name(form: MatrixForm, position: int) -> str:
     return f"{'to_end' if isinstance(event, Write) else 'from_start'}_{form.state}_{position}"
 
 
-def pairs_name(form: MatrixForm, later: int, earlier: int) -> str:
-    return f"pairs_{form.state}_{later}_{earlier}"
-
-
 def system_name(form: MatrixForm, i: int, j: int) -> str:
     return f"L_{form.state}_{i}{j}"
 
@@ -77,7 +74,7 @@ def key_side_buffers(shape: Shape) -> tuple[Buffer, ...]:
     for form in shape.forms:
         vectors = [i for i, e in enumerate(form.events) if isinstance(e, Read | Write | Readout)]
         buffers += [Buffer(vector_name(form, i), ("B", "T", "H", *form.key), "operand") for i in vectors]
-        buffers += [Buffer(pairs_name(form, *pair), ("B", "T", "H", "C"), "operand") for pair in stored_pairs(form)]
+        buffers += pair_buffers(form)
         if form.decays:
             buffers.append(Buffer(decay_name(form), ("B", "N", "H", *form.key), doc="2^G_C"))
     return tuple(buffers)
@@ -91,18 +88,6 @@ def system_buffers(shape: Shape) -> tuple[Buffer, ...]:
         for i in solved_writes(f)
         for j in solved_writes(f)
     )
-
-
-def stored_pairs(form: MatrixForm) -> list[tuple[int, int]]:
-    """The positions (reader, write) whose pairs are kept: all but those of the system, which is kept inverted."""
-    readers = [i for i, e in enumerate(form.events) if isinstance(e, Read | Readout)]
-    writes = [(i, e) for i, e in enumerate(form.events) if isinstance(e, Write)]
-    return [
-        (r, w)
-        for r in readers
-        for w, write in writes
-        if isinstance(form.events[r], Readout) or write.read is None
-    ]
 
 
 def emit_key_side(shape: Shape) -> Kernel:
@@ -166,7 +151,6 @@ def solved_writes(form: MatrixForm) -> list[int]:
     return [j for j, w in enumerate(form.writes) if w.read is not None]
 
 
-WALK_WIDTH = 32  # of a tile of the value dims in a walk over a whole sequence
 TILE = 2048  # entries of a chunk's rows in a tile of the key or value dims
 FEW_VECTORS = 3  # of which a program holds such tiles, beside the gates
 WARPS = 8  # hold the gates, vectors and sums of such a tile
@@ -183,15 +167,6 @@ def tile_widths(shape: Shape, dims: tuple[str, ...], rows: int) -> tuple[tuple[s
     return tuple((d, max(16, min(TILE // rows, 1 << (sizes[d] - 1).bit_length()))) for d in dims)
 
 
-def narrow_walk(shape: Shape, kernel: Kernel) -> Kernel:
-    """A walk over a whole sequence in narrow tiles of the value dims: few heads fill a GPU with many programs only."""
-    if shape.whole_values or shape.splits:
-        return kernel
-    sizes = dict(shape.sizes)
-    widths = tuple((d, max(16, min(WALK_WIDTH, 1 << (sizes[d] - 1).bit_length()))) for d in shape.value)
-    return replace(kernel, widths=widths, warps=4)
-
-
 def stored_chunk_length(shape: Shape) -> int:
     """Systems are inverted in float32: longer ones spill."""
     return 32 if any(f.reads for f in shape.forms) else 64
@@ -202,12 +177,8 @@ def place_keys(shape: Shape, axis: Axis, place: Literal["grid", "loop"]) -> Axis
 
 
 @dataclass
-class StoredChunk(Chunk):
+class StoredChunk(PairedChunk):
     """The equations of a chunk whose key side lies in memory: its vectors are decayed already."""
-
-    def _scores(self, x: Vector, y: Vector, name: str, crossing: int) -> Value:
-        buffer = pairs_name(self.form.form, x.position, y.position)
-        return self.b.load(name, pair_access(buffer), ("c", "s"))
 
     def decayed(self, state: Value, name: str = "S", adjoint: bool = False) -> Value:
         return self.b.mul(state, self.class_over_chunk("key"), name=name) if self.form.form.decays else state
