@@ -143,12 +143,12 @@ def test_what_is_refused_or_fails_is_not_taken() -> None:
     (default,) = default_configs(plans, SIZES)
     bench = Bench(
         lambda c: saved(c) if c.configs[0].chunk == default.chunk else -1.0,
-        refused=lambda c: any(launch.num_stages == 3 for _, launch in c.configs[0].launches),
+        refused=lambda c: c.configs[0].chunk == default.chunk,
     )
     result = search(plans, SIZES, SMALL, bench)
     assert result.configs == (default,)
     assert {t.outcome.failure for t in result.tried} == {"", "wrong", "too large"}
-    assert not any(bench.refused(change) for change in bench.measured)
+    assert not any(bench.refused(change) for change in bench.measured[1:])  # the default is measured whatever it is
 
 
 def test_noise_is_no_gain() -> None:
