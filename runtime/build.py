@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a program, by compute capability
+FIXED = ("fp32", "i32")  # types of pointers that do not depend on the inputs'
 OPTIONS = ("num_warps", "num_stages")
 
 
@@ -157,7 +158,8 @@ def kernel_source(
         raise ValueError("the module was loaded for the interpreter: load it without TRITON_INTERPRET")
     dot_type = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
     pointers = [t for t in types if t.startswith("*")]
-    given = [f"*{'fp32' if t.startswith('*fp32') else dtype}" for t in pointers]
+    kinds = [t[1:].split(" ")[0] for t in pointers]
+    given = [f"*{kind if kind in FIXED else dtype}" for kind in kinds]
     variant = tuple(None if t.partition(" ")[2] in absent else True for t in pointers)
     return _source(kernel, [*given, *types[len(pointers) :]], {**constants, "DOT": dot_type}, variant)
 

@@ -13,10 +13,20 @@ from hand_plans import elementwise_scan, linear_attention, nonlinear_steps
 from triton_plans import elementwise_kernel, load_stage, print_source
 from triton_plans import linear_attention as gated_attention
 
-from recur import load
+import recur
+from recur import load, zoo
 from recur.codegen.triton_printer import print_helpers
 from recur.ir.plan import Plan
-from recur.runtime.build import LINTS, KernelReport, build_module, count_register_dots, kernels_of, shared_limit
+from recur.runtime.build import (
+    LINTS,
+    KernelReport,
+    build_module,
+    count_register_dots,
+    kernel_source,
+    kernels_of,
+    shared_limit,
+)
+from recur.runtime.load import load_module
 from recur.zoo import path
 
 HERE = Path(__file__).parent
@@ -61,6 +71,17 @@ def test_builds_odd_sizes(plan: Plan, sizes: dict[str, int]) -> None:
     report = build_module(load_stage(plan, sizes, chunk=16), "sm_90", "fp32")
     # Whether so small a kernel spills is up to Triton's version; that it compiles and fits is not.
     assert all(0 < kernel.registers <= 255 and kernel.shared <= shared_limit("sm_90") for kernel in report.kernels)
+
+
+@COMPILES
+def test_pointers_keep_types_that_are_not_the_inputs() -> None:
+    """A scan's kernels count on a pointer to whole numbers, whatever the inputs' type."""
+    op = recur.load(zoo.path("hgrn"))
+    module = load_module("hgrn", op.source("triton", D=16))
+    (kernel, types, options), *_ = kernels_of(module)
+    assert "*i32" in types
+    signature = kernel_source(kernel, types, options, "bf16").signature
+    assert "*i32" in signature.values() and "*bf16" in signature.values() and "*fp32" in signature.values()
 
 
 def test_table_lists_every_kernel() -> None:

@@ -81,4 +81,4 @@ class Log:
     def report(self, tried: Tried) -> None:
         outcome = tried.outcome
         said = outcome.failure or f"{1e6 * outcome.forward:.0f} us forward, {1e6 * outcome.seconds:.0f} us in all"
-        self.progress.console.print(f"{tried.change.what}: {said}", highlight=False, markup=False)
+        self.progress.console.print(f"{tried.change.what}: {said}", highlight=False, markup=False, soft_wrap=True)

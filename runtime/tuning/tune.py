@@ -29,7 +29,7 @@ from recur.runtime.load import load_module
 from recur.runtime.tuning import records
 from recur.runtime.tuning.records import Case, Failure
 from recur.runtime.tuning.search import Outcome, Result, Tried, TuningError, search
-from recur.runtime.tuning.space import EFFORTS, Change, Configs, to_plain
+from recur.runtime.tuning.space import EFFORTS, Change, Configs, default_configs, to_plain
 from recur.runtime.tuning.trial import Task
 from recur.runtime.tuning.worker import Worker
 from recur.strategies.select import Request, select
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from recur.runtime.op import Op
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+PASSING = "OutOfMemoryError"  # a failure of the moment, and not of the configuration
+Row = tuple[Any, tuple[str, ...], Mapping[str, int]]
 SPILLED = 64  # bytes a thread that a candidate may spill: a few registers cost less than a narrower tile
 
 
@@ -55,11 +57,13 @@ def tune(
     """
     if not torch.cuda.is_available():
         raise TuningError("tuning needs a GPU, and none is here")
+    if task.dtype not in DTYPES:
+        raise TuningError(f"{task.dtype} runs on the torch backend, where there is nothing to tune")
     plans = plans_of(program, task.sizes, strategy)
     device = torch.device("cuda", torch.cuda.current_device())
     case = records.case_of(task.sizes, task.dtypes, task.batch * task.heads, task.tokens, device)
-    bench = GpuBench(program, plans, task, case, compiled)
     _, sizes = clear_dims(program, task.sizes)
+    bench = GpuBench(program, plans, task, case, default_configs(plans, sizes), compiled)
     try:
         result = search(plans, sizes, EFFORTS[effort], bench, report)
     finally:
@@ -105,12 +109,14 @@ class GpuBench:
     plans: Sequence[Plan]
     task: Task
     case: Case
+    default: Configs
     compiled: Callable[[int, int], None]
     worker: Worker = field(init=False)
     printed: dict[Configs, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.worker = Worker("recur.runtime.tuning.trial:Trial", (self.task,))
+        function = identifier(self.task.recurrence.name)
+        self.worker = Worker("recur.runtime.tuning.trial:Trial", (self.task, self.print(self.default), function))
 
     def print(self, configs: Configs) -> str:
         if configs not in self.printed:
@@ -118,7 +124,7 @@ class GpuBench:
             self.printed[configs] = text
         return self.printed[configs]
 
-    def changed_rows(self, change: Change) -> list[tuple[Any, tuple[str, ...], Mapping[str, int]]]:
+    def changed_rows(self, change: Change) -> list[Row]:
         """The kernels that a change has changed, as rows of the module's tables."""
         plan = self.plans[change.stage]
         stage = identifier(plan.stage)
@@ -130,24 +136,27 @@ class GpuBench:
 
     def compile(self, changes: Sequence[Change]) -> list[str]:
         found = []
+        refused = [self.refuse(change) for change in changes]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for reason in pool.map(self.refuse, changes):
+            for reason in pool.map(lambda change, reason: reason or self.refuse_built(change), changes, refused):
                 found.append(reason)
                 self.compiled(len(found), len(changes))
         return found
 
     def refuse(self, change: Change) -> str:
-        """Why a candidate is not worth a run: it does not print, compile or fit, it spills, or it has failed before."""
+        """Why a candidate need not even be compiled: it cannot be printed, or has failed before."""
         try:
             rows = self.changed_rows(change)
         except RecurError as error:
             return error.diagnostics[0].message
-        known = records.find_failure(self.case.device, self.case.triton, *self.name(rows))
-        if known is not None:
-            return f"quarantined: {known.reason}"
+        known = records.find_failure(self.case.device, self.case.triton, *identify(rows))
+        return "" if known is None else f"quarantined: {known.reason}"
+
+    def refuse_built(self, change: Change) -> str:
+        """Why a candidate is not worth a run: it does not compile or fit, or it spills."""
         major, minor = torch.cuda.get_device_capability()
         target, dtype = f"sm_{major}{minor}", DTYPES[self.task.dtype]
-        reports = (build_kernel(*row, target, dtype, self.absent(change)) for row in rows)
+        reports = (build_kernel(*row, target, dtype, self.absent(change)) for row in self.changed_rows(change))
         return next((reason for report in reports if (reason := refuse_kernel(report))), "")
 
     def absent(self, change: Change) -> set[str]:
@@ -162,21 +171,21 @@ class GpuBench:
         return {re.sub(r"\W", "_", name) for name in found}
 
     def measure(self, change: Change) -> Outcome:
-        text, function = self.print(change.configs), identifier(self.task.recurrence.name)
-        value, failure = self.worker(text, function)
+        value, failure = self.worker(self.print(change.configs))
         if not failure:
             return Outcome(*value)
-        kernels = ", ".join(change.kernels)
-        kernel_hash, launch = self.name(self.changed_rows(change))
-        records.quarantine(Failure(self.case.device, self.case.triton, kernels, kernel_hash, launch, failure))
+        if PASSING not in failure:
+            kernel_hash, launch = identify(self.changed_rows(change))
+            kernels = ", ".join(change.kernels)
+            records.quarantine(Failure(self.case.device, self.case.triton, kernels, kernel_hash, launch, failure))
         return Outcome(failure=failure)
 
-    def name(self, rows: Sequence[tuple[Any, tuple[str, ...], Mapping[str, int]]]) -> tuple[str, str]:
-        """What a failure is remembered by: a digest of the kernels' sources, and their constants and options."""
-        sources = "\n".join(kernel.src for kernel, _, _ in rows)
-        return cache.digest(sources), "; ".join(
-            ", ".join(f"{name}={value}" for name, value in options.items()) for _, _, options in rows
-        )
+
+def identify(rows: Sequence[Row]) -> tuple[str, str]:
+    """What a failure is remembered by: a digest of the kernels' sources, and their constants and options."""
+    sources = "\n".join(kernel.src for kernel, _, _ in rows)
+    launches = (", ".join(f"{name}={value}" for name, value in options.items()) for _, _, options in rows)
+    return cache.digest(sources), "; ".join(launches)
 
 
 def refuse_kernel(report: KernelReport) -> str:
