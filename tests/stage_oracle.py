@@ -12,6 +12,7 @@ from torch import Tensor
 from recur.ir.core import Node, leaves
 from recur.ir.normal import MaxPlusForm, NormalForm
 from recur.ir.plan import Plan
+from recur.passes.join_segments import join_segments
 
 
 def run_steps(
@@ -81,6 +82,7 @@ def check_plan(
     starts = {name: t.requires_grad_() for name, t in initial.items()}
     results, final = run_steps(normal, sizes, inputs, starts)
 
+    plan = join_segments(plan)
     run = Run(plan, sizes, B, H, T, chunk, blocks or {})
     names = {state: b.name for state, b in zip(normal.stage.states, plan.initial, strict=True)}
     run_forward(run, tensors, {names[s]: x for s, x in starts.items()})

@@ -220,8 +220,10 @@ class Program:
             elif entry.startswith("tile:"):
                 entries.append([self.where[entry[5:]]])
             else:
-                axis = self.kernel.axis(entry)
-                entries.append(range(self.run_.chunk) if axis.kind == "rows" else self.range(axis))
+                held = self.range(self.kernel.axis(entry))
+                rows = self.kernel.axis(entry).kind == "rows"
+                first = self.where.get("chunk", 0) * self.run_.chunk if rows else 0
+                entries.append(range(held.start - first, held.stop - first))
         return tensor, [torch.tensor(list(e), dtype=torch.long) for e in entries]
 
     def tokens(self, access: Access) -> range | None:

@@ -83,7 +83,7 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kerne
     b.loop("chunks", inner, carries, reverse=True)
     for walk, adjoint in zip(walks(shape, adjoint=True), adjoints, strict=True):
         b.store(walk.end, adjoint)
-    return Kernel("reverse", shape.grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+    return Kernel("reverse", shape.segment_grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
 
 
 def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:

@@ -99,7 +99,7 @@ def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chun
     b.loop("chunks", inner, carries)
     for walk, state in zip(walks(shape), states, strict=True):
         b.store(walk.end, state)
-    return Kernel("forward", shape.grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
+    return Kernel("forward", shape.segment_grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
 
 
 def emit_epilogue(tiles: Tiles, nodes: list[Node], name: str) -> list[Value]:
@@ -147,7 +147,7 @@ def emit_states(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
         following.append(advance(i, state)[0])
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)
-    return Kernel("states", shape.grid, shape.axes, tuple(b.statements), (STATE_EQUATION,), "states")
+    return Kernel("states", shape.segment_grid, shape.axes, tuple(b.statements), (STATE_EQUATION,), "states")
 
 
 def load_starts(b: Builder, of: list[Walk]) -> list[Value]:

@@ -133,7 +133,7 @@ def emit_local(shape: Shape, adjoint: bool, begin: Callable[[Builder], Advance],
         b.store(access, value)
     name = "reverse_local" if adjoint else "local"
     equations = (equation, "D <- 2^G_C D")
-    return Kernel(name, shape.grid, shape.axes, tuple(b.statements), equations, "segments", joins_segments=True)
+    return Kernel(name, shape.segment_grid, shape.axes, tuple(b.statements), equations, "segments", joins_segments=True)
 
 
 def decay_carry(b: Builder, inner: Builder, factor: Value) -> Carry:
@@ -162,5 +162,4 @@ def emit_starts(shape: Shape, adjoint: bool) -> Kernel:
     name = "reverse_starts" if adjoint else "starts"
     letter = "R" if adjoint else "S"
     equations = (f"{letter} <- D {letter} + P",)
-    grid = tuple(g for g in shape.grid if g != "segment")
-    return Kernel(name, grid, shape.axes, tuple(b.statements), equations, "segments", joins_segments=True)
+    return Kernel(name, shape.grid, shape.axes, tuple(b.statements), equations, "segments", joins_segments=True)

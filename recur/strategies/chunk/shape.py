@@ -62,9 +62,13 @@ class Shape:
 
     @property
     def grid(self) -> tuple[str, ...]:
-        """Of a walk over the chunks."""
-        tiles = () if self.whole_values else tuple(f"tile:{d}" for d in self.value)
-        return ("batch", "head", *(("segment",) if self.splits else ()), *tiles)
+        """Of a walk over all chunks."""
+        return ("batch", "head") + (() if self.whole_values else tuple(f"tile:{d}" for d in self.value))
+
+    @property
+    def segment_grid(self) -> tuple[str, ...]:
+        """Of a walk over the chunks of a segment, where the stage has segments."""
+        return (*self.grid[:2], *(("segment",) if self.splits else ()), *self.grid[2:])
 
     @property
     def complex_buffers(self) -> frozenset[str]:
