@@ -81,7 +81,7 @@ def triangle(x: Tensor, row: str, column: str, offset: int) -> Tensor:
     rest = tuple(d for d in x.dims if d not in (row, column))
     dims = x.dims if x.dims[-2:] in ((row, column), (column, row)) else (*rest, row, column)
     text = atom(permuted(x.text, x.dims, dims))
-    mark = "_" if x.is_spare else ""
+    mark = "_" if x.is_spare and dims == x.dims else ""  # the variable is what is overwritten, not a view of it
     if dims[-2:] == (row, column):
         return Tensor(f"{text}.tril{mark}({-offset or ''})", dims, x.is_complex, is_spare=True)
     return Tensor(f"{text}.triu{mark}({offset or ''})", dims, x.is_complex, is_spare=True)
