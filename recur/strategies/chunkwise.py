@@ -200,7 +200,7 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = [b for w in walks(shape) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    buffers = [w.start_buffer for w in walks(shape)] if shape.splits else []
     buffers += [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     if has_stored_key_side(shape):
         buffers += key_side_buffers(shape)
@@ -221,6 +221,7 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
     buffers += pass_buffers(shape) if takes_passes(shape) else []
     buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:

@@ -1,4 +1,4 @@
-"""The backward pass as walks that hold a tile of the state, or of its adjoint: no chunk's state goes to memory.
+"""The backward pass as walks that hold a tile of the state, or of its adjoint: no gradient needs all of either at once.
 
 For states that nothing written depends on, under scalar decays. With (q, dO) the readouts, (b, U) the writes,
 P = tril(Q B^T) D and E = tril(dO U^T) D,
@@ -6,15 +6,17 @@ P = tril(Q B^T) D and E = tril(dO U^T) D,
     queries    first to last, tiles of S over the key dims      dQ = 2^G dO S^T + E B
     values     last to first, tiles of R over the value dims    dU = P^T dO + 2^(G_C - G) B R
     keys       last to first, tiles of R over the key dims      dB = E^T Q + 2^(G_C - G) U R^T
-    decays     last to first, a number a token
+    decays     all chunks at once, a number a token
 
-The cotangent of a token's log decay is the sum M of all pairs (write, readout) on either side of it. A readout is in
-pairs worth q . dQ, all told, and a write in pairs worth b . dB. With A the sum over a chunk's end,
+The cotangent of a token's log decay is the sum of all pairs (write, readout) on either side of it:
 
-    at a token            A + the readouts after it - the writes after it
-    at the chunk's start  A + all of its readouts - all of its writes
+    across the chunk             2^G_C <S, R>, S at its start and R at its end
+    from before, to a readout    q . (2^G dO S^T), of the readouts after the token
+    from a write, to after       b . (2^(G_C - G) U R^T), of the writes before the token
+    inside the chunk             q . (E B) of the readouts after it less b . (E^T Q) of the writes after it
 
-A is <S, R> at a segment's end. Pairs inside a chunk are rounded alike in both walks, so that they cancel.
+The last are rounded alike in both walks, so that they cancel. Nothing else is taken as a difference: what is left of
+large sums would be their rounding.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from recur.ir.core import Node, topological
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
-from recur.strategies.chunk.decay_gradient import Row, later_sum
+from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.gates import class_decays, is_plain_factor
 from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
 from recur.strategies.chunk.kernels import known_values, load_starts
-from recur.strategies.chunk.segments import Walk, segment_access, walks
-from recur.strategies.chunk.shape import Shape, mixed_dims
+from recur.strategies.chunk.segments import Walk, walks
+from recur.strategies.chunk.shape import Shape, chunk_access, mixed_dims
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
@@ -45,7 +47,11 @@ LEAST_WIDTH = 16
 QUERY_EQUATIONS = ("dQ = 2^G dO S^T + E B,   E = tril(dO U^T) D", "S <- 2^G_C S + (2^(G_C - G) B)^T U")
 VALUE_EQUATIONS = ("dU = P^T dO + 2^(G_C - G) B R,   P = tril(Q B^T) D", "R <- 2^G_C R + Q~^T dO")
 KEY_EQUATIONS = ("dB = E^T Q + 2^(G_C - G) U R^T,   E = tril(dO U^T) D", "R <- 2^G_C R + Q~^T dO")
-DECAY_EQUATIONS = ("dg = A + sum after of q . dQ - sum after of b . dB", "A <- A + sum of q . dQ - sum of b . dB")
+DECAY_EQUATIONS = (
+    "dg = 2^G_C <S, R> + sum after of q . (2^G dO S^T) + sum before of b . (2^(G_C - G) U R^T)",
+    "     + sum after of q . (E B) - sum after of b . (E^T Q)",
+)
+PARTS = ("outer", "inner")  # of what a readout or a write is worth: in pairs with other chunks, and with its own
 
 BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of a dim
 
@@ -72,15 +78,29 @@ def _size(shape: Shape, dims: tuple[str, ...]) -> int:
     return size
 
 
-def credit_buffer(form: MatrixForm, name: str) -> str:
-    return f"credit_{form.state}_{name}"
+def worth_buffer(form: MatrixForm, name: str, part: str) -> str:
+    return f"{part}_{form.state}_{name}"
+
+
+def across_buffer(form: MatrixForm) -> str:
+    return f"across_{form.state}"
 
 
 def pass_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """What the walks leave for the decays' gradients: a number for each readout and write and tile of the key dim."""
-    layout = ("B", "T", "H", f"tiles:{shape.key[0]}")
-    names = [(f, n) for f in shape.forms if f.decays for n in _credited(f)]
-    return tuple(Buffer(credit_buffer(f, n), layout, doc="what it is worth in all pairs") for f, n in names)
+    """What the walks leave for the decays' gradients: numbers for every tile of the key dim."""
+    tiles = f"tiles:{shape.key[0]}"
+    decaying = [f for f in shape.forms if f.decays]
+    names = [worth_buffer(f, n, part) for f in decaying for n in _credited(f) for part in PARTS]
+    worths = [Buffer(name, ("B", "T", "H", tiles), doc="what it is worth in pairs") for name in names]
+    return (*worths, *(Buffer(across_buffer(f), ("B", "N", "H", tiles), doc="2^G_C <S, R>") for f in decaying))
+
+
+def worth_access(form: MatrixForm, name: str, part: str, key: str) -> Access:
+    return Access(worth_buffer(form, name, part), ("batch", "time", "head", f"tile:{key}"), "c")
+
+
+def across_access(form: MatrixForm, key: str) -> Access:
+    return Access(across_buffer(form), ("batch", "chunk", "head", f"tile:{key}"))
 
 
 def _credited(form: MatrixForm) -> list[str]:
@@ -113,14 +133,17 @@ class ChunkPass:
         e = self.chunk.value_scores(self.values[side.name], later, self.u[j], earlier, name="E")
         return self.chunk.masked(e, later, earlier, "E")
 
-    def settle(self, cotangents: Cotangents, form: MatrixForm, vector: Vector, name: str, tile: Value) -> None:
-        """A key-side vector's cotangent is complete: what it is worth in all pairs, and the pull to its expression."""
+    def settle(self, cotangents: Cotangents, form: MatrixForm, vector: Vector, name: str, terms: list[Value]) -> None:
+        """A key-side vector's cotangent, from other chunks and from its own: what the two are worth in pairs, and the
+        pull to its expression."""
         chunk, b = self.chunk, self.chunk.b
+        total = chunk.sum_of(terms, "total")
         if form.decays:
-            worth = b.sum(b.mul(vector.tile, tile, name="worth"), chunk.key, name="worth")
-            access = Access(credit_buffer(form, name), ("batch", "time", "head", f"tile:{chunk.key[0]}"), "c")
-            b.store(access, chunk.times(worth, vector.scale), "for the gradient of the decays")
-        unsigned = chunk.full(signed(b, chunk.form.key_gates, vector.position, Rows(tile)))
+            outer, both = (b.sum(b.mul(vector.tile, x, name="worth"), chunk.key, "worth") for x in (terms[0], total))
+            for part, worth in zip(PARTS, (outer, b.sub(both, outer, name="worth")), strict=True):
+                access = worth_access(form, name, part, chunk.key[0])
+                b.store(access, chunk.times(worth, vector.scale), "for the gradient of the decays")
+        unsigned = chunk.full(signed(b, chunk.form.key_gates, vector.position, Rows(total)))
         cotangents.add(vector.node, unsigned)
 
 
@@ -133,23 +156,24 @@ def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     carries = []
     for form, start in zip(shape.forms, first, strict=True):
         state = inner.phi(form.state, start)
+        if form.decays:
+            inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state, "for that of the decays")
         part = ChunkPass.load(shape, tiles, form)
         for side in part.sides:
-            tile = query_cotangent(part, side, state)
-            part.settle(cotangents, form, side.vector, side.name, tile)
+            part.settle(cotangents, form, side.vector, side.name, query_cotangent(part, side, state))
         carries.append(Carry(state, start, part.chunk.next_state(state, part.u)))
     store_gradients(shape, tiles, cotangents, buffer_of, "queries", shape.key[0])
     b.loop("chunks", inner, tuple(carries))
     return pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS, shape.key)
 
 
-def query_cotangent(part: ChunkPass, side: KeySide, state: Value) -> Value:
-    """2^G dO S^T + E B."""
+def query_cotangent(part: ChunkPass, side: KeySide, state: Value) -> list[Value]:
+    """2^G dO S^T, and E B of every write."""
     chunk, position = part.chunk, side.vector.position
     terms = [chunk.against_state(part.values[side.name], position, "start", state, "value", "d_inter")]
     for j, key in chunk.form.keys.items():
         terms.append(chunk.spread_keys(part.pairs(side, j), key, position, key.position))
-    return chunk.sum_of(terms, "d_q")
+    return terms
 
 
 def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -176,6 +200,8 @@ def emit_reverse_pass(shape: Shape, tiled: str, buffer_of: BufferOf) -> Kernel:
         part = ChunkPass.load(shape, tiles, walk.form)
         if tiled == "key":
             write_key_cotangents(part, cotangents, walk.form, adjoint)
+            if walk.form.decays:
+                store_across(shape, part.chunk, walk, adjoint)
         if (tiled == "value") == bool(walk.form.value):
             for j in part.chunk.form.keys:
                 d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
@@ -198,7 +224,16 @@ def write_key_cotangents(part: ChunkPass, cotangents: Cotangents, form: MatrixFo
         terms = [chunk.against_state(part.u[j], key.position, "end", adjoint, "value", "d_after")]
         for side in part.sides:
             terms.append(chunk.gather_keys(part.pairs(side, j), side.vector, side.vector.position, key.position))
-        part.settle(cotangents, form, key, _write_name(j), chunk.sum_of(terms, "d_b"))
+        part.settle(cotangents, form, key, _write_name(j), terms)
+
+
+def store_across(shape: Shape, chunk: Chunk, walk: Walk, adjoint: Value) -> None:
+    """2^G_C <S, R> of a tile of the key dims."""
+    b, form = chunk.b, walk.form
+    state = b.load("S", chunk_access(f"chunk_{form.state}", walk.axes), walk.axes)
+    both = b.sum(b.mul(state, adjoint, name="S_R"), walk.axes, name="S_R")
+    across = b.mul(both, chunk.class_over_chunk("key"), name="across")
+    b.store(across_access(form, shape.key[0]), across, "for the gradient of the decays")
 
 
 def store_gradients(
@@ -242,63 +277,44 @@ def tile_width(shape: Shape, tiled: tuple[str, ...]) -> int:
 def emit_decay_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """The cotangents of the decays, from what the walks found every readout and write to be worth."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    backward = [w for w in walks(shape, adjoint=True) if w.form.decays]
-    ends = [straddling_end(shape, b, walk) for walk in backward]
-    inner = b.nested()
-    tiles, cotangents = Tiles(inner), Cotangents()
-    carries = []
-    for walk, end in zip(backward, ends, strict=True):
-        carries.append(decay_cotangents(shape, inner, cotangents, walk.form, end))
+    tiles, cotangents = Tiles(b), Cotangents()
+    for form in shape.forms:
+        if form.decays:
+            decay_cotangents(shape, b, cotangents, form)
     for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
-        store_gradient(inner, source, tile, buffer_of(source, "decays", ""))
-    b.loop("chunks", inner, tuple(carries), reverse=True)
+        store_gradient(b, source, tile, buffer_of(source, "decays", ""))
     key = shape.key[0]
     axes = tuple(Axis(a.name, a.kind, a.extent, "loop" if a.name == key else "whole") for a in shape.axes)
     widths = ((key, tile_width(shape, shape.key)),)
-    grid = ("batch", "head", "segment")
-    return Kernel("decay_gradients", grid, axes, tuple(b.statements), DECAY_EQUATIONS, "decay gradients", widths, 4)
+    grid = ("batch", "head", "chunk")
+    return Kernel("decay_gradients", grid, axes, tuple(b.statements), DECAY_EQUATIONS, "decay gradients", widths, 1)
 
 
-def over_tiles(shape: Shape, b: Builder, axes: tuple[str, ...], name: str, amount: Callable[[Builder], Value]) -> Value:
-    """The sum of an amount over the tiles of the key dim."""
+def decay_cotangents(shape: Shape, b: Builder, cotangents: Cotangents, form: MatrixForm) -> None:
+    """Every decay's cotangent in a chunk."""
+    key = shape.key[0]
+    across = over_tiles(shape, b, across_access(form, key), (), "across")
+
+    def worth(name: str, part: str) -> Value:
+        return over_tiles(shape, b, worth_access(form, name, part, key), ("c",), part)
+
+    readouts = [(form.events.index(r), *(worth(r.name, p) for p in PARTS)) for r in form.readouts]
+    writes = [(form.events.index(w), *(worth(_write_name(j), p) for p in PARTS)) for j, w in enumerate(form.writes)]
+    for i, decay in class_decays(form, "key"):
+        d_log = across
+        for position, outer, inner in readouts:
+            d_log = b.add(d_log, later_sum(b, Row(b.add(outer, inner, name="worth"), position), i), name="d_log")
+        for position, outer, inner in writes:
+            d_log = b.add(d_log, earlier_sum(b, Row(outer, position), i), name="d_log")
+            d_log = b.sub(d_log, later_sum(b, Row(inner, position), i), name="d_log")
+        add_decay(cotangents, b, decay, d_log, ())
+
+
+def over_tiles(shape: Shape, b: Builder, access: Access, axes: tuple[str, ...], name: str) -> Value:
+    """The sum of what the tiles of the key dim have left."""
     body = b.nested()
     zero = b.zeros(axes, name)
     total = b.phi(name, zero)
-    b.loop("tiles", body, (Carry(total, zero, body.add(total, amount(body), name=name)),), axis=shape.key[0])
+    following = body.add(total, body.load(f"{name}_of_tile", access, axes), name=name)
+    b.loop("tiles", body, (Carry(total, zero, following),), axis=shape.key[0])
     return total
-
-
-def straddling_end(shape: Shape, b: Builder, walk: Walk) -> Value:
-    """A at a segment's end: <S, R>."""
-
-    def amount(body: Builder) -> Value:
-        state = body.load("S", segment_access(f"end_{walk.form.state}", walk.axes), walk.axes)
-        adjoint = body.load("R", walk.start, walk.axes)
-        return body.sum(body.mul(state, adjoint, name="S_R"), walk.axes, name="S_R")
-
-    return over_tiles(shape, b, (), "A", amount)
-
-
-def decay_cotangents(shape: Shape, b: Builder, cotangents: Cotangents, form: MatrixForm, at_end: Value) -> Carry:
-    """Every decay's cotangent in a chunk, and A carried from the chunk's end to its start."""
-    ends = b.phi("A", at_end)
-
-    def worth(name: str) -> Value:
-        access = Access(credit_buffer(form, name), ("batch", "time", "head", f"tile:{shape.key[0]}"), "c")
-        return over_tiles(shape, b, ("c",), "worth", lambda body: body.load("of_tile", access, ("c",)))
-
-    readouts = [(form.events.index(r), worth(r.name)) for r in form.readouts]
-    writes = [(form.events.index(w), worth(_write_name(j))) for j, w in enumerate(form.writes)]
-    for i, decay in class_decays(form, "key"):
-        d_log = ends
-        for position, amount in readouts:
-            d_log = b.add(d_log, later_sum(b, Row(amount, position), i), name="d_log")
-        for position, amount in writes:
-            d_log = b.sub(d_log, later_sum(b, Row(amount, position), i), name="d_log")
-        add_decay(cotangents, b, decay, d_log, ())
-    at_start = ends
-    for _, amount in readouts:
-        at_start = b.add(at_start, b.sum(amount, ("c",), name="in_all"), name="A")
-    for _, amount in writes:
-        at_start = b.sub(at_start, b.sum(amount, ("c",), name="in_all"), name="A")
-    return Carry(ends, at_end, at_start)
