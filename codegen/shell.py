@@ -279,6 +279,7 @@ class Shell:
         if buffer.name not in dict(plan.views):
             return text
         own, split = caller_layout(plan, buffer), split_layout(plan, buffer)
+        name = text
         text = permuted(text, own, tuple(d for d in split if d in own))
         for i, dim in enumerate(split):
             if dim not in own:
@@ -287,7 +288,7 @@ class Shell:
             text += f".expand({', '.join('-1' if d in own else self.size(d) for d in split)})"
         for i, parts in self.joined(plan, buffer):
             text += f".flatten({i}, {i + len(parts) - 1})"
-        return text
+        return f"{name} if {name} is None else {text}" if buffer in plan.initial else text
 
     def joined(self, plan: Plan, buffer: Buffer) -> list[tuple[int, tuple[str, ...]]]:
         """(its position in the buffer's layout, what it stands for), for each dimension that stands for several."""

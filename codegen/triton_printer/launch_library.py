@@ -118,7 +118,11 @@ class _Kernel:
             triton_key()
         compiled = triton.compile(source, target=target, options=settings)
         with self.ready:
-            triton.runtime.driver.active  # noqa: B018
+            utilities = triton.runtime.driver.active.utils
+        limit = utilities.get_device_properties(self.device.index or 0)["max_shared_mem"]
+        while compiled.metadata.shared > limit and settings["num_stages"] > 1:  # wider types, or a smaller GPU
+            settings["num_stages"] -= 1
+            compiled = triton.compile(source, target=target, options=settings)
         with torch.cuda.device(self.device):
             compiled.run  # noqa: B018 (loads it)
         return compiled
