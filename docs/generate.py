@@ -39,12 +39,12 @@ def fill(text: str, name: str, language: str, content: str) -> str:
 
 
 def kernel_core(source: str) -> str:
-    """The forward kernel's statements on a chunk between its loads and its stores."""
+    """What the forward kernel does with a chunk, without its loads and stores."""
     kernel = next(f for f in ast.parse(source).body if isinstance(f, ast.FunctionDef) and f.name == "S_forward_kernel")
     loop = next(node for node in kernel.body if isinstance(node, ast.For))
     texts = [ast.get_source_segment(source, node) or "" for node in loop.body]
-    first = max(i for i, text in enumerate(texts) if "tl.load(" in text) + 1
-    lines = [text.replace("\n    ", "\n") for text in texts[first:] if not text.startswith("tl.store(")]
+    is_memory = [text.startswith("tl.store(") or "tl.load(" in text or text.startswith("in_c") for text in texts]
+    lines = [text.replace("\n    ", "\n") for text, memory in zip(texts, is_memory, strict=True) if not memory]
     return ast.get_source_segment(source, loop).splitlines()[0] + "\n    ...\n    " + "\n    ".join(lines)  # type: ignore[union-attr]
 
 
