@@ -185,7 +185,7 @@ class Buffer:
     is_complex: bool = False
     doc: str = ""
     of: str = ""
-    entry: Literal[0, -1] = 0
+    entry: int = 0
 
 
 @dataclass(frozen=True)

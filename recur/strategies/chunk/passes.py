@@ -295,16 +295,17 @@ def decay_cotangents(shape: Shape, b: Builder, cotangents: Cotangents, form: Mat
     key = shape.key[0]
     across = over_tiles(shape, b, across_access(form, key), (), "across")
 
-    def worth(name: str, part: str) -> Value:
-        return over_tiles(shape, b, worth_access(form, name, part, key), ("c",), part)
+    def worths(name: str, position: int) -> tuple[Value, Value, int]:
+        outer, inner = (over_tiles(shape, b, worth_access(form, name, p, key), ("c",), p) for p in PARTS)
+        return outer, inner, position
 
-    readouts = [(form.events.index(r), *(worth(r.name, p) for p in PARTS)) for r in form.readouts]
-    writes = [(form.events.index(w), *(worth(_write_name(j), p) for p in PARTS)) for j, w in enumerate(form.writes)]
+    readouts = [worths(r.name, form.events.index(r)) for r in form.readouts]
+    writes = [worths(_write_name(j), form.events.index(w)) for j, w in enumerate(form.writes)]
     for i, decay in class_decays(form, "key"):
         d_log = across
-        for position, outer, inner in readouts:
+        for outer, inner, position in readouts:
             d_log = b.add(d_log, later_sum(b, Row(b.add(outer, inner, name="worth"), position), i), name="d_log")
-        for position, outer, inner in writes:
+        for outer, inner, position in writes:
             d_log = b.add(d_log, earlier_sum(b, Row(outer, position), i), name="d_log")
             d_log = b.sub(d_log, later_sum(b, Row(inner, position), i), name="d_log")
         add_decay(cotangents, b, decay, d_log, ())
