@@ -35,8 +35,8 @@ COMPILES = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason=
 
 @pytest.mark.slow
 def test_interpreted() -> None:
-    """test_triton_interpreted.py and test_relay.py, in a process of its own with the interpreter chosen."""
-    files = [str(HERE / f"test_{name}.py") for name in ("triton_interpreted", "relay")]
+    """The files that need the interpreter, in a process of its own where it is chosen."""
+    files = [str(HERE / f"test_{name}.py") for name in ("triton_interpreted", "relay", "segments")]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *files],
         env={**os.environ, "TRITON_INTERPRET": "1"},

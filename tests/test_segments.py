@@ -1,0 +1,41 @@
+"""Chunkwise stages in several segments in Triton's interpreter: a GPU takes them where whole sequences do not fill it.
+
+test_triton_printer.py runs this file with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from compare import compare
+
+from recur.codegen.triton_printer.helpers import HELPERS
+from recur.zoo import path
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs with TRITON_INTERPRET=1")
+
+OF_ONE_CHUNK = '''
+def _segments(sequences, chunks):
+    """Every chunk a segment of its own."""
+    return chunks, 1
+'''
+NAMES = ("simple_gla", "mamba2", "retnet", "mlstm_exp", "gateloop", "gla", "value_gated", "linear_attention_normalised")
+
+
+@pytest.mark.parametrize("loss", ("both", "final"))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_chunk_a_segment(name: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HELPERS, "_segments", OF_ONE_CHUNK)
+    sizes = {"K": 4, "V": 6, "N": 4, "P": 6}
+    options = {"sizes": sizes, "dtype": torch.float32, "tolerance": 4e-4, "loss": loss}
+    compare(path(name).read_text(), "auto", "triton", T=130, B=1, H=1, **options)
+
+
+@pytest.mark.parametrize("name", ("simple_gla", "mlstm_exp"))
+def test_tiles_of_the_state(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dims that the backward walks cut, into tiles that do not come out even."""
+    monkeypatch.setitem(HELPERS, "_segments", OF_ONE_CHUNK)
+    options = {"sizes": {"K": 80, "V": 72}, "dtype": torch.float32, "tolerance": 4e-4}
+    compare(path(name).read_text(), "auto", "triton", T=70, B=1, H=1, **options)
