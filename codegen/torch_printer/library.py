@@ -164,6 +164,7 @@ def _weighed_scores(x: torch.Tensor, y: torch.Tensor, gx: torch.Tensor, gy: torc
     C = x.shape[-2]
     batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (x, y, gx, gy)))
     out = (x[..., :1, :1] * y[..., :1, :1]).new_zeros(*batch, C, C)
+    x, y = x.to(out.dtype), y.to(out.dtype)
     for start in range(0, C, 16):
         block, past = slice(start, min(start + 16, C)), slice(0, start)
         anchor = gx[..., start : start + 1, :]
@@ -184,6 +185,7 @@ def _weighed_rows(
     C = p.shape[-2]
     batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (p, y, gx, gy)))
     out = (p[..., :1, :1] * y[..., :1, :1]).new_empty(*batch, C, y.shape[-1])
+    p, y = p.to(out.dtype), y.to(out.dtype)
     for start in range(0, C, 16):
         stop = min(start + 16, C)
         block, past = slice(start, stop), slice(stop, C) if reverse else slice(0, start)
