@@ -1,9 +1,12 @@
 """Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
 
-forward     local, starts the state at every segment's start (only where it is not read, and several segments run)
-            prepare       Tm = (I + L)^{-1}, all chunks at once (only where the state is read)
+forward     gates         running sums of scalar decays, all chunks at once
+            prepare       Tm = (I + L)^{-1} and the pairs outside the system, all chunks at once (where the state is read)
+            key_side      or, under decays over the key dims, every chunk's decayed vectors and pairs; see key_side.py
+            local, starts the state at every segment's start (where it is not read, and several segments run)
             forward       walks the chunks with S in registers: pseudo-values, readouts, epilogue, next state
 backward    epilogue      cotangents of the readouts (only where results are more than readouts)
+            passes        without reads, under scalar decays: three walks and a sum; see passes.py. Else
             states        walks again, leaving S at every chunk's start
             reverse       walks back, leaving R at every chunk's end, and Z
             gradients     all chunks at once: every coefficient's cotangent, pulled back to the inputs
@@ -141,7 +144,7 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     symbols = {k.symbol: k.gradient.name for k in kept}
 
     def buffer_of(source: Node, part: str, tiles: str) -> str:
-        return symbols[source] if source in symbols else ledger.partial_buffer_of(source, part, tiles)
+        return symbols[source] if source in symbols else ledger.buffer_of(source, part, tiles)
 
     forward = [emit_rows(user_shape, kept)] if kept else []
     forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
@@ -263,13 +266,6 @@ class Ledger:
         if tiles:
             self.tiles[names[-1]] = f"tiles:{tiles}"
         return names[-1]
-
-    def partial_buffer_of(self, source: Node, part: str, axis: str) -> str:
-        """With a partial sum for every tile of an axis, where there is one."""
-        name = self.buffer_of(source, part)
-        if axis:
-            self.tiles[name] = f"tiles:{axis}"
-        return name
 
     def partial(self, name: str) -> tuple[str, ...]:
         return (self.tiles[name],) if name in self.tiles else ()
