@@ -1,7 +1,7 @@
 """Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
 
 forward     gates         running sums of scalar decays, all chunks at once
-            prepare       Tm = (I + L)^{-1} and the pairs outside the system, all chunks at once (where the state is read)
+            prepare       Tm = (I + L)^{-1} and the pairs outside the system, all chunks at once (where states are read)
             key_side      or, under decays over the key dims, every chunk's decayed vectors and pairs; see key_side.py
             local, starts the state at every segment's start (where it is not read, and several segments run)
             forward       walks the chunks with S in registers: pseudo-values, readouts, epilogue, next state
