@@ -62,6 +62,17 @@ def test_a_launch_gets_addresses_counts_and_constants(gpu: MockDriver) -> None:
     assert kernel.arg_names[-1] == "DOT" and str(counts[-1]) == "bf16"
 
 
+def test_kernels_that_do_not_fit_have_fewer_chunks_in_flight(gpu: MockDriver) -> None:
+    op = recur.loads(LINEAR)
+    op(**draw(op))
+    ((kernel,),) = tables(op)[0].known.values()
+    (whole,) = kernel.compiled.values()
+    gpu.utils.get_device_properties = lambda device: {"max_shared_mem": whole.metadata.shared - 1}
+    (less,) = (kernel.start(variant).result() for variant in list(kernel.compiled))
+    assert less.metadata.num_stages < whole.metadata.num_stages
+    assert less.metadata.shared < whole.metadata.shared
+
+
 def test_kernels_are_kept_by_type_and_not_by_length(gpu: MockDriver) -> None:
     op = recur.loads(LINEAR)
     for T in (8, 9, 300):
