@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from recur.ir.plan import Plan
-from recur.ir.tile import Axis, Kernel, Let, Loop, Statement, Value
+from recur.ir.tile import Axis, Kernel, Let, Loop, Statement, Value, next_power_of_two
 
 DEFAULT_CHUNK = 64
 DOT_TILE = 8192  # elements of the largest tile of a kernel of matrix products: 64 registers a thread in four warps
@@ -46,10 +46,6 @@ class StageConfig:
 
     def launch(self, kernel: str) -> Launch:
         return dict(self.launches)[kernel]
-
-
-def next_power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def extent_size(extent: str, sizes: Mapping[str, int]) -> int:

@@ -12,11 +12,10 @@ from recur.codegen.triton_printer.config import (
     StageConfig,
     extent_size,
     is_dot,
-    next_power_of_two,
     statements_of,
 )
 from recur.ir.plan import Plan
-from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Loop, Store
+from recur.ir.tile import Access, Axis, Buffer, Kernel, Let, Loop, Store, next_power_of_two
 
 DimKind = Literal["batch", "head", "time", "segments", "chunks", "boundaries", "rows", "tiles", "size"]
 LETTERS: dict[str, DimKind] = {

@@ -415,3 +415,8 @@ class Builder:
 
 def _along(axis: str, reverse: bool) -> tuple[tuple[str, Attr], ...]:
     return (("axis", axis), ("reverse", True)) if reverse else (("axis", axis),)
+
+
+def next_power_of_two(n: int) -> int:
+    """The least width of a padded axis of n entries."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -296,17 +296,10 @@ def modelled_cost(shape: Shape) -> Cost:
     chunk = chunk_length(shape)
     flops = 0.0
     for form in shape.forms:
-        k = _volume(form.key, sizes)
-        v = _volume(form.value, sizes)
+        k = entries(form.key, sizes)
+        v = entries(form.value, sizes)
         rows = len(form.writes) + len(form.reads) + len(form.readouts)
         flops += rows * (2 * k * v + chunk * (k + v)) + len(form.reads) ** 2 * chunk * chunk
     tensors = {x for x in leaves(shape.nodes) if x.attrs[0] != "readout"}
-    words = sum(_volume(x.dims, sizes) for x in tensors) + sum(_volume(n.dims, sizes) for _, n in shape.epilogue)
+    words = sum(entries(x.dims, sizes) for x in tensors) + sum(entries(n.dims, sizes) for _, n in shape.epilogue)
     return Cost(flops, 2.0 * words, 1 + any(f.reads for f in shape.forms), "T/C")
-
-
-def _volume(dims: tuple[str, ...], sizes: dict[str, int]) -> int:
-    volume = 1
-    for d in dims:
-        volume *= sizes[d]
-    return volume

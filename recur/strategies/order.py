@@ -7,7 +7,7 @@ product that it needs is there, while its other operands are at hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from recur.ir.tile import Kernel, Let, Loop, Statement, Store
@@ -22,6 +22,7 @@ def order_kernel(kernel: Kernel) -> Kernel:
 def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> tuple[Statement, ...]:
     """``results``: names that are read after the body."""
     definitions = {out.name: s for s in body if isinstance(s, Let) for out in s.outs}
+    place_of = {id(s): i for i, s in enumerate(body)}
     loads = [s for s in body if isinstance(s, Let) and s.access is not None]
     sums = [s for s in body if isinstance(s, Let) and s.op == "sum" and len(s.out.axes) < 2 <= len(s.args[0].axes)]
     ahead = {c.phi.name for s in body if isinstance(s, Loop) for c in s.carries}  # what loops not yet placed give
@@ -47,17 +48,18 @@ def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> t
 
     def is_near(let: Let) -> bool:
         """Whether no product stands between what is placed and the operation."""
-        pending = [let]
+        pending, seen = [let], set(done)
         while pending:
             current = pending.pop()
-            if id(current) in done:
+            if id(current) in seen:
                 continue
+            seen.add(id(current))
             if current.op in PRODUCTS or any(a.name in ahead for a in current.args):
                 return False
             pending += [definitions[a.name] for a in current.args if a.name in definitions]
         return True
 
-    def place_names(names: Iterator[str]) -> None:
+    def place_names(names: Iterable[str]) -> None:
         for name in names:
             if name in definitions:
                 place(definitions[name])
@@ -69,10 +71,10 @@ def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> t
         if isinstance(statement, Let):
             continue
         if isinstance(statement, Store):
-            place_names(iter((statement.value.name,)))
+            place_names((statement.value.name,))
             for load in loads:  # what is read from the block before it is written
                 assert load.access is not None
-                if load.access.buffer == statement.access.buffer and body.index(load) < body.index(statement):
+                if load.access.buffer == statement.access.buffer and place_of[id(load)] < place_of[id(statement)]:
                     place(load)
         else:
             place_names(_read_by(statement))
@@ -80,7 +82,7 @@ def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> t
             ahead -= {c.phi.name for c in statement.carries}
             statement = replace(statement, body=order_statements(statement.body, nexts))
         ordered.append(statement)
-    place_names(iter(results))
+    place_names(results)
     for statement in body:
         if isinstance(statement, Let):
             place(statement)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recur.codegen.triton_printer.config import Launch, StageConfig, default_config, extent_size, next_power_of_two
+from recur.codegen.triton_printer.config import Launch, StageConfig, default_config, extent_size
 from recur.ir.plan import Plan
-from recur.ir.tile import Kernel
+from recur.ir.tile import Kernel, next_power_of_two
 
 Configs = tuple[StageConfig, ...]
 

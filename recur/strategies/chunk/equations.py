@@ -58,10 +58,7 @@ class Chunk:
         return self.times(rows.tile, rows.scale)
 
     def sum_of(self, terms: list[Value], name: str) -> Value:
-        result = terms[0]
-        for term in terms[1:]:
-            result = self.b.add(result, term, name=name)
-        return result
+        return sum_of(self.b, terms, name)
 
     def once(self, key: tuple[str, ...], emit: Callable[[], Value]) -> Value:
         shared = self.tiles.shared
@@ -279,6 +276,13 @@ class Chunk:
         return new
 
 
+def sum_of(b: Builder, terms: list[Value], name: str) -> Value:
+    result = terms[0]
+    for term in terms[1:]:
+        result = b.add(result, term, name=name)
+    return result
+
+
 def invert_system(b: Builder, blocks: Blocks, order: list[int]) -> Blocks:
     """Tm = (I + L)^{-1} by blocks, one write at a time; each step inverts a unit lower triangular Schur complement.
 
@@ -292,15 +296,9 @@ def invert_system(b: Builder, blocks: Blocks, order: list[int]) -> Blocks:
         moved = b.rename(b.rename(y, "s", "u"), "c", "s")
         return b.rename(b.contract(x, moved, ("s",), name=name, precision="full"), "u", "s", name=name)
 
-    def total(terms: list[Value], name: str) -> Value:
-        result = terms[0]
-        for term in terms[1:]:
-            result = b.add(result, term, name=name)
-        return result
-
     for k in order:
-        column = {i: total([times(inverse[i, j], blocks[j, k], "Tc") for j in done], "Tc") for i in done}
-        row = {j: total([times(blocks[k, i], inverse[i, j], "rT") for i in done], "rT") for j in done}
+        column = {i: sum_of(b, [times(inverse[i, j], blocks[j, k], "Tc") for j in done], "Tc") for i in done}
+        row = {j: sum_of(b, [times(blocks[k, i], inverse[i, j], "rT") for i in done], "rT") for j in done}
         schur = blocks[k, k]
         for i in done:
             schur = b.sub(schur, times(blocks[k, i], column[i], "rTc"), name="schur")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from recur.ir.core import Node, leaves
 from recur.ir.normal import MatrixForm
-from recur.ir.tile import Builder, Carry, Kernel, Value
+from recur.ir.tile import Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.pairs import pairs_name, stored_pairs
 from recur.strategies.chunk.segments import Advance, Walk, walks
@@ -124,10 +124,6 @@ def fit_walk(shape: Shape, kernel: Kernel) -> Kernel:
     widest = max(LEAST_WIDTH, min(WIDE if shape.splits else NARROW, STATE_ENTRIES // keys))
     widths = tuple((d, max(LEAST_WIDTH, min(widest, next_power_of_two(sizes[d])))) for d in shape.value)
     return replace(kernel, widths=widths, warps=4 if keys * widest <= STATE_ENTRIES else 8, stages=3)
-
-
-def next_power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def readout_leaves(shape: Shape) -> list[Node]:

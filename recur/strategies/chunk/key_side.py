@@ -17,7 +17,7 @@ from typing import Literal
 
 from recur.ir.core import topological
 from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
+from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
 from recur.strategies.chunk.kernels import inverse_name, key_only
@@ -164,7 +164,7 @@ def rows_held(shape: Shape) -> int:
 
 def tile_widths(shape: Shape, dims: tuple[str, ...], rows: int) -> tuple[tuple[str, int], ...]:
     sizes = dict(shape.sizes)
-    return tuple((d, max(16, min(TILE // rows, 1 << (sizes[d] - 1).bit_length()))) for d in dims)
+    return tuple((d, max(16, min(TILE // rows, next_power_of_two(sizes[d])))) for d in dims)
 
 
 def stored_chunk_length(shape: Shape) -> int:

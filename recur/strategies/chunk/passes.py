@@ -32,19 +32,18 @@ from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.gates import class_decays, is_plain_factor
 from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
-from recur.strategies.chunk.kernels import known_values, load_starts
+from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, known_values, load_starts
 from recur.strategies.chunk.segments import Walk, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, mixed_dims
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values, signed
-from recur.strategies.operands import argument_leaves
+from recur.strategies.operands import argument_leaves, entries
 
 WIDEST = 64  # of a tile of the state
 FOUR_WARPS = 64 * 128  # entries of a tile of the state that four warps hold beside a chunk's rows
 MOST_ENTRIES = 128 * 128
-LEAST_WIDTH = 16
 
-QUERY_EQUATIONS = ("dQ = 2^G dO S^T + E B,   E = tril(dO U^T) D", "S <- 2^G_C S + (2^(G_C - G) B)^T U")
+QUERY_EQUATIONS = ("dQ = 2^G dO S^T + E B,   E = tril(dO U^T) D", STATE_EQUATION)
 VALUE_EQUATIONS = ("dU = P^T dO + 2^(G_C - G) B R,   P = tril(Q B^T) D", "R <- 2^G_C R + Q~^T dO")
 KEY_EQUATIONS = ("dB = E^T Q + 2^(G_C - G) U R^T,   E = tril(dO U^T) D", "R <- 2^G_C R + Q~^T dO")
 DECAY_EQUATIONS = (
@@ -67,15 +66,9 @@ def takes_passes(shape: Shape) -> bool:
     )
     tiled = set(shape.key + shape.value)
     mixes = any(tiled & mixed_dims(n) for n in topological(shape.nodes))
-    fits = LEAST_WIDTH * max(_size(shape, shape.key), _size(shape, shape.value)) <= MOST_ENTRIES
+    sizes = dict(shape.sizes)
+    fits = LEAST_WIDTH * max(entries(shape.key, sizes), entries(shape.value, sizes)) <= MOST_ENTRIES
     return shape.splits and not shape.whole_values and not shape.fused and is_plain and not mixes and fits
-
-
-def _size(shape: Shape, dims: tuple[str, ...]) -> int:
-    size = 1
-    for d in dims:
-        size *= dict(shape.sizes)[d]
-    return size
 
 
 def worth_buffer(form: MatrixForm, name: str, part: str) -> str:
@@ -256,7 +249,7 @@ def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...],
     axes = tuple(Axis(a.name, a.kind, a.extent, "grid" if a.name in tiled else "whole") for a in shape.axes)
     width = tile_width(shape, tiled)
     others = shape.value if tiled == shape.key else shape.key
-    warps = 4 if width * _size(shape, others) <= FOUR_WARPS else 8
+    warps = 4 if width * entries(others, dict(shape.sizes)) <= FOUR_WARPS else 8
     grid = ("batch", "head", "segment", f"tile:{tiled[0]}")
     widths = ((tiled[0], width),)
     return Kernel(name, grid, axes, tuple(b.statements), equations, name.replace("_", " "), widths, warps)
@@ -264,9 +257,10 @@ def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...],
 
 def tile_width(shape: Shape, tiled: tuple[str, ...]) -> int:
     """Of a tile of the state, whole along its other dims."""
-    others = _size(shape, shape.value if tiled == shape.key else shape.key)
+    sizes = dict(shape.sizes)
+    others = entries(shape.value if tiled == shape.key else shape.key, sizes)
     width = WIDEST
-    while width > LEAST_WIDTH and (width * others > MOST_ENTRIES or width >= 2 * _size(shape, tiled)):
+    while width > LEAST_WIDTH and (width * others > MOST_ENTRIES or width >= 2 * entries(tiled, sizes)):
         width //= 2
     return width
 

@@ -120,13 +120,7 @@ def split_scale(node: Node) -> tuple[Node, Node]:
 def _finite_past_the_end(scale: Node) -> bool:
     """Whether a scale is finite where its leaves are zero, so that zero rows stay zero."""
     unsafe = ("div", "log", "log2", "rsqrt", "pow")
-    return not any(n.op in unsafe and leaves([n]) for n in _under(scale))
-
-
-def _under(node: Node) -> list[Node]:
-    from recur.ir.core import topological
-
-    return topological([node])
+    return not any(n.op in unsafe and leaves([n]) for n in topological([scale]))
 
 
 @dataclass(frozen=True)
