@@ -168,6 +168,7 @@ def rms(found: Any, wanted: Any) -> float:
     import torch
 
     wide = torch.complex128 if wanted.is_complex() else torch.float64
+    found, wanted = found.detach(), wanted.detach()
     difference = (found.to(wide) - wanted).abs().pow(2).mean().sqrt()
     return float(difference / wanted.abs().pow(2).mean().sqrt().clamp(min=1e-12))
 

@@ -46,6 +46,7 @@ class PrintedKernel:
     has_dot_type: bool
     grid: tuple[tuple[str, str], ...]
     relay: int = 0
+    kept: frozenset[str] = frozenset()
 
 
 def print_kernel(
@@ -55,13 +56,16 @@ def print_kernel(
     config: StageConfig,
     complex_buffers: frozenset[str],
     absent: Mapping[str, float],
+    kept: frozenset[str],
 ) -> PrintedKernel:
-    """``dims``: the resolved dimensions of every buffer of the stage; ``absent``: as for `print_stage`."""
-    draft = KernelPrinter(kernel, dims, config, complex_buffers, absent)
+    """``dims``: the resolved dimensions of every buffer of the stage; ``absent``: as for `print_stage`; ``kept``: what
+    is written where it is there, and None where no backward pass will follow.
+    """
+    draft = KernelPrinter(kernel, dims, config, complex_buffers, absent, kept)
     draft.print(name)
     # Printed again with names for those values alone that turned out to need one.
     inlined = frozenset(draft.operations.inlined)
-    return KernelPrinter(kernel, dims, config, complex_buffers, absent, inlined).print(name)
+    return KernelPrinter(kernel, dims, config, complex_buffers, absent, kept, inlined).print(name)
 
 
 class KernelPrinter:
@@ -74,12 +78,13 @@ class KernelPrinter:
         config: StageConfig,
         complex_buffers: frozenset[str],
         absent: Mapping[str, float],
+        kept: frozenset[str],
         inlined: frozenset[str] | None = None,
     ) -> None:
         self.launch = config.launch(kernel.name)
         kernel = as_relay(kernel) if self.launch.relay else kernel
         self.kernel, self.dims, self.config, self.complex_buffers = kernel, dims, config, complex_buffers
-        self.absent = absent
+        self.absent, self.kept = absent, kept
         self.layout = Layout(kernel, config)
         self.words = self.layout.words
         nameless = frozenset() if inlined is None else inlined
@@ -117,8 +122,9 @@ class KernelPrinter:
             body=lines,
         )
         return PrintedKernel(
-            name, text, tuple(self.buffers), counts, constants, "DOT" in words, self._grid(), self._handed_words()
-        )
+            name, text, tuple(self.buffers), counts, constants, "DOT" in words, self._grid(), self._handed_words(),
+            self.kept,
+        )  # fmt: skip
 
     def _constants(self, words: set[str]) -> tuple[tuple[str, int], ...]:
         values = {**self.layout.sizes, self.words["C"]: self.config.chunk}
@@ -246,8 +252,13 @@ class KernelPrinter:
         mask = self._mask(store.access, axes)
         masked = f", mask={mask}" if mask else ""
         parts = self.operations.expanded(store.value, axes)
+        is_kept = store.access.buffer in self.kept
+        if is_kept:
+            self._line(f"if {pointer_name(store.access.buffer)} is not None:")
+        self.depth += is_kept
         for pointer, part in zip(self._pointers(store.access, axes), parts.parts(), strict=True):
             self._line(f"tl.store({pointer}, {bare(part)}{masked})")
+        self.depth -= is_kept
 
     def _print_loop(self, loop: Loop) -> None:
         for line in self.operations.start_carries(loop):
