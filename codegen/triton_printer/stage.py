@@ -112,7 +112,13 @@ class StagePrinter:
         needed = {b for k in kernels if not k.joins_segments for b in self.printed[k.name].buffers}
         needed |= {b.name for b in always}
         allocations = [
-            (self.names[name], self._shape(name), self._dtype(name), self._alias(name, given, needed), name in self.kept)
+            (
+                self.names[name],
+                self._shape(name),
+                self._dtype(name),
+                self._alias(name, given, needed),
+                name in self.kept,
+            )
             for name in allocated
         ]
         launches = [self._launch(k) for k in kernels]
