@@ -234,3 +234,13 @@ def test_decays_over_dims(name: str, extreme: bool) -> None:
     """Several chunks: pairs by halves of blocks, below 16 rows too where gates are extreme."""
     options = {"B": 1, "H": 1, "T": 150, "sizes": {"K": 20, "V": 12}, "dtype": torch.float32, "tolerance": 4e-4}
     compare(load(str(path(name))), "chunkwise", "triton", extreme=extreme, **options)
+
+
+@pytest.mark.parametrize("strategy", ("chunkwise", "sequential"))
+def test_without_a_backward_pass_nothing_is_kept_for_one(strategy: str) -> None:
+    op = load(path("gated_delta_net"))
+    inputs = random_inputs(op.recurrence, 1, 21, 2, dim_sizes(op.recurrence, SIZES), dtype=torch.float32)
+    wanted, _ = op(**{n: x.requires_grad_() for n, x in inputs.items()}, backend="triton", strategy=strategy)
+    with torch.no_grad():
+        found, _ = op(**inputs, backend="triton", strategy=strategy)
+    assert torch.equal(found, wanted) and wanted.grad_fn is not None and found.grad_fn is None
