@@ -65,8 +65,7 @@ class Halves:
     def _factor(self, later: Value, earlier: Value) -> Value:
         b = self.b
         anchor = self.once(("anchor",), lambda: b.middle(self.log, "c", name="A"))
-        since = b.sub(later, anchor, name="since")
-        until = b.neg(since, name="until") if later is earlier else b.sub(anchor, earlier, name="until")
+        since, until = b.sub(later, anchor, name="since"), b.sub(anchor, earlier, name="until")
         return b.exp2(b.where(self.is_right, since, until, name="elapsed"), name="factor")
 
     def tile(self, pair: Pair) -> Value:
@@ -99,9 +98,9 @@ def add_scores(
         left = halves.tile((reader, writes[min(readers.index(reader), len(writes) - 1)]))
         right = halves.tile((readers[min(writes.index(write), len(readers) - 1)], write))
         product = inner.contract(left, inner.rename(right, "c", "s"), key, name="X_X")
-        apart = inner.where(halves.is_apart, product, inner.const(0.0, name="zero"), name="X_X")
         phi = inner.phi("P", total)
-        carries.append(Carry(phi, total, inner.add(phi, apart, name="P")))
+        grown = inner.where(halves.is_apart, inner.add(phi, product, name="P"), phi, name="P")
+        carries.append(Carry(phi, total, grown))
     b.loop("levels", inner, tuple(carries))
     return {pair: carry.phi for pair, carry in zip(totals, carries, strict=True)}
 

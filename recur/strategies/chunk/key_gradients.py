@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from recur.ir.core import Node
-from recur.ir.normal import MatrixForm, Read
+from recur.ir.normal import Decay, MatrixForm, Read
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import adjoint_values, read_keys, readout_keys
 from recur.strategies.chunk.equations import Chunk, sum_of
@@ -34,13 +34,13 @@ from recur.strategies.chunk.gradients import (
 from recur.strategies.chunk.halves import Halves, Pair, own_products, own_weight
 from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
-    KEY_TILE,
-    WARPS,
+    VALUE_TILE,
     key_vectors,
     load_key_gates,
     load_log,
     place_keys,
     stored_chunk,
+    stored_chunk_length,
     tile_widths,
 )
 from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, token_access
@@ -48,6 +48,8 @@ from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, signed
 from recur.strategies.operands import argument_leaves
 
 IN_ORDER = "gradients, in order"  # the role of a kernel whose operations are in order
+TILE = 2048  # entries of a chunk's rows in a tile of the key dims
+FEW_VECTORS = 2  # for which four warps have the registers
 
 BufferOf = Callable[[Node, str, str], str]  # source, part, the axis whose tiles give partial sums or ""
 EQUATIONS = (
@@ -82,14 +84,19 @@ def evidence_name(form: MatrixForm, query: Query, j: int) -> str:
     return f"E_{form.state}_{query.name}_{j}"
 
 
+def own_name(form: MatrixForm, query: Query, j: int) -> str:
+    return f"own_{evidence_name(form, query, j)}"
+
+
+def own_access(buffer: str) -> Access:
+    return Access(buffer, ("batch", "time", "head"), "c")
+
+
 def evidence_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """E + E^T of every query and write, between the kernels that write and read it."""
-    return tuple(
-        Buffer(evidence_name(f, q, j), ("B", "T", "H", "C"), "operand")
-        for f in shape.forms
-        for q in queries_of(f)
-        for j in range(len(f.writes))
-    )
+    """E + E^T of every query and write, and its diagonal, between the kernels that write and read them."""
+    pairs = [(f, q, j) for f in shape.forms for q in queries_of(f) for j in range(len(f.writes))]
+    both = [Buffer(evidence_name(*pair), ("B", "T", "H", "C"), "operand") for pair in pairs]
+    return (*both, *(Buffer(own_name(*pair), ("B", "T", "H")) for pair in pairs))
 
 
 def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -102,11 +109,15 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
         store_share(b, shape, source, tile, buffer_of)
     axes = tuple(place_keys(shape, a, "grid") for a in looped_values(shape))
     grid = ("batch", "head", "chunk", f"tile:{shape.key[0]}")
-    widths = tile_widths(shape, shape.key, KEY_TILE) + tile_widths(shape, shape.value, VALUE_TILE)
-    return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, WARPS)
+    widths = tile_widths(shape, shape.key, TILE // stored_chunk_length(shape))
+    widths += tile_widths(shape, shape.value, VALUE_TILE)
+    return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, warps_for(shape))
 
 
-VALUE_TILE = 64
+def warps_for(shape: Shape) -> int:
+    """Each vector's cotangent stays in registers, and so does what the decays take from it."""
+    vectors = sum(not isinstance(e, Decay) for f in shape.forms for e in f.events)
+    return 4 if vectors <= FEW_VECTORS else 8
 
 
 def looped_values(shape: Shape) -> tuple[Axis, ...]:
@@ -228,7 +239,7 @@ class FormGradients:
             self._add_plain_pairs(evidence)
         else:
             self._add_ends(gates)
-            self._add_own_pairs(gates, evidence)
+            self._add_own_pairs(gates)
             self._add_levels(gates, evidence)
         for position, total in self.grown.items():
             rows = self.chunk.full(signed(b, gates, position, Rows(total)))
@@ -274,15 +285,14 @@ class FormGradients:
             if is_write:
                 self.at_end.append(b.sum(amount, ("c",), name="kept"))
 
-    def _add_own_pairs(self, gates: Gates, evidence: dict[tuple[str, int], Value]) -> None:
+    def _add_own_pairs(self, gates: Gates) -> None:
         """Those of a token's reads and its writes before them."""
         b = self.b
-        diagonal = b.let("is_own", "eye", (), ("c", "s"))
         for query, j in self.pairs:
             pair = (query.position, self.writes[j])
             if pair[1] > pair[0]:
                 continue
-            own = b.sum(b.mul(evidence[query.name, j], diagonal, name="E_own"), ("s",), name="E_own")
+            own = b.load("E_own", own_access(own_name(self.form, query, j)), ("c",))
             weight = own_weight(b, gates, pair)
             for position, other in (pair, pair[::-1]):
                 rows = self.chunk.times(self.rows[other], own, weight, name="own")
@@ -295,15 +305,23 @@ class FormGradients:
     def _add_levels(self, gates: Gates, evidence: dict[tuple[str, int], Value]) -> None:
         """Pairs of different tokens: see halves.py."""
         inner = self.b.nested()
-        start = {("grown", p): total for p, total in self.grown.items()}
-        start |= {("taken", key): self.taken[key] for key in self.taken}
+        start: dict[tuple[str, object], Value] = {("grown", p): total for p, total in self.grown.items()}
+        start |= {("taken", passed): total for passed, total in self.taken.items()}
         phis = {key: inner.phi(total.name, total) for key, total in start.items()}
         sums = dict(phis)
         zero = inner.const(0.0, name="zero")
         halves = Halves(inner, gates, load_log(self.b, self.form), self.rows)
 
-        def grow(kind: str, key: object, amount: Value, less: bool = False) -> None:
-            sums[kind, key] = (inner.sub if less else inner.add)(sums[kind, key], amount, name=sums[kind, key].name)
+        def grow(right: tuple[str, object], left: tuple[str, object], amount: Value, less: bool) -> None:
+            """Adds to one sum in right halves, and to the other in left halves or takes it off."""
+            before, is_right = dict(sums), halves.is_right
+            more = inner.add(before[right], amount, name="more")
+            other = (inner.sub if less else inner.add)(before[left], amount, name="other")
+            if left == right:
+                sums[right] = inner.where(is_right, more, other, name=before[right].name)
+                return
+            sums[right] = inner.where(is_right, more, before[right], name=before[right].name)
+            sums[left] = inner.where(is_right, before[left], other, name=before[left].name)
 
         for query, j in self.pairs:
             pair = (query.position, self.writes[j])
@@ -311,16 +329,9 @@ class FormGradients:
             apart = inner.where(halves.is_apart, evidence[query.name, j], zero, name="E_apart")
             z = inner.contract(apart, inner.rename(tile, "c", "s"), ("s",), name="Z")
             both = inner.mul(factor, z, name="decayed")
-            grow("grown", pair[0], inner.where(halves.is_right, both, zero, name="read"))
-            grow("grown", pair[1], inner.where(halves.is_right, zero, both, name="written"))
-            amount = inner.mul(tile, z, name="amount")
-            later, earlier = map(self._passed, pair)
-            if later == earlier:
-                signed_amount = inner.where(halves.is_right, amount, inner.neg(amount), name="amount")
-                grow("taken", later, signed_amount)
-            else:
-                grow("taken", later, inner.where(halves.is_right, amount, zero, name="amount"))
-                grow("taken", earlier, inner.where(halves.is_right, zero, amount, name="amount"), less=True)
+            grow(("grown", pair[0]), ("grown", pair[1]), both, less=False)
+            right, left = (("taken", self._passed(p)) for p in pair)
+            grow(right, left, inner.mul(tile, z, name="amount"), less=True)
         carries = tuple(Carry(phis[key], start[key], sums[key]) for key in start)
         self.b.loop("levels", inner, carries)
         self.grown = {p: phis["grown", p] for p in self.grown}
@@ -387,6 +398,8 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
             turned = b.rename(b.rename(b.rename(pairs, "s", "u"), "c", "s"), "u", "c", name="E_turned")
             both = b.where(b.after("c", "s", 0), pairs, turned, name="E_both")
             b.store(pair_access(evidence_name(loop.form, query, j)), both)
+            diagonal = b.let("is_own", "eye", (), ("c", "s"))
+            b.store(own_access(own_name(loop.form, query, j)), b.sum(b.mul(pairs, diagonal), ("s",), name="E_own"))
     for source, tile in sums.items():
         store_gradient(b, source, tile, buffer_of(source, "values", ""))
     widths = tile_widths(shape, shape.value, VALUE_TILE)

@@ -103,7 +103,7 @@ def emit_key_side(shape: Shape) -> Kernel:
     axes = tuple(place_keys(shape, a, "loop") for a in key_only(shape))
     return Kernel(
         "key_side", ("batch", "head", "chunk"), axes, tuple(b.statements), KEY_SIDE_EQUATIONS, "key_side",
-        tile_widths(shape, shape.key, KEY_TILE), WARPS,
+        tile_widths(shape, shape.key, KEY_TILE), 4,
     )  # fmt: skip
 
 
@@ -266,8 +266,7 @@ def solved_writes(form: MatrixForm) -> list[int]:
     return [j for j, w in enumerate(form.writes) if w.read is not None]
 
 
-KEY_TILE = 64  # entries of the key dims that a program has at a time
-WARPS = 4
+KEY_TILE, VALUE_TILE = 32, 64  # entries of the dims in a tile
 
 
 def tile_widths(shape: Shape, dims: tuple[str, ...], width: int) -> tuple[tuple[str, int], ...]:
