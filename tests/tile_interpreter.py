@@ -136,9 +136,11 @@ class Program:
     # control
 
     def loop(self, loop: Loop) -> None:
-        run, name = self.run_, {"chunks": "chunk", "steps": "step", "tiles": loop.axis or ""}[loop.over]
+        run, name = self.run_, {"chunks": "chunk", "steps": "step", "tiles": loop.axis or "", "levels": "level"}[loop.over]
         if loop.over == "chunks":
             points = range(run.chunks)
+        elif loop.over == "levels":
+            points = range((run.chunk - 1).bit_length())
         elif loop.over == "tiles":
             first = self.where[loop.first] if loop.first else 0
             end = self.where[loop.last] + 1 if loop.last else run.tiles_of(self.kernel.axis(name))
@@ -399,6 +401,21 @@ class Program:
     def op_after(self, s: Let) -> Tensor:
         row, column = (torch.tensor(list(self.range(self.kernel.axis(a)))) for a in s.out.axes)
         return (row[:, None] - column[None, :] >= s.attr("offset"))[None, None]
+
+    def op_middle(self, s: Let) -> Tensor:
+        axis, level = 2 + s.out.axes.index(s.attr("axis")), self.where["level"]
+        row = torch.arange(self.run_.chunk)
+        return self.full_tile(s.args[0]).index_select(axis, ((row >> level | 1) << level) - 1)
+
+    def op_right(self, s: Let) -> Tensor:
+        return (torch.arange(self.run_.chunk) >> self.where["level"] & 1).bool()[None, None]
+
+    def op_apart(self, s: Let) -> Tensor:
+        row = torch.arange(self.run_.chunk)
+        return ((row[:, None] ^ row[None, :]) >> self.where["level"] == 1)[None, None]
+
+    def op_rounded(self, s: Let) -> Tensor:
+        return self.get(s.args[0])
 
     def op_eye(self, s: Let) -> Tensor:
         rows, columns = (torch.tensor(list(self.range(self.kernel.axis(a)))) for a in s.out.axes)

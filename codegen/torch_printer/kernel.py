@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from recur.codegen.torch_printer.function import Function
-from recur.codegen.torch_printer.loops import defines, inline_tiles, share, split, uses
+from recur.codegen.torch_printer.loops import defines, inline_loops, share, split, uses
 from recur.codegen.torch_printer.memory import Place, time_part
 from recur.codegen.torch_printer.operations import operation, whole
 from recur.codegen.torch_printer.tensors import BATCH, CHUNK, HEAD, LEADS, STEP, TOKENS, Tensor, aligned, bare
@@ -42,7 +42,7 @@ class KernelPrinter:
     place: Place = field(default_factory=Place)
 
     def run(self) -> None:
-        body = share(inline_tiles(self.kernel.body))
+        body = share(inline_loops(self.kernel.body, ((self.function.plan.chunk or 1) - 1).bit_length()))
         self.count = Counter(v.name for s in body for v in uses(s))
         self.place = Place("chunk" in self.kernel.grid)
         self.statements(body)

@@ -60,6 +60,23 @@ def _after(C: int, offset: int, device: torch.device) -> torch.Tensor:
     return row[:, None] - row >= offset
 
 
+def _middle(x: torch.Tensor, level: int, dim: int) -> torch.Tensor:
+    """For every row x's last row before the middle of the row's block of 2^(level + 1) rows."""
+    row = torch.arange(x.shape[dim], device=x.device)
+    return x.index_select(dim, ((row >> level | 1) << level) - 1)
+
+
+def _right(C: int, level: int, device: torch.device) -> torch.Tensor:
+    """[C]: whether a row is in the right half of its block of 2^(level + 1) rows."""
+    return (torch.arange(C, device=device) >> level & 1).bool()
+
+
+def _apart(C: int, level: int, device: torch.device) -> torch.Tensor:
+    """[C, C]: whether two rows are in the two halves of one block of 2^(level + 1) rows."""
+    row = torch.arange(C, device=device)
+    return (row[:, None] ^ row) >> level == 1
+
+
 def _part(fused: int, size: int, *inner: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[fused, size]: one where the column is the part of an entry of the fused dim; ``inner``: sizes of later parts."""
     index = torch.arange(fused, device=device)

@@ -1,7 +1,7 @@
 """Loops taken apart: what a loop over chunks or steps needs to do one iteration at a time, and what is done at once.
 
-A loop over tiles disappears: torch code holds an axis whole, so its body runs once. Any other loop is split by the
-values it carries:
+A loop over tiles disappears: torch code holds an axis whole, so its body runs once. A loop over levels is unrolled. Any
+other loop is split by the values it carries:
 
     before   what depends on no carried value: for all iterations at once, before the loop
     core     what the carried values' next ones are made of: in the loop
@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from recur.ir.tile import Carry, Let, Loop, Statement, Store, Value
+
+
+BY_LEVEL = ("middle", "right", "apart")  # operations that depend on the level of the loop around them
 
 
 @dataclass(frozen=True)
@@ -44,26 +47,38 @@ def defines(statement: Statement) -> tuple[str, ...]:
     return () if isinstance(statement, Store) else tuple(c.phi.name for c in statement.carries)
 
 
-def inline_tiles(body: Iterable[Statement], known: dict[str, Value] | None = None) -> tuple[Statement, ...]:
-    """The statements with every loop over tiles replaced by its body, carried values by their initial ones."""
+def inline_loops(
+    body: Iterable[Statement], levels: int, known: dict[str, Value] | None = None, level: int | None = None
+) -> tuple[Statement, ...]:
+    """The statements with loops over tiles and ``levels`` levels replaced by their bodies, one for each iteration."""
     known = {} if known is None else known
     result: list[Statement] = []
     for statement in body:
         if isinstance(statement, Let):
-            result.append(replace(statement, args=tuple(known.get(a.name, a) for a in statement.args)))
+            args = tuple(known.get(a.name, a) for a in statement.args)
+            result.append(replace(statement, args=args) if level is None else _at_level(statement, args, level, known))
         elif isinstance(statement, Store):
             result.append(replace(statement, value=known.get(statement.value.name, statement.value)))
-        elif statement.over == "tiles":
+        elif statement.over in ("tiles", "levels"):
             known.update({c.phi.name: known.get(c.init.name, c.init) for c in statement.carries})
-            result.extend(inline_tiles(statement.body, known))
-            known.update({c.phi.name: known.get(c.next.name, c.next) for c in statement.carries})
+            for i in range(levels) if statement.over == "levels" else (level,):
+                result.extend(inline_loops(statement.body, levels, known, i))
+                known.update({c.phi.name: known.get(c.next.name, c.next) for c in statement.carries})
         else:
-            inner = inline_tiles(statement.body, known)
+            inner = inline_loops(statement.body, levels, known)
             carries = tuple(
                 Carry(c.phi, known.get(c.init.name, c.init), known.get(c.next.name, c.next)) for c in statement.carries
             )
             result.append(replace(statement, carries=carries, body=inner))
     return tuple(result)
+
+
+def _at_level(let: Let, args: tuple[Value, ...], level: int, known: dict[str, Value]) -> Let:
+    """The operation at one level, its results under names of their own (numbers with a zero in front are free)."""
+    outs = tuple(replace(v, name=f"{v.name}_0{level}") for v in let.outs)
+    known.update(zip((v.name for v in let.outs), outs, strict=True))
+    attrs = (*let.attrs, ("level", level)) if let.op in BY_LEVEL else let.attrs
+    return replace(let, outs=outs, args=args, attrs=attrs)
 
 
 def share(

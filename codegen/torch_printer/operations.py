@@ -369,6 +369,27 @@ def after(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(text, let.out.axes, is_bool=True, after=(row, column, offset))
 
 
+def middle(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    x = whole(args[0], (axis,), sizes)
+    return Tensor(f"_middle({bare(x.text)}, {let.attr('level')}, {positions(x, (axis,))})", x.dims, x.is_complex)
+
+
+def right(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    (axis,) = let.out.axes
+    return Tensor(f"_right({sizes.size(axis)}, {let.attr('level')}, {sizes.device})", (axis,), is_bool=True)
+
+
+def apart(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    text = f"_apart({sizes.size(let.out.axes[0])}, {let.attr('level')}, {sizes.device})"
+    return Tensor(text, let.out.axes, is_bool=True)
+
+
+def rounded(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    """Products here take their operands as they are."""
+    return args[0]
+
+
 def valid(let: Let, args: Args, sizes: Sizes) -> Tensor:
     """Rows past the last token are in the last chunk only; a tile of the current chunk alone is masked."""
     axis, x, fill = str(let.attr("axis")), args[0], number(let.attr("fill"))
@@ -430,6 +451,7 @@ OPERATIONS: dict[str, Operation] = {
     "cumsum": cumsum, "scan": scan, "maxscan": scan, "prescan": scan, "maxprescan": scan, "inverse": inverse,
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
     "rename": rename, "expand": expand, "after": after, "valid": valid,
+    "middle": middle, "right": right, "apart": apart, "rounded": rounded,
 }  # fmt: skip
 
 

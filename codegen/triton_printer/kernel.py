@@ -11,7 +11,7 @@ from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.inlining import inlinable_values
 from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, print_tuple, safe_name
 from recur.codegen.triton_printer.names import name_values
-from recur.codegen.triton_printer.operations import OperationPrinter, Pair, bare
+from recur.codegen.triton_printer.operations import OperationPrinter, Pair, bare, is_reverse, middle_row
 from recur.codegen.triton_printer.padding import infer_padding
 from recur.codegen.triton_printer.relay import as_relay, handed_at, handed_words
 from recur.codegen.triton_printer.templates import render
@@ -91,6 +91,8 @@ class KernelPrinter:
         inlinable = inlinable_values(kernel) if inlined is None else inlined
         names = name_values(kernel, self.layout, nameless)
         self.operations = OperationPrinter(self.layout, names, infer_padding(kernel), inlinable)
+        self.loads: dict[str, Access] = {}
+        self.unseen: set[str] = set()  # buffers of which threads have not seen what others have stored
         self.lines: list[Line] = []
         self.buffers: list[str] = []
         self.depth = 1
@@ -221,12 +223,16 @@ class KernelPrinter:
                 self._print_store(statement)
             elif statement.op == "load":
                 self._print_load(statement)
+            elif statement.op in ("middle", "last") and self._is_in_memory(statement):
+                self._print_other_row(statement)
             else:
                 for line in self.operations.print_let(statement):
                     self._line(line)
 
     def _print_load(self, let: Let) -> None:
         assert let.access is not None
+        self._wait_for(let.access.buffer)
+        self.loads[let.out.name] = let.access
         axes = self.layout.order(let.out.axes)
         mask = self._mask(let.access, axes)
         masked = f", mask={mask}, other=0.0" if mask else ""
@@ -234,6 +240,30 @@ class KernelPrinter:
         if let.access.buffer in self.absent:
             instead = self._absent_value(self.absent[let.access.buffer], axes, mask)
             loads = [f"{load} if {pointer_name(let.access.buffer)} is not None else {instead}" for load in loads]
+        for line in self.operations.bind(let.out, Pair(*loads)):
+            self._line(line)
+
+    def _wait_for(self, buffer: str) -> None:
+        """Before threads read what others of the program have stored."""
+        if buffer in self.unseen:
+            self._line("tl.debug_barrier()")
+            self.unseen.clear()
+
+    def _is_in_memory(self, let: Let) -> bool:
+        """Whether all rows of the operation's tile lie in a buffer as they were loaded, one block a chunk."""
+        access = self.loads.get(let.args[0].name)
+        return access is not None and let.attr("axis") in access.index and not is_reverse(let)
+
+    def _print_other_row(self, let: Let) -> None:
+        """Other rows of a tile that was loaded: they are loaded where threads hold what they need of them."""
+        access, axis = self.loads[let.args[0].name], str(let.attr("axis"))
+        tile = self.layout.axes[axis]
+        row = middle_row(tile.index) if let.op == "middle" else f"{tile.block_name} - 1"
+        axes = self.layout.order(let.out.axes)
+        mask = self._mask(access, axes)
+        masked = f", mask={mask}, other=0.0" if mask else ""
+        pointers = self._pointers(access, axes, {axis: f"({row})"})
+        loads = [f"tl.load({pointer}{masked}).to(tl.float32)" for pointer in pointers]
         for line in self.operations.bind(let.out, Pair(*loads)):
             self._line(line)
 
@@ -259,12 +289,15 @@ class KernelPrinter:
         for pointer, part in zip(self._pointers(store.access, axes), parts.parts(), strict=True):
             self._line(f"tl.store({pointer}, {bare(part)}{masked})")
         self.depth -= is_kept
+        self.unseen.add(store.access.buffer)
 
     def _print_loop(self, loop: Loop) -> None:
         for line in self.operations.start_carries(loop):
             self._line(line)
         if loop.over == "chunks":
             index, count = "chunk", self.words["N"]
+        elif loop.over == "levels":
+            index, count = "level", str((self.config.chunk - 1).bit_length())
         elif loop.over == "segments":
             index, count = "segment", self.words["G"]
         elif loop.over == "tiles":
@@ -352,18 +385,23 @@ class KernelPrinter:
 
     # memory
 
-    def _pointers(self, access: Access, axes: tuple[str, ...]) -> list[str]:
-        """The address of the access's block: real part, then imaginary part, which lies one further."""
+    def _pointers(self, access: Access, axes: tuple[str, ...], rows: Mapping[str, str] | None = None) -> list[str]:
+        """The address of the access's block: real part, then imaginary part, which lies one further.
+
+        ``rows``: which rows are meant where not a tile axis's own ones.
+        """
         if access.buffer not in self.buffers:
             self.buffers.append(access.buffer)
-        base, offsets = self._address(access, axes)
+        base, offsets = self._address(access, axes, rows or {})
         pointer = pointer_name(access.buffer)
         if access.buffer not in self.complex_buffers:
             return [" + ".join([pointer, *base, *offsets])]
         doubled = [f"2 * ({' + '.join([*base, *offsets])})"] if base or offsets else []
         return [" + ".join([pointer, *doubled]), " + ".join([pointer, *doubled, "1"])]
 
-    def _address(self, access: Access, axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    def _address(
+        self, access: Access, axes: tuple[str, ...], rows: Mapping[str, str]
+    ) -> tuple[list[str], list[str]]:
         """Row-major: the program's part by Horner's rule in 64 bits, then one small term for each tile axis."""
         dims = self.dims[access.buffer]
         base = ""
@@ -375,7 +413,8 @@ class KernelPrinter:
             base = " + ".join(part for part in (base, scalar) if part)
             if tile_axis is not None:
                 stride = " * ".join(self._count(d) for d in dims[position + 1 :] if self._count(d) != "1")
-                index = align(self.layout.axes[tile_axis].index, (tile_axis,), axes)
+                index = rows.get(tile_axis, self.layout.axes[tile_axis].index)
+                index = align(index, (tile_axis,), axes) if tile_axis in axes else index
                 offsets.append(f"{index} * ({stride})" if " " in stride else f"{index} * {stride}" if stride else index)
         return ([base] if base else []), offsets
 

@@ -478,6 +478,23 @@ class OperationPrinter:
             let.out, Pair(f"{r} >= {c}{f' + {offset}' if offset else ''}" if offset != 1 else f"{r} > {c}")
         )
 
+    def _print_apart(self, let: Let) -> list[str]:
+        axes = self.layout.order(let.out.axes)
+        r, c = (align(self.layout.axes[a].index, (a,), axes) for a in axes)
+        return self.bind(let.out, Pair(f"({r} ^ {c}) >> level == 1"))
+
+    def _print_right(self, let: Let) -> list[str]:
+        return self.bind(let.out, Pair(f"({self.layout.axes[let.out.axes[0]].index} >> level & 1) == 1"))
+
+    def _print_middle(self, let: Let) -> list[str]:
+        """In registers; of a tile whose rows lie in memory, kernel.py loads them from there."""
+        axis, axes = str(let.attr("axis")), self.layout.order(let.out.axes)
+        source = middle_row(self.layout.axes[axis].index)
+        return self.bind(let.out, self.tile(let.args[0]).parts.map(lambda part: self._row(part, axis, axes, source)))
+
+    def _print_rounded(self, let: Let) -> list[str]:
+        return self.bind(let.out, self.tile(let.args[0]).parts.map(lambda part: f"{part}.to(DOT).to(tl.float32)"))
+
     def _print_valid(self, let: Let) -> list[str]:
         axis = str(let.attr("axis"))
         fill = number(float(let.attr("fill")))  # type: ignore[arg-type]
@@ -563,6 +580,11 @@ class OperationPrinter:
         lanes = ", ".join(":" if i in (position, position + 1) else "None" for i in range(len(tile.axes) + 1))
         moved = ", ".join([":"] * (position + 1) + ["None"] + [":"] * (len(tile.axes) - position - 1))
         return self.bind(let.out, clean.map(lambda part: f"tl.sum({part}[{moved}] * {matrix}[{lanes}], {position})"))
+
+
+def middle_row(row: str) -> str:
+    """The last row before the middle of a row's block of 2^(level + 1)."""
+    return f"(({row} >> level | 1) << level) - 1"
 
 
 def summed_along(position: int) -> Callable[[str], str]:

@@ -36,8 +36,13 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     last x (axis)                   x at the block's last row, padding included (`reverse`: at its first row)
     rename x (old, new)             the same tile with an axis renamed
     expand x (axes)                 broadcasts
+    rounded x                       x in the kernel's operand type: what a product would make of it
     after x, y (axes c, s; offset)  a boolean tile: row index of c - row index of s >= offset, both counted from the
                                     chunk's start, also where the axes are tiles of rows
+    middle x (axis), right (axis), apart (axes c, s)
+                                    in a loop over levels, of rows axes that hold chunks whole: every row becomes x's
+                                    last row before the middle of its block; whether a row is in the right half of its
+                                    block; whether two rows are in the two halves of one block
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
     select (fused, part, outer, inner)  one where the index of `fused`, which runs over all combinations of the axes
@@ -143,14 +148,15 @@ class Carry:
 class Loop:
     """over "chunks": all chunks of the sequence, or of the grid's segment where the kernel has one; "segments": all
     segments of the sequence; "steps": the tokens of the sequence, or of the grid's chunk where the kernel has one;
-    "tiles": the tiles of `axis`. `reverse`: from the last to the first.
+    "tiles": the tiles of `axis`; "levels": l = 0, 1, ... while 2^l < C, at which a chunk falls into blocks of 2^(l+1)
+    rows, each of two halves. `reverse`: from the last to the first.
 
     Tiles of rows: the loop starts at the tile of the rows axis `first` on the grid, and ends with that of `last`,
     where they are given. It may leave out tiles that lie past the sequence's end. A backend that holds chunks whole
     has one tile, and runs the body once.
     """
 
-    over: Literal["chunks", "segments", "steps", "tiles"]
+    over: Literal["chunks", "segments", "steps", "tiles", "levels"]
     carries: tuple[Carry, ...]
     body: tuple[Statement, ...]
     reverse: bool = False
@@ -388,6 +394,18 @@ class Builder:
     def after(self, row: str, column: str, offset: int, name: str = "seen") -> Value:
         return self.let(name, "after", (), (row, column), (("offset", offset),), is_complex=False, is_bool=True)
 
+    def middle(self, x: Value, axis: str, name: str = "middle") -> Value:
+        return self.let(name, "middle", (x,), x.axes, (("axis", axis),))
+
+    def right(self, axis: str, name: str = "is_right") -> Value:
+        return self.let(name, "right", (), (axis,), (("axis", axis),), is_complex=False, is_bool=True)
+
+    def apart(self, row: str, column: str, name: str = "is_apart") -> Value:
+        return self.let(name, "apart", (), (row, column), is_complex=False, is_bool=True)
+
+    def rounded(self, x: Value, name: str | None = None) -> Value:
+        return self.let(name or x.name, "rounded", (x,), x.axes)
+
     def valid(self, x: Value, axis: str, fill: float = 0.0, name: str | None = None) -> Value:
         return self.let(name or x.name, "valid", (x,), x.axes, (("axis", axis), ("fill", fill)))
 
@@ -398,7 +416,7 @@ class Builder:
 
     def loop(
         self,
-        over: Literal["chunks", "segments", "steps", "tiles"],
+        over: Literal["chunks", "segments", "steps", "tiles", "levels"],
         body: Builder,
         carries: tuple[Carry, ...],
         reverse: bool = False,

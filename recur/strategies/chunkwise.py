@@ -43,7 +43,7 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
-from recur.strategies.chunk.key_gradients import PHASES, emit_key_gradients, emit_value_gradients
+from recur.strategies.chunk.key_gradients import IN_ORDER, emit_key_gradients, emit_value_gradients, evidence_buffers
 from recur.strategies.chunk.key_side import (
     emit_inverse,
     emit_key_side,
@@ -111,8 +111,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
 
 
 def in_order(kernel: Kernel) -> Kernel:
-    """Phases are in order already: each is done with its tiles before the next one starts."""
-    return kernel if kernel.role == PHASES else order_kernel(kernel)
+    return kernel if kernel.role == IN_ORDER else order_kernel(kernel)
 
 
 Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have
@@ -226,7 +225,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
     buffers += pass_buffers(shape) if takes_passes(shape) else []
-    buffers += system_buffers(shape) if has_stored_key_side(shape) else []
+    buffers += [*system_buffers(shape), *evidence_buffers(shape)] if has_stored_key_side(shape) else []
     for form in shape.forms:
         layout = ("B", "N", "H", *shape.state_axes(form))
         buffers.append(

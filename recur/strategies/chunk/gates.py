@@ -69,9 +69,23 @@ def emit_gates(
 
     ``logs``, ``signs`` and ``angles`` map a decay's position to its tile (past the sequence: log 0, sign 1, angle 0).
     """
-    decays = class_decays(form, which)
-    if not decays:
+    if not class_decays(form, which):
         return None
+    axes, steps, cuts = decay_steps(b, form, which, logs, rows)
+    log_at, log_end = _running_sums(b, form, steps, (rows, *axes), rows, "G")
+    cut_at, cut_end = _running_sums(b, form, cuts, (rows, *axes), rows, "n") if cuts else ({}, None)
+    unit_at, unit_end = _running_signs(b, form, signs, rows) if signs else ({}, None)
+    if angles:
+        unit_at, unit_end = _running_phases(b, form, angles, (rows, *axes), rows, unit_at, unit_end)
+    at = {i: Gate(log_at[i], cut_at.get(i), unit_at.get(i)) for i in log_at}
+    return Gates(axes, at, Gate(log_end, cut_end, unit_end))
+
+
+def decay_steps(
+    b: Builder, form: MatrixForm, which: str, logs: dict[int, Value], rows: str = "c"
+) -> tuple[tuple[str, ...], dict[int, Value], dict[int, Value]]:
+    """The axes of a class, and by position the log2 of every decay on (rows, *axes), and whether it cuts (1 or 0)."""
+    decays = class_decays(form, which)
     axes = tuple(dict.fromkeys(d for _, decay in decays for d in decay.factor.dims))
     steps: dict[int, Value] = {}
     cuts: dict[int, Value] = {}
@@ -91,13 +105,7 @@ def emit_gates(
         if set(step.axes) != {rows, *axes}:
             step = b.expand(step, (rows, *axes), name="log2_decay")
         steps[position] = step
-    log_at, log_end = _running_sums(b, form, steps, (rows, *axes), rows, "G")
-    cut_at, cut_end = _running_sums(b, form, cuts, (rows, *axes), rows, "n") if cuts else ({}, None)
-    unit_at, unit_end = _running_signs(b, form, signs, rows) if signs else ({}, None)
-    if angles:
-        unit_at, unit_end = _running_phases(b, form, angles, (rows, *axes), rows, unit_at, unit_end)
-    at = {i: Gate(log_at[i], cut_at.get(i), unit_at.get(i)) for i in log_at}
-    return Gates(axes, at, Gate(log_end, cut_end, unit_end))
+    return axes, steps, cuts
 
 
 def _running_sums(

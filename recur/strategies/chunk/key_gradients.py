@@ -1,15 +1,16 @@
 """Gradients where the key side of every chunk lies in memory: a program for a chunk and a tile of the key dims.
 
-It takes one vector after the other, a phase each, so that registers hold the sums of one at a time. A phase walks the
-tiles of the value dims for what its vector needs of them, then comes to the vector's cotangent. With (kx, vx) the
-queries (readouts (q, dO), reads (a, -Z)) and (b, u) the writes,
+With (kx, vx) the queries (readouts (q, dO), reads (a, -Z)) and (b, u) the writes,
 
     dkx = 2^G (vx S^T) + sum over the writes of E b^,   db = 2^(G_C - G) (u R^T) + sum over the queries of E^T kx~
     E[c, s] = vx[c] u[s], s written before c
 
-What the decays take from each vector, kx dkx and -b db, is added up in float32 on the way: their cotangents are running
-sums of it, anchored at the chunk's end. The writes' values have a kernel of their own, whose programs hold the key dims
-whole: dy = P^T vx + B R where a write is plain, else Z.
+A loop over the tiles of the value dims gives vx S^T and u R^T, a loop over the levels of halves.py the pairs. What the
+decays take from each vector, kx dkx and -b db, is added up in float32 on the way: their cotangents are running sums of
+it, anchored at the chunk's end.
+
+The writes' values have a kernel of their own, whose programs hold the key dims whole: dy = P^T vx + B R where a write is
+plain, else Z. It has all of vx and u at hand, and leaves E + E^T in memory, in the operand type.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from recur.ir.core import Node
-from recur.ir.normal import MatrixForm, Read
-from recur.ir.tile import Access, Axis, Builder, Carry, Kernel, Value
+from recur.ir.normal import Decay, MatrixForm, Read
+from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import adjoint_values, read_keys, readout_keys
-from recur.strategies.chunk.decay_gradient import Row, later_sum
-from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.gates import class_decays
+from recur.strategies.chunk.equations import Chunk, sum_of
+from recur.strategies.chunk.gates import Gates, class_decays
 from recur.strategies.chunk.gradients import (
     Cotangents,
     add_decay,
@@ -31,13 +31,25 @@ from recur.strategies.chunk.gradients import (
     load_cotangents,
     store_gradient,
 )
+from recur.strategies.chunk.halves import Halves, Pair, own_products, own_weight
 from recur.strategies.chunk.kernels import values_name
-from recur.strategies.chunk.key_side import WARPS, place_keys, stored_chunk, stored_chunk_length, tile_widths
-from recur.strategies.chunk.shape import Shape, chunk_access, token_access
-from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, key_vector, load_gates, signed
+from recur.strategies.chunk.key_side import (
+    VALUE_TILE,
+    key_vectors,
+    load_key_gates,
+    load_log,
+    place_keys,
+    stored_chunk,
+    stored_chunk_length,
+    tile_widths,
+)
+from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, token_access
+from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, signed
 from recur.strategies.operands import argument_leaves
 
-PHASES = "gradients, phase by phase"  # the role of a kernel whose operations are in order
+IN_ORDER = "gradients, in order"  # the role of a kernel whose operations are in order
+TILE = 2048  # entries of a chunk's rows in a tile of the key dims
+FEW_VECTORS = 2  # for which four warps have the registers
 
 BufferOf = Callable[[Node, str, str], str]  # source, part, the axis whose tiles give partial sums or ""
 EQUATIONS = (
@@ -68,26 +80,44 @@ def queries_of(form: MatrixForm) -> list[Query]:
     return found
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One vector's part: the expressions whose cotangents it adds, and its emitter."""
+def evidence_name(form: MatrixForm, query: Query, j: int) -> str:
+    return f"E_{form.state}_{query.name}_{j}"
 
-    nodes: tuple[Node, ...]
-    emit: Callable[[], None]
+
+def own_name(form: MatrixForm, query: Query, j: int) -> str:
+    return f"own_{evidence_name(form, query, j)}"
+
+
+def own_access(buffer: str) -> Access:
+    return Access(buffer, ("batch", "time", "head"), "c")
+
+
+def evidence_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    """E + E^T of every query and write, and its diagonal, between the kernels that write and read them."""
+    pairs = [(f, q, j) for f in shape.forms for q in queries_of(f) for j in range(len(f.writes))]
+    both = [Buffer(evidence_name(*pair), ("B", "T", "H", "C"), "operand") for pair in pairs]
+    return (*both, *(Buffer(own_name(*pair), ("B", "T", "H")) for pair in pairs))
 
 
 def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The key side's cotangents, pulled back to the inputs as soon as no later phase adds to them."""
+    """The key side's cotangents, pulled back to the inputs."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    body = Body(b, shape, buffer_of)
-    phases = [phase for form in shape.forms for phase in FormPhases(body, form).phases()]
-    for number, phase in enumerate(phases):
-        phase.emit()
-        body.store_complete([n for later in phases[number + 1 :] for n in later.nodes])
+    cotangents = Cotangents()
+    for form in shape.forms:
+        FormGradients(shape, form, b, cotangents).emit()
+    for source, tile in cotangents.pull_each(Tiles(b), argument_leaves(cotangents.nodes)):
+        store_share(b, shape, source, tile, buffer_of)
     axes = tuple(place_keys(shape, a, "grid") for a in looped_values(shape))
     grid = ("batch", "head", "chunk", f"tile:{shape.key[0]}")
-    widths = tile_widths(shape, shape.key + shape.value, stored_chunk_length(shape))
-    return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, PHASES, widths, WARPS)
+    widths = tile_widths(shape, shape.key, TILE // stored_chunk_length(shape))
+    widths += tile_widths(shape, shape.value, VALUE_TILE)
+    return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, warps_for(shape))
+
+
+def warps_for(shape: Shape) -> int:
+    """Each vector's cotangent stays in registers, and so does what the decays take from it."""
+    vectors = sum(not isinstance(e, Decay) for f in shape.forms for e in f.events)
+    return 4 if vectors <= FEW_VECTORS else 8
 
 
 def looped_values(shape: Shape) -> tuple[Axis, ...]:
@@ -96,38 +126,19 @@ def looped_values(shape: Shape) -> tuple[Axis, ...]:
     return tuple(replace(a, place="loop") if a.name in looped else a for a in shape.axes)
 
 
-@dataclass
-class Body:
-    """What the phases share: the cotangents of expressions."""
-
-    b: Builder
-    shape: Shape
-    buffer_of: BufferOf
-    cotangents: Cotangents = field(default_factory=Cotangents)
-    stored: set[Node] = field(default_factory=set)
-    def store_complete(self, open_nodes: list[Node]) -> None:
-        """Stores the gradients of the sources that none of the open expressions reads."""
-        still_open = set(argument_leaves(open_nodes))
-        reached = argument_leaves(self.cotangents.nodes)
-        ready = [s for s in reached if s not in still_open and s not in self.stored]
-        self.stored.update(ready)
-        for source, tile in self.cotangents.pull_each(Tiles(self.b), ready):
-            self._store(source, tile)
-        self.cotangents.drop(still_open)
-
-    def _store(self, source: Node, tile: Value) -> None:
-        """Of a source without key dims, this tile's share."""
-        (key,) = self.shape.key
-        if key in source.dims:
-            store_gradient(self.b, source, tile, self.buffer_of(source, "keys", ""))
-            return
-        buffer = self.buffer_of(source, "keys", key)
-        if source.attrs[0] == "param":
-            access = Access(buffer, ("batch", "chunk", "head", f"tile:{key}", *source.dims))
-            self.b.store(access, self.b.sum(tile, ("c",), name=tile.name), "one partial sum a chunk and tile")
-        else:
-            access = Access(buffer, ("batch", "time", "head", f"tile:{key}", *source.dims), "c")
-            self.b.store(access, tile, "one partial sum a tile")
+def store_share(b: Builder, shape: Shape, source: Node, tile: Value, buffer_of: BufferOf) -> None:
+    """The gradient of a source; of one without key dims, this tile's share."""
+    (key,) = shape.key
+    if key in source.dims:
+        store_gradient(b, source, tile, buffer_of(source, "keys", ""))
+        return
+    buffer = buffer_of(source, "keys", key)
+    if source.attrs[0] == "param":
+        access = Access(buffer, ("batch", "chunk", "head", f"tile:{key}", *source.dims))
+        b.store(access, b.sum(tile, ("c",), name=tile.name), "one partial sum a chunk and tile")
+    else:
+        access = Access(buffer, ("batch", "time", "head", f"tile:{key}", *source.dims), "c")
+        b.store(access, tile, "one partial sum a tile")
 
 
 @dataclass
@@ -173,6 +184,15 @@ class ValueLoop:
         access = token_access(values_name(self.form.state, j), self.form.value)
         return Rows(self.b.load("U", access, ("c", *self.form.value)))
 
+    def pairs(self, query: Query, j: int) -> Value:
+        """E of a query and a write on the value dims at hand, not masked."""
+        position = self.form.events.index(self.form.writes[j])
+        return self.chunk.value_scores(self.query(query), query.position, self.written(j), position, name="E")
+
+    def against(self, rows: Rows, state: Value, name: str) -> Value:
+        """Rows on the value dims contracted with a state: on the key dims."""
+        return self.chunk.times(self.b.contract(rows.tile, state, self.form.value, name=name), rows.scale)
+
     def add(self, name: str, amount: Value) -> Value:
         """The amount's sum over all tiles, after the loop."""
         zero = self.outer.zeros(amount.axes, f"{name}_0")
@@ -185,122 +205,172 @@ class ValueLoop:
 
 
 @dataclass
-class FormPhases:
-    """One form's phases: its queries, its writes, its decays."""
+class FormGradients:
+    """One form's cotangents, in order.
 
-    body: Body
+    ``grown``: the cotangent of every vector so far, by position; ``taken``: what the decays get from the vectors, by
+    which of the token's decays come before these; ``at_end``: what all of a chunk's decays get.
+    """
+
+    shape: Shape
     form: MatrixForm
-    amounts: dict[tuple[bool, ...], Row] = field(default_factory=dict)
-    whole: list[Value] = field(default_factory=list)
+    b: Builder
+    cotangents: Cotangents
+    grown: dict[int, Value] = field(default_factory=dict)
+    taken: dict[tuple[bool, ...], Value] = field(default_factory=dict)
+    at_end: list[Value] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.b = self.body.b
-        self.queries = queries_of(self.form)
-        self.positions = [self.form.events.index(w) for w in self.form.writes]
-        self.has_decay = bool(class_decays(self.form, "key"))
+    def emit(self) -> None:
+        form, b = self.form, self.b
+        self.queries = queries_of(form)
+        self.writes = [form.events.index(w) for w in form.writes]
+        self.pairs = [(query, j) for query in self.queries for j in range(len(form.writes))]
+        self._walk_values()
+        tiles = Tiles(b)
+        gates = load_key_gates(tiles, form)
+        self.vectors = key_vectors(tiles, form, gates)
+        self.chunk = Chunk(tiles, FormTiles(form, {}, {}, {}, {}, gates, None))
+        self.rows = {p: self.chunk.full(v) for p, v in self.vectors.items()}
+        evidence = {
+            (query.name, j): b.load("E", pair_access(evidence_name(form, query, j)), ("c", "s"))
+            for query, j in self.pairs
+        }
+        if gates is None:
+            self._add_plain_pairs(evidence)
+        else:
+            self._add_ends(gates)
+            self._add_own_pairs(gates)
+            self._add_levels(gates, evidence)
+        for position, total in self.grown.items():
+            rows = self.chunk.full(signed(b, gates, position, Rows(total)))
+            self.cotangents.add(self.vectors[position].node, rows)
+        if gates is not None:
+            self._add_decays()
 
-    def phases(self) -> list[Phase]:
-        found = [Phase((q.node,), lambda q=q: self.emit_query(q)) for q in self.queries]  # type: ignore[misc]
-        for j, write in enumerate(self.form.writes):
-            found.append(Phase((write.key,), lambda j=j: self.emit_write(j)))  # type: ignore[misc]
-        logs = tuple(d.log for _, d in class_decays(self.form, "key") if d.log is not None)
-        return [*found, Phase(logs, self.emit_decays)] if logs else found
-
-    def open_chunk(self) -> Chunk:
-        """Gates and rows loaded anew: registers are for sums, not for what a later phase can read again."""
-        tiles = Tiles(self.b)
-        self.key_gates = load_gates(tiles, self.form, "key")
-        return Chunk(tiles, FormTiles(self.form, {}, {}, {}, {}, self.key_gates, None))
-
-    def key(self, chunk: Chunk, j: int) -> Vector:
-        return key_vector(chunk.tiles, self.key_gates, self.form.writes[j].key, self.positions[j], "b")
-
-    def emit_query(self, query: Query) -> None:
-        loop, b = ValueLoop(self.body.shape, self.form, self.b), self.b
-        vx = loop.query(query)
-        pairs = self._evidence(loop, [(query, j) for j in range(len(self.form.writes))])
-        read = loop.chunk.times(loop.b.contract(vx.tile, loop.state(), self.form.value, name="V_S"), vx.scale)
-        from_state = loop.add("V_S", read)
+    def _walk_values(self) -> None:
+        """vx S^T and u R^T, over all value dims, and <S, R> over them."""
+        loop = ValueLoop(self.shape, self.form, self.b)
+        state, adjoint = loop.state(), loop.adjoint()
+        for query in self.queries:
+            self._grow(query.position, loop.add("V_S", loop.against(loop.query(query), state, "V_S")))
+        for j, position in enumerate(self.writes):
+            self._grow(position, loop.add("U_R", loop.against(loop.written(j), adjoint, "U_R")))
+        if class_decays(self.form, "key"):
+            both = loop.b.sum(loop.b.mul(state, adjoint, name="S_R"), self.form.value, name="S_R")
+            self.at_end.append(loop.add("S_R", both))
         loop.close()
-        chunk = self.open_chunk()
-        total = self._decayed(chunk, from_state, query.position, "start", "d_inter")
-        for (_, j), evidence in pairs.items():
-            key = self.key(chunk, j)
-            masked = chunk.masked(evidence, query.position, key.position, "E")
-            total = b.add(total, chunk.spread_keys(masked, key, query.position, key.position), name="d_kx")
-        self._add_vector(chunk, query.node, query.position, total, "q", b.add)
 
-    def emit_write(self, j: int) -> None:
-        loop, b = ValueLoop(self.body.shape, self.form, self.b), self.b
-        position = self.positions[j]
-        pairs = self._evidence(loop, [(query, j) for query in self.queries])
-        u, adjoint = loop.written(j), loop.adjoint()
-        kept = loop.chunk.times(loop.b.contract(u.tile, adjoint, self.form.value, name="U_R"), u.scale)
-        to_adjoint = loop.add("U_R", kept)
-        if j == 0 and self.has_decay:
-            both = loop.b.sum(loop.b.mul(loop.state(), adjoint, name="S_R"), self.form.value, name="S_R")
-            across = loop.add("S_R", both)
-        loop.close()
-        chunk = self.open_chunk()
-        if j == 0 and self.key_gates is not None:
-            self.whole.append(b.mul(across, chunk.over_chunk(self.key_gates), name="S_R"))
-        after = self._decayed(chunk, to_adjoint, position, "end", "d_after")
-        if self.key_gates is not None:
-            key = self.key(chunk, j)
-            self.whole.append(b.sum(b.mul(chunk.full(key), after, name="kept"), ("c",), name="kept"))
-        total = after
-        for (query, _), evidence in pairs.items():
-            kx = key_vector(chunk.tiles, self.key_gates, query.node, query.position, "q")
-            masked = chunk.masked(evidence, query.position, position, "E")
-            total = b.add(total, chunk.gather_keys(masked, kx, query.position, position), name="d_b")
-        self._add_vector(chunk, self.form.writes[j].key, position, total, "b", b.sub)
+    def _grow(self, position: int, amount: Value) -> None:
+        known = self.grown.get(position)
+        self.grown[position] = amount if known is None else self.b.add(known, amount, name=known.name)
 
-    def _evidence(self, loop: ValueLoop, wanted: list[tuple[Query, int]]) -> dict[tuple[Query, int], Value]:
-        """E of each query and write, over all tiles."""
-        found = {}
-        for query, j in wanted:
-            vx, u = loop.query(query), loop.written(j)
-            pairs = loop.chunk.value_scores(vx, query.position, u, self.positions[j], name="E")
-            found[query, j] = loop.add("E", pairs)
-        return found
+    def _passed(self, position: int) -> tuple[bool, ...]:
+        return tuple(position > i for i, _ in class_decays(self.form, "key"))
 
-    def _decayed(self, chunk: Chunk, tile: Value, position: int, which: str, name: str) -> Value:
-        return chunk.times(tile, *chunk.factors(self.key_gates, position, which), name=name)
+    def _take(self, position: int, amount: Value) -> None:
+        """What a row at a position adds to the cotangents of the decays before it (a write: takes off)."""
+        key, grow = self._passed(position), self.b.sub if position in self.writes else self.b.add
+        self.taken[key] = grow(self.taken.get(key, self.b.zeros(amount.axes, "taken_0")), amount, name="taken")
 
-    def _add_vector(
-        self, chunk: Chunk, node: Node, position: int, cotangent: Value, name: str, grow: Callable[..., Value]
-    ) -> None:
-        """A finished cotangent of the signed vector: the decays' share of it, and the expression's own cotangent."""
+    def _add_ends(self, gates: Gates) -> None:
+        """The state at the chunk's start to what reads it; what is written to the adjoint at the chunk's end."""
         b = self.b
-        if self.key_gates is not None:
-            vector = key_vector(chunk.tiles, self.key_gates, node, position, name)
-            amount = b.mul(chunk.full(vector), cotangent, name="amount")
-            key = tuple(position > i for i, _ in class_decays(self.form, "key"))
-            known = self.amounts.get(key)
-            start = known.amount if known is not None else b.zeros(amount.axes, "amount_0")
-            self.amounts[key] = Row(grow(start, amount, name="taken"), position)
-        rows = signed(b, self.key_gates, position, Rows(cotangent))
-        self.body.cotangents.add(node, chunk.full(rows))
+        self.at_end[0] = b.mul(self.at_end[0], self.chunk.over_chunk(gates), name="S_R")
+        for position, total in self.grown.items():
+            is_write = position in self.writes
+            _, entry = self.chunk.factors(gates, position, "end" if is_write else "start")
+            self.grown[position] = self.chunk.times(total, entry)
+            amount = b.mul(self.rows[position], self.grown[position], name="amount")
+            self._take(position, amount)
+            if is_write:
+                self.at_end.append(b.sum(amount, ("c",), name="kept"))
 
-    def emit_decays(self) -> None:
-        """Each decay has what comes after it, and what outlives the chunk."""
+    def _add_own_pairs(self, gates: Gates) -> None:
+        """Those of a token's reads and its writes before them."""
         b = self.b
-        for i, decay in class_decays(self.form, "key"):
-            total = self.whole[0]
-            for more in self.whole[1:]:
-                total = b.add(total, more, name="at_end")
-            for row in self.amounts.values():
-                total = b.add(total, later_sum(b, row, i), name="d_log")
-            add_decay(self.body.cotangents, b, decay, total, self.form.key)
+        for query, j in self.pairs:
+            pair = (query.position, self.writes[j])
+            if pair[1] > pair[0]:
+                continue
+            own = b.load("E_own", own_access(own_name(self.form, query, j)), ("c",))
+            weight = own_weight(b, gates, pair)
+            for position, other in (pair, pair[::-1]):
+                rows = self.chunk.times(self.rows[other], own, weight, name="own")
+                self._grow(position, rows)
+            if self._passed(pair[0]) != self._passed(pair[1]):
+                amount = b.mul(own_products(b, gates, self.rows, pair), own, name="amount")
+                self._take(pair[0], amount)
+                self._take(pair[1], amount)
+
+    def _add_levels(self, gates: Gates, evidence: dict[tuple[str, int], Value]) -> None:
+        """Pairs of different tokens: see halves.py."""
+        inner = self.b.nested()
+        start: dict[tuple[str, object], Value] = {("grown", p): total for p, total in self.grown.items()}
+        start |= {("taken", passed): total for passed, total in self.taken.items()}
+        phis = {key: inner.phi(total.name, total) for key, total in start.items()}
+        sums = dict(phis)
+        zero = inner.const(0.0, name="zero")
+        halves = Halves(inner, gates, load_log(self.b, self.form), self.rows)
+
+        def grow(right: tuple[str, object], left: tuple[str, object], amount: Value, less: bool) -> None:
+            """Adds to one sum in right halves, and to the other in left halves or takes it off."""
+            before, is_right = dict(sums), halves.is_right
+            more = inner.add(before[right], amount, name="more")
+            other = (inner.sub if less else inner.add)(before[left], amount, name="other")
+            if left == right:
+                sums[right] = inner.where(is_right, more, other, name=before[right].name)
+                return
+            sums[right] = inner.where(is_right, more, before[right], name=before[right].name)
+            sums[left] = inner.where(is_right, before[left], other, name=before[left].name)
+
+        for query, j in self.pairs:
+            pair = (query.position, self.writes[j])
+            tile, factor = halves.tile(pair), halves.factor(pair)
+            apart = inner.where(halves.is_apart, evidence[query.name, j], zero, name="E_apart")
+            z = inner.contract(apart, inner.rename(tile, "c", "s"), ("s",), name="Z")
+            both = inner.mul(factor, z, name="decayed")
+            grow(("grown", pair[0]), ("grown", pair[1]), both, less=False)
+            right, left = (("taken", self._passed(p)) for p in pair)
+            grow(right, left, inner.mul(tile, z, name="amount"), less=True)
+        carries = tuple(Carry(phis[key], start[key], sums[key]) for key in start)
+        self.b.loop("levels", inner, carries)
+        self.grown = {p: phis["grown", p] for p in self.grown}
+        self.taken = {key: phis["taken", key] for key in self.taken}
+
+    def _add_plain_pairs(self, evidence: dict[tuple[str, int], Value]) -> None:
+        """Without decays: E b and E^T kx."""
+        chunk = self.chunk
+        for query, j in self.pairs:
+            pair = (query.position, self.writes[j])
+            x, y = (self.vectors[p] for p in pair)
+            pairs = chunk.masked(evidence[query.name, j], *pair, "E")
+            self._grow(pair[0], chunk.spread_keys(pairs, y, *pair))
+            self._grow(pair[1], chunk.gather_keys(pairs, x, *pair))
+
+    def _add_decays(self) -> None:
+        """Each decay has what comes after it in the chunk, and what outlives the chunk."""
+        b = self.b
+        total = sum_of(b, list(self.taken.values()), "taken")
+        whole = sum_of(b, [*self.at_end, b.sum(total, ("c",), name="in_all")], "whole")
+        after = b.sub(whole, b.cumsum(total, "c", exclusive=True, name="before"), name="d_log")
+        for number, (_, decay) in enumerate(class_decays(self.form, "key")):
+            before = [amount for passed, amount in self.taken.items() if not passed[number]]
+            d_log = after
+            for amount in before:
+                d_log = b.sub(d_log, amount, name="d_log")
+            add_decay(self.cotangents, b, decay, d_log, self.form.key)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
-VALUE_EQUATIONS = ("dy = P^T vx + B R for plain writes, Z for the others;   B = 2^(G_C - G) b",)
+VALUE_EQUATIONS = (
+    "dy = P^T vx + B R for plain writes, Z for the others;   B = 2^(G_C - G) b",
+    "E + E^T,   E[c, s] = vx[c] u[s], s not after c",
+)
 
 
 def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The cotangents of the writes' values, a program a chunk."""
+    """The cotangents of the writes' values, and E + E^T for every query and write; a program a chunk."""
     b = Builder(complex_buffers=shape.complex_buffers)
     loops = [ValueLoop(shape, form, b) for form in shape.forms]
     sums: dict[Node, Value] = {}
@@ -320,10 +390,19 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
                 total = loop.add(f"d_{source.attrs[1]}", tile)
                 known = sums.get(source)
                 sums[source] = total if known is None else b.add(known, total, name=total.name)
+        evidence = {
+            (query, j): loop.add("E", loop.pairs(query, j)) for query in queries_of(loop.form) for j in range(len(loop.form.writes))
+        }
         loop.close()
+        for (query, j), pairs in evidence.items():
+            turned = b.rename(b.rename(b.rename(pairs, "s", "u"), "c", "s"), "u", "c", name="E_turned")
+            both = b.where(b.after("c", "s", 0), pairs, turned, name="E_both")
+            b.store(pair_access(evidence_name(loop.form, query, j)), both)
+            diagonal = b.let("is_own", "eye", (), ("c", "s"))
+            b.store(own_access(own_name(loop.form, query, j)), b.sum(b.mul(pairs, diagonal), ("s",), name="E_own"))
     for source, tile in sums.items():
         store_gradient(b, source, tile, buffer_of(source, "values", ""))
-    widths = tile_widths(shape, shape.value, stored_chunk_length(shape))
+    widths = tile_widths(shape, shape.value, VALUE_TILE)
     return Kernel(
         "value_gradients", ("batch", "head", "chunk"), looped_values(shape), tuple(b.statements), VALUE_EQUATIONS,
         "value_gradients", widths, 4,

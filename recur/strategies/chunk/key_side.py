@@ -11,19 +11,20 @@ and every other kernel loads these, in the operand type, for as many tiles of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 from recur.ir.core import topological
 from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
-from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
-from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
+from recur.strategies.chunk.equations import Chunk, invert_system, sum_of
+from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
+from recur.strategies.chunk.halves import Pair, add_scores, own_products
 from recur.strategies.chunk.kernels import inverse_name, key_only
 from recur.strategies.chunk.pairs import PairedChunk, pair_buffers, pairs_name, stored_pairs
 from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
-from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, load_keys, load_values
+from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, key_vector, load_gates, load_values
 
 KEY_SIDE_EQUATIONS = (
     "X = x 2^G for queries and reads,  B = b 2^(G_C - G) for writes",
@@ -77,6 +78,7 @@ def key_side_buffers(shape: Shape) -> tuple[Buffer, ...]:
         buffers += pair_buffers(form)
         if form.decays:
             buffers.append(Buffer(decay_name(form), ("B", "N", "H", *form.key), doc="2^G_C"))
+            buffers.append(Buffer(log_name(form), ("B", "N", "H", "C", *form.key), doc="G"))
     return tuple(buffers)
 
 
@@ -92,45 +94,149 @@ def system_buffers(shape: Shape) -> tuple[Buffer, ...]:
 
 def emit_key_side(shape: Shape) -> Kernel:
     """All chunks at once; a program goes through the key dims tile by tile and adds up the pairs."""
-    outer = Builder(complex_buffers=shape.complex_buffers)
-    b = outer.nested()
-    tiles = Tiles(b)
-    carries: list[Carry] = []
-    pairs: dict[tuple[str, int, int], Value] = {}
-    systems: dict[str, Blocks] = {}
-
-    def add(name: str, amount: Value) -> Value:
-        zero = outer.zeros(amount.axes, f"{name}_0")
-        phi = b.phi(name, zero)
-        carries.append(Carry(phi, zero, b.add(phi, amount, name=name)))
-        return phi
-
-    for form in shape.forms:
-        chunk = Chunk(tiles, load_keys(tiles, form))
-        part = chunk.form
-        readers, keys = [*part.queries.values(), *part.reads.values()], part.keys
-        for vectors, end in ((readers, "start"), (keys.values(), "end")):
-            for vector in vectors:
-                _, entry = chunk.factors(part.key_gates, vector.position, end)
-                rows = chunk.times(chunk.full(vector), entry)
-                b.store(token_access(vector_name(form, vector.position), form.key), rows)
-        if part.key_gates is not None:
-            b.store(chunk_access(decay_name(form), form.key), whole_chunk(b, part.key_gates.end))
-        by_position = {v.position: v for v in [*readers, *keys.values()]}
-        for later, earlier in stored_pairs(form):
-            pairs[form.state, later, earlier] = add("P", chunk.scores(by_position[later], by_position[earlier]))
-        systems[form.state] = {ij: add("L", block) for ij, block in chunk.system().items()}
-    outer.loop("tiles", b, tuple(carries), axis=shape.key[0])
-    for form in shape.forms:
-        for later, earlier in stored_pairs(form):
-            outer.store(pair_access(pairs_name(form, later, earlier)), pairs[form.state, later, earlier])
-        for (i, j), block in systems[form.state].items():
-            outer.store(pair_access(system_name(form, i, j)), block)
+    b = Builder(complex_buffers=shape.complex_buffers)
+    body = b.nested()
+    sides = [FormKeySide(b, Tiles(body), form) for form in shape.forms]
+    b.loop("tiles", body, tuple(c for side in sides for c in side.carries), axis=shape.key[0])
+    for side in sides:
+        side.store_pairs()
     axes = tuple(place_keys(shape, a, "loop") for a in key_only(shape))
     return Kernel(
-        "key_side", ("batch", "head", "chunk"), axes, tuple(outer.statements), KEY_SIDE_EQUATIONS, "key_side",
-        tile_widths(shape, shape.key, rows_held(shape)), WARPS,
+        "key_side", ("batch", "head", "chunk"), axes, tuple(b.statements), KEY_SIDE_EQUATIONS, "key_side",
+        tile_widths(shape, shape.key, KEY_TILE), 4,
     )  # fmt: skip
+
+
+@dataclass
+class FormKeySide:
+    """One form's part: a tile of its rows in the loop's body, and the sums that the loop carries."""
+
+    b: Builder
+    tiles: Tiles
+    form: MatrixForm
+    carries: list[Carry] = field(default_factory=list)
+    sums: dict[Pair, Value] = field(default_factory=dict)
+    own: dict[Pair, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        store_logs(self.tiles, self.form)
+        self.gates = load_key_gates(self.tiles, self.form)
+        self.vectors = key_vectors(self.tiles, self.form, self.gates)
+        self.chunk = Chunk(self.tiles, FormTiles(self.form, {}, {}, {}, {}, self.gates, None))
+        self._store_rows()
+        pairs = [*stored_pairs(self.form), *system_pairs(self.form).values()]
+        if self.gates is None:
+            for pair in pairs:
+                later, earlier = (self.vectors[p] for p in pair)
+                self.sums[pair] = self._add("P", self.chunk.scores(later, earlier))
+        else:
+            self._add_pairs(pairs, self.gates)
+
+    def _store_rows(self) -> None:
+        body, form = self.tiles.b, self.form
+        for position, vector in self.vectors.items():
+            end = "end" if isinstance(form.events[position], Write) else "start"
+            _, entry = self.chunk.factors(self.gates, position, end)
+            rows = self.chunk.times(self.chunk.full(vector), entry)
+            body.store(token_access(vector_name(form, position), form.key), rows)
+        if self.gates is not None:
+            body.store(chunk_access(decay_name(form), form.key), whole_chunk(body, self.gates.end))
+
+    def _add_pairs(self, pairs: list[Pair], gates: Gates) -> None:
+        body, form = self.tiles.b, self.form
+        rows = {p: self.chunk.full(v) for p, v in self.vectors.items()}
+        for pair in pairs:
+            if pair[1] < pair[0]:
+                own = body.sum(own_products(body, gates, rows, pair), form.key, name="own")
+                self.own[pair] = self._add("own", own)
+        zeros = {pair: self.b.zeros(("c", "s"), "P_0") for pair in pairs}
+        before = {pair: body.phi("P", zero) for pair, zero in zeros.items()}
+        self.sums = before
+        after = add_scores(body, gates, load_log(body, form), rows, form.key, before)
+        self.carries += [Carry(before[pair], zeros[pair], after[pair]) for pair in pairs]
+
+    def _add(self, name: str, amount: Value) -> Value:
+        """The amount's sum over all tiles, after the loop."""
+        body = self.tiles.b
+        zero = self.b.zeros(amount.axes, f"{name}_0")
+        phi = body.phi(name, zero)
+        self.carries.append(Carry(phi, zero, body.add(phi, amount, name=name)))
+        return phi
+
+    def store_pairs(self) -> None:
+        for pair in stored_pairs(self.form):
+            self.b.store(pair_access(pairs_name(self.form, *pair)), self._pairs(pair, "P"))
+        for (i, j), pair in system_pairs(self.form).items():
+            self.b.store(pair_access(system_name(self.form, i, j)), self._pairs(pair, "L"))
+
+    def _pairs(self, pair: Pair, name: str) -> Value:
+        b, total = self.b, self.sums[pair]
+        if self.gates is None:
+            return total
+        below = b.where(b.after("c", "s", 1), total, b.const(0.0, name="zero"), name=name)
+        if pair not in self.own:
+            return below
+        diagonal = b.let("is_own", "eye", (), ("c", "s"))
+        return b.add(below, b.mul(diagonal, self.own[pair], name="own"), name=name)
+
+
+# --- running logs in memory ------------------------------------------------------------------------------------------
+
+
+def log_name(form: MatrixForm) -> str:
+    return f"log_{form.state}"
+
+
+def log_access(form: MatrixForm) -> Access:
+    return Access(log_name(form), ("batch", "chunk", "head", "c", *form.key))
+
+
+def load_log(b: Builder, form: MatrixForm) -> Value:
+    """G after every token's last decay."""
+    return b.load("G", log_access(form), ("c", *form.key))
+
+
+def store_logs(tiles: Tiles, form: MatrixForm) -> None:
+    """Leaves G in memory, where each row can be had by all others; nothing for a form without decays."""
+    steps = list(key_steps(tiles, form).values())
+    if steps:
+        token = sum_of(tiles.b, steps, "log2_token")
+        tiles.b.store(log_access(form), tiles.b.cumsum(token, "c", name="G"))
+
+
+def key_steps(tiles: Tiles, form: MatrixForm) -> dict[int, Value]:
+    """The log2 of every decay on [c, key dims], by position."""
+    decays = class_decays(form, "key")
+    logs = {i: tiles.node(d.log, "g") for i, d in decays if d.log is not None}
+    _, steps, _ = decay_steps(tiles.b, form, "key", logs)
+    return {i: tiles.b.expand(step, ("c", *form.key), name="log2_decay") for i, step in steps.items()}
+
+
+def load_key_gates(tiles: Tiles, form: MatrixForm) -> Gates | None:
+    """The gates of every event: G from memory, less what a token decays after the event."""
+    signs = load_gates(tiles, form, "key")
+    if signs is None:
+        return None
+    b, steps = tiles.b, key_steps(tiles, form)
+    log = load_log(b, form)
+    end = Gate(b.last(log, "c", name="G_C"), None, signs.end.unit)
+    at: dict[int, Gate] = {}
+    for i in reversed(range(len(form.events))):
+        if i in steps:
+            log = b.sub(log, steps[i], name="G_before")
+        at[i] = Gate(log, None, signs.at[i].unit)
+    return Gates(form.key, at, end)
+
+
+def key_vectors(tiles: Tiles, form: MatrixForm, gates: Gates | None) -> dict[int, Vector]:
+    """Every read, write and readout by position: its rows on the key dims, signs included."""
+    found: dict[int, Vector] = {}
+    for i, event in enumerate(form.events):
+        if isinstance(event, Write):
+            found[i] = key_vector(tiles, gates, event.key, i, "b", conjugate=True)
+        elif isinstance(event, Read | Readout):
+            found[i] = key_vector(tiles, gates, event.vector, i, "a" if isinstance(event, Read) else "q")
+    return found
 
 
 def emit_inverse(shape: Shape) -> Kernel:
@@ -147,24 +253,25 @@ def emit_inverse(shape: Shape) -> Kernel:
     return Kernel("inverse", ("batch", "head", "chunk"), axes, tuple(b.statements), ("Tm = (I + L)^-1",), "inverse")
 
 
+def system_pairs(form: MatrixForm) -> dict[tuple[int, int], Pair]:
+    """Of the system's blocks, by the numbers of their writes: the positions of the first one's read and the second."""
+    reads = {e.name: i for i, e in enumerate(form.events) if isinstance(e, Read)}
+    solved = solved_writes(form)
+    return {
+        (i, j): (reads[str(form.writes[i].read)], form.events.index(form.writes[j])) for i in solved for j in solved
+    }
+
+
 def solved_writes(form: MatrixForm) -> list[int]:
     return [j for j, w in enumerate(form.writes) if w.read is not None]
 
 
-TILE = 2048  # entries of a chunk's rows in a tile of the key or value dims
-FEW_VECTORS = 3  # of which a program holds such tiles, beside the gates
-WARPS = 8  # hold the gates, vectors and sums of such a tile
+KEY_TILE, VALUE_TILE = 32, 64  # entries of the dims in a tile
 
 
-def rows_held(shape: Shape) -> int:
-    """The rows of a chunk, twice where there are many vectors of them."""
-    vectors = sum(not isinstance(e, Decay) for f in shape.forms for e in f.events)
-    return stored_chunk_length(shape) * (1 if vectors <= FEW_VECTORS else 2)
-
-
-def tile_widths(shape: Shape, dims: tuple[str, ...], rows: int) -> tuple[tuple[str, int], ...]:
+def tile_widths(shape: Shape, dims: tuple[str, ...], width: int) -> tuple[tuple[str, int], ...]:
     sizes = dict(shape.sizes)
-    return tuple((d, max(16, min(TILE // rows, next_power_of_two(sizes[d])))) for d in dims)
+    return tuple((d, max(16, min(width, next_power_of_two(sizes[d])))) for d in dims)
 
 
 def stored_chunk_length(shape: Shape) -> int:

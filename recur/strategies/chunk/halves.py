@@ -1,0 +1,118 @@
+"""Pairs of a chunk's rows under decays over the key dims, by halves of blocks.
+
+The weight 2^(G_c - G_s) of a pair differs from entry to entry, and taken apart, 2^G 2^-G, its factors leave every float's
+range. But rows c > s are in the right and in the left half of one block of 2^(l + 1) rows for just one level l. With A
+the running sum after the left half's last token, G_c <= A <= G_s, so
+
+    2^(G_c - G_s) = 2^(G_c - A) 2^(A - G_s),     no exponent above 0
+
+and at its level a row either only reads (in a right half) or is only read (in a left half). So one tile has both sides,
+
+    X = x 2^(G - A) in right halves,  b 2^(A - G) in left halves       of a reader x and a write b
+
+and at each level one product of matrices is enough, restricted to pairs that are apart there:
+
+    P = X X^T                                     E: the cotangent of P, E' = E + E^T, on pairs that are apart
+    Z = E' X      dx = 2^(G - A) Z in right halves,  db = 2^(A - G) Z in left halves
+
+A decay's log has the cotangent x dx - b db, summed over the rows on its later side. It is taken as X Z, X rounded as the
+product has it: what a pair adds on one side is exactly what it takes off on the other, for the pairs that do not straddle
+the decay. A token's own pair has no level: it is a product of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from recur.ir.tile import Builder, Carry, Value
+from recur.strategies.chunk.gates import Gates
+
+Pair = tuple[int, int]  # the positions of a reader and a write
+
+
+@dataclass
+class Halves:
+    """The tiles of one level, in the body of the loop over levels.
+
+    ``log``: G after every token's last decay; ``rows``: the readers' and writes' rows [c, key dims] by position.
+    """
+
+    b: Builder
+    gates: Gates
+    log: Value
+    rows: dict[int, Value]
+    known: dict[tuple[str, ...], Value] = field(default_factory=dict)
+
+    def once(self, key: tuple[str, ...], emit: Callable[[], Value]) -> Value:
+        if key not in self.known:
+            self.known[key] = emit()
+        return self.known[key]
+
+    @property
+    def is_right(self) -> Value:
+        return self.once(("right",), lambda: self.b.right("c"))
+
+    @property
+    def is_apart(self) -> Value:
+        return self.once(("apart",), lambda: self.b.apart("c", "s"))
+
+    def factor(self, pair: Pair) -> Value:
+        """2^(G - A) in right halves, 2^(A - G) in left halves."""
+        later, earlier = (self.gates.at[p].log for p in pair)
+        return self.once(("factor", later.name, earlier.name), lambda: self._factor(later, earlier))
+
+    def _factor(self, later: Value, earlier: Value) -> Value:
+        b = self.b
+        anchor = self.once(("anchor",), lambda: b.middle(self.log, "c", name="A"))
+        since, until = b.sub(later, anchor, name="since"), b.sub(anchor, earlier, name="until")
+        return b.exp2(b.where(self.is_right, since, until, name="elapsed"), name="factor")
+
+    def tile(self, pair: Pair) -> Value:
+        """X, rounded to the operand type."""
+        x, y = (self.rows[p] for p in pair)
+        factor = self.factor(pair)
+
+        def emit() -> Value:
+            chosen = x if x is y else self.b.where(self.is_right, x, y, name="x")
+            return self.b.rounded(self.b.mul(chosen, factor, name="X"), name="X")
+
+        return self.once(("tile", x.name, y.name, factor.name), emit)
+
+
+def add_scores(
+    b: Builder,
+    gates: Gates,
+    log: Value,
+    rows: dict[int, Value],
+    key: tuple[str, ...],
+    totals: dict[Pair, Value],
+) -> dict[Pair, Value]:
+    """The totals [c, s] with the products of the pairs c > s over the key dims at hand added; nothing where c <= s."""
+    inner = b.nested()
+    halves = Halves(inner, gates, log, rows)
+    readers, writes = (list(dict.fromkeys(pair[side] for pair in totals)) for side in (0, 1))
+    carries = []
+    for (reader, write), total in totals.items():
+        # Of a tile one side is needed here: that of tiles which other pairs have too.
+        left = halves.tile((reader, writes[min(readers.index(reader), len(writes) - 1)]))
+        right = halves.tile((readers[min(writes.index(write), len(readers) - 1)], write))
+        product = inner.contract(left, inner.rename(right, "c", "s"), key, name="X_X")
+        phi = inner.phi("P", total)
+        grown = inner.where(halves.is_apart, inner.add(phi, product, name="P"), phi, name="P")
+        carries.append(Carry(phi, total, grown))
+    b.loop("levels", inner, tuple(carries))
+    return {pair: carry.phi for pair, carry in zip(totals, carries, strict=True)}
+
+
+def own_weight(b: Builder, gates: Gates, pair: Pair) -> Value | None:
+    """The decays of one token that stand between its write and its reader; None where there are none."""
+    later, earlier = (gates.at[p].log for p in pair)
+    return None if later is earlier else b.exp2(b.sub(later, earlier, name="between"), name="between")
+
+
+def own_products(b: Builder, gates: Gates, rows: dict[int, Value], pair: Pair) -> Value:
+    """x b of a token's own pair, entry by entry."""
+    product = b.mul(rows[pair[0]], rows[pair[1]], name="own")
+    weight = own_weight(b, gates, pair)
+    return product if weight is None else b.mul(product, weight, name="own")
