@@ -65,6 +65,12 @@ from recur.strategies.chunk.passes import (
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
+from recur.strategies.chunk.solved_gradients import (
+    emit_pair_gradients,
+    emit_vector_gradients,
+    pair_gradient_buffers,
+    takes_solved_gradients,
+)
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
 from recur.strategies.chunk.tiles import split_scale
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
@@ -133,7 +139,12 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     else:
         backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
         backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
-        backward.append(emit_gradients(shape, ledger.buffer_of))
+        if takes_solved_gradients(shape):
+            length = chunk_length(shape)
+            backward.append(emit_pair_gradients(shape, ledger.buffer_of, length))
+            backward.append(emit_vector_gradients(shape, ledger.buffer_of, length))
+        else:
+            backward.append(emit_gradients(shape, ledger.buffer_of))
     return forward, backward, ()
 
 
@@ -226,6 +237,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
     buffers += pass_buffers(shape) if takes_passes(shape) else []
     buffers += [*system_buffers(shape), *evidence_buffers(shape)] if has_stored_key_side(shape) else []
+    buffers += pair_gradient_buffers(shape) if takes_solved_gradients(shape) else []
     for form in shape.forms:
         layout = ("B", "N", "H", *shape.state_axes(form))
         buffers.append(

@@ -230,10 +230,17 @@ def store_across(shape: Shape, chunk: Chunk, walk: Walk, adjoint: Value) -> None
 
 
 def store_gradients(
-    shape: Shape, tiles: Tiles, cotangents: Cotangents, buffer_of: BufferOf, part: str, dim: str
+    shape: Shape,
+    tiles: Tiles,
+    cotangents: Cotangents,
+    buffer_of: BufferOf,
+    part: str,
+    dim: str,
+    sources: list[Node] | None = None,
 ) -> None:
-    """The sources' gradients; where one lacks the dim that is tiled, a partial sum for every tile."""
-    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
+    """The sources' gradients (all of them, or some); where one lacks the dim that is tiled, a partial sum for every
+    tile."""
+    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes) if sources is None else sources):
         is_partial = dim not in source.dims
         buffer = buffer_of(source, part, dim if is_partial else "")
         partial = (f"tile:{dim}",) if is_partial else ()
