@@ -14,13 +14,14 @@ backward    epilogue      cotangents of the readouts (only where results are mor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
+from recur.strategies.chunk.families import matrix_part, prepare_passes, takes_passes, vector_part
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
@@ -55,18 +56,18 @@ from recur.strategies.chunk.key_side import (
 )
 from recur.strategies.chunk.pairs import pair_buffers, paired_chunk
 from recur.strategies.chunk.passes import (
-    emit_decay_pass,
+    emit_gate_pass,
     emit_key_pass,
     emit_query_pass,
     emit_value_pass,
+    has_gates,
     pass_buffers,
-    takes_passes,
 )
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
+from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
-from recur.strategies.chunk.stored_gates import distinct, scalar_gates
-from recur.strategies.chunk.tiles import split_scale
+from recur.strategies.chunk.stored_gates import distinct, scalar_gates, scale_buffers, stored_scales
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.order import order_kernel
 from recur.strategies.prune import prune_kernel
@@ -82,6 +83,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     shape = infer_shape(normal, sizes)
     if isinstance(shape, Reject):
         return shape
+    shape = prepare_passes(shape) if takes_passes(shape) else shape
     ledger = Ledger()
     schedule = stored_schedule if has_stored_key_side(shape) else computed_schedule
     forward, backward, kept = schedule(shape, ledger)
@@ -121,15 +123,19 @@ Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, b
 def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     """Every kernel works out from the inputs what it needs of a chunk's key side."""
     gates = scalar_gates(shape)
-    forward = [emit_gates_kernel(shape, gates)] if gates else []
+    forward = [emit_gates_kernel(shape, gates)] if gates or stored_scales(shape) else []
     chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, keep_values=True, chunk_of=chunk_of)))
+    vectors, matrices = (vector_part(shape), matrix_part(shape)) if shape.pass_forms else (None, shape)
+    if vectors is not None:
+        forward.append(emit_walk(vectors, keep_values=True, keep_states=True, name="vector_forward"))
+    forward.append(fit_walk(matrices, emit_walk(matrices, keep_values=True, chunk_of=chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
-    if takes_passes(shape):
-        passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_decay_pass,) if gates else ()))
+    if shape.pass_forms:
+        backward += [emit_reverse_walk(vectors, name="vector_reverse")] if vectors is not None else []
+        passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_gate_pass,) if has_gates(shape) else ()))
         backward += [emit(shape, ledger.buffer_of) for emit in passes]
     else:
         backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
@@ -164,7 +170,13 @@ def starting_kernels(shape: Shape, chunk_of: ChunkOf, adjoint: bool) -> list[Ker
     if not shape.splits:
         return []
     begin, equation = (begin_adjoints, ADJOINT_EQUATION) if adjoint else (begin_states, STATE_EQUATION)
-    return [emit_local(shape, adjoint, partial(begin, shape, chunk_of), equation), emit_starts(shape, adjoint)]
+    parts = {"vector_": vector_part(shape), "": matrix_part(shape)} if shape.pass_forms else {"": shape}
+    local = [
+        emit_local(part, adjoint, partial(begin, part, chunk_of), equation, of)
+        for of, part in parts.items()
+        if part is not None
+    ]
+    return [*local, emit_starts(shape, adjoint)]
 
 
 def ordered_arguments(shape: Shape) -> list[Node]:
@@ -205,6 +217,8 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [w.start_buffer for w in walks(shape)] if shape.splits else []
     buffers += [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
+    buffers += scale_buffers(shape)
+    buffers += [kept_states(shape, f) for f in shape.pass_forms if not f.value]
     if has_stored_key_side(shape):
         buffers += key_side_buffers(shape)
     elif not shape.splits:
@@ -216,32 +230,42 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
         buffers += [Buffer(values_name(form.state, j), ("B", "T", "H", *form.value), "operand") for j in solved]
     if not shape.trivial_epilogue:
         buffers += [
-            Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims), is_complex=x.is_complex) for x in readout_leaves(shape)
+            Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)
+            for x in readout_leaves(shape)
         ]
     return tuple(buffers)
+
+
+def kept_states(shape: Shape, form: MatrixForm) -> Buffer:
+    """S at every chunk's start; a vector's, which are few numbers, as they are."""
+    layout, dtype = ("B", "N", "H", *shape.state_axes(form)), "operand" if form.value else "accumulate"
+    return Buffer(f"chunk_{form.state}", layout, dtype, form.is_complex, doc="S at every chunk's start")
+
+
+def readout_type(shape: Shape, readout: Node) -> str:
+    """What of a readout goes to memory: an operand of products backward, unless it is a number a token."""
+    return "operand" if shape.pass_forms and readout.dims else "accumulate"
 
 
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
-    buffers += pass_buffers(shape) if takes_passes(shape) else []
+    buffers += pass_buffers(shape) if shape.pass_forms else []
     buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
-        layout = ("B", "N", "H", *shape.state_axes(form))
-        buffers.append(
-            Buffer(f"chunk_{form.state}", layout, "operand", form.is_complex, doc="S at every chunk's start")
-        )
-        buffers.append(
-            Buffer(f"chunk_R_{form.state}", layout, "operand", form.is_complex, doc="its adjoint at every chunk's end")
-        )
+        states = kept_states(shape, form)
+        if form.value or not shape.pass_forms:
+            buffers.append(states)
+        buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
         for j, write in enumerate(form.writes):
             if write.read is not None:
                 buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
     if not shape.trivial_epilogue:
         buffers += [
-            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), is_complex=x.is_complex) for x in readout_leaves(shape)
+            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)
+            for x in readout_leaves(shape)
         ]
     return tuple(buffers)
 

@@ -1,4 +1,4 @@
-"""The kernel that leaves scalar decays in memory (see stored_gates)."""
+"""The kernel that leaves scalar decays and factors of rows in memory (see stored_gates)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Callable
 from recur.ir.tile import Access, Builder, Kernel
 from recur.strategies.chunk.gates import Gate
 from recur.strategies.chunk.shape import Shape
-from recur.strategies.chunk.stored_gates import GATE_EQUATIONS, StoredGates, distinct, end_access, rows_access
+from recur.strategies.chunk.stored_gates import (
+    GATE_EQUATIONS,
+    StoredGates,
+    distinct,
+    end_access,
+    rows_access,
+    stored_scales,
+)
 from recur.strategies.chunk.tiles import Tiles, load_keys
 
 
 def emit_gates_kernel(shape: Shape, stored: dict[str, StoredGates]) -> Kernel:
-    """Every family's gates, all chunks at once: a program holds the L rows of a chunk."""
+    """Every family's gates, and factors of rows, all chunks at once: a program holds the L rows of a chunk."""
     b = Builder()
     tiles = Tiles(b)
     for family in distinct(stored):
@@ -22,6 +29,8 @@ def emit_gates_kernel(shape: Shape, stored: dict[str, StoredGates]) -> Kernel:
         for stage in family.stages:
             gate = next(gates.at[i] for i in gates.at if family.stage(i) == stage)
             store_gate(b, family, stage, gate, rows_access)
+    for scale, buffer in stored_scales(shape).items():
+        b.store(rows_access(buffer), tiles.node(scale, "scale"))
     axes = tuple(a for a in shape.axes if a.name not in shape.value)
     return Kernel("gates", ("batch", "head", "chunk"), axes, tuple(b.statements), GATE_EQUATIONS, "gates", warps=1)
 

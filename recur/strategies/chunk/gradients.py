@@ -38,7 +38,7 @@ from recur.strategies.chunk.kernels import (
 from recur.strategies.chunk.segments import Advance, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
-from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
+from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed, stage_tiles
 from recur.strategies.operands import argument_leaves
 
 ADJOINT_EQUATION = "R <- 2^G_C R + Q~^T dO - A~^T Z"
@@ -68,7 +68,7 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
-def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
+def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk, name: str = "reverse") -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
     last = load_starts(b, walks(shape, adjoint=True))
@@ -83,12 +83,12 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kerne
     b.loop("chunks", inner, carries, reverse=True)
     for walk, adjoint in zip(walks(shape, adjoint=True), adjoints, strict=True):
         b.store(walk.end, adjoint)
-    return Kernel("reverse", shape.segment_grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+    return Kernel(name, shape.segment_grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
 
 
 def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
     """The step of R over a chunk in a body; it leaves the solved writes' Z in memory."""
-    tiles = Tiles(inner, stored=scalar_gates(shape))
+    tiles = stage_tiles(inner, shape)
 
     def advance(index: int, adjoint: Value) -> tuple[Value, Chunk]:
         form = shape.forms[index]

@@ -13,8 +13,7 @@ from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.pairs import pairs_name, stored_pairs
 from recur.strategies.chunk.segments import Advance, Walk, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, key_only, pair_access, token_access
-from recur.strategies.chunk.stored_gates import scalar_gates
-from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_keys, load_values
+from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_keys, load_values, stage_tiles
 from recur.strategies.pointwise import emit_nodes
 
 STATE_EQUATION = "S <- 2^G_C S + (2^(G_C - G) B)^T U"
@@ -47,7 +46,7 @@ def values_name(form_state: str, j: int) -> str:
 def emit_prepare(shape: Shape) -> Kernel:
     """Tm = (I + L)^{-1} for every chunk at once, and the pairs outside the system: none depends on a state."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    tiles = Tiles(b, stored=scalar_gates(shape))
+    tiles = stage_tiles(b, shape)
     for form in shape.forms:
         part = load_keys(tiles, form)
         chunk = Chunk(tiles, part)
@@ -65,13 +64,22 @@ def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
     return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
 
 
-def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chunk) -> Kernel:
-    """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks."""
+def emit_walk(
+    shape: Shape,
+    keep_values: bool,
+    chunk_of: ChunkOf = computed_chunk,
+    keep_states: bool = False,
+    name: str = "forward",
+) -> Kernel:
+    """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks.
+
+    ``keep_states``: leaves them in memory at every chunk's start.
+    """
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
     inner = b.nested()
     states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]
-    tiles = Tiles(inner, stored=scalar_gates(shape))
+    tiles = stage_tiles(inner, shape)
     readouts: dict[Node, Value] = {}
     following: list[Value] = []
     for form, state in zip(shape.forms, states, strict=True):
@@ -83,6 +91,8 @@ def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chun
                 inner.store(
                     token_access(values_name(form.state, j), form.value), u[j].tile, "kept for the backward pass"
                 )
+        if keep_states:
+            inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
         for readout in form.readouts:
             rows = chunk.read_out(readout, state, u)
             dims = form.value if readout.axis == "key" else form.key
@@ -92,14 +102,14 @@ def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chun
                 inner.store(token_access(readout.name, dims), readouts[node], "kept for the epilogue's gradient")
         following.append(chunk.next_state(state, u))
     tiles.values.update(readouts)
-    for name, node in shape.epilogue:
-        (result,) = emit_epilogue(tiles, [node], "o")
-        inner.store(token_access(name, node.dims), result)
+    for result, node in shape.epilogue:
+        (tile,) = emit_epilogue(tiles, [node], "o")
+        inner.store(token_access(result, node.dims), tile)
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)
     for walk, state in zip(walks(shape), states, strict=True):
         b.store(walk.end, state)
-    return Kernel("forward", shape.segment_grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
+    return Kernel(name, shape.segment_grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
 
 
 def emit_epilogue(tiles: Tiles, nodes: list[Node], name: str) -> list[Value]:
@@ -152,7 +162,7 @@ def load_starts(b: Builder, of: list[Walk]) -> list[Value]:
 
 def begin_states(shape: Shape, chunk_of: ChunkOf, b: Builder) -> Advance:
     """The step S <- 2^G_C S + (2^(G_C - G) B)^T U in a body, with the pseudo-values as the forward pass kept them."""
-    tiles = Tiles(b, stored=scalar_gates(shape))
+    tiles = stage_tiles(b, shape)
 
     def advance(index: int, state: Value) -> tuple[Value, Chunk]:
         chunk = chunk_of(tiles, shape.forms[index])

@@ -1,14 +1,15 @@
 """The backward pass as walks that hold a tile of the state, or of its adjoint: no gradient needs all of either at once.
 
-For states that nothing written depends on, under scalar decays. With (q, dO) the readouts, (b, U) the writes,
-P = tril(Q B^T) D and E = tril(dO U^T) D,
+For states that nothing written depends on, under scalar decays. With (q, dO) the readouts, (b, U) the writes of a
+family (see families),
 
     queries    first to last, tiles of S over the key dims      dQ = 2^G dO S^T + E B
     values     last to first, tiles of R over the value dims    dU = P^T dO + 2^(G_C - G) B R
     keys       last to first, tiles of R over the key dims      dB = E^T Q + 2^(G_C - G) U R^T
-    decays     all chunks at once, a number a token
+    gates      all chunks at once, a number a token
 
-The cotangent of a token's log decay is the sum of all pairs (write, readout) on either side of it:
+with P = tril(Q B^T) D and E = tril(dO U^T) D. The cotangent of a token's log decay is the sum of all pairs (write,
+readout) on either side of it:
 
     across the chunk             2^G_C <S, R>, S at its start and R at its end
     from before, to a readout    q . (2^G dO S^T), of the readouts after the token
@@ -16,37 +17,37 @@ The cotangent of a token's log decay is the sum of all pairs (write, readout) on
     inside the chunk             q . (E B) of the readouts after it less b . (E^T Q) of the writes after it
 
 The last are rounded alike in both walks, so that they cancel. Nothing else is taken as a difference: what is left of
-large sums would be their rounding.
+large sums would be their rounding. A factor of a vector's rows has the sum of the vector's pairs for its cotangent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from recur.ir.core import Node, topological
+from recur.ir.core import Node, is_const, leaves
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.gates import class_decays, is_plain_factor
+from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, matrix_part
+from recur.strategies.chunk.gates import class_decays
 from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
-from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, known_values, load_starts
-from recur.strategies.chunk.segments import Walk, walks
-from recur.strategies.chunk.shape import Shape, chunk_access, mixed_dims
-from recur.strategies.chunk.stored_gates import scalar_gates
-from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values, signed
+from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, load_starts
+from recur.strategies.chunk.scales import split_scale
+from recur.strategies.chunk.segments import walks
+from recur.strategies.chunk.shape import Shape, chunk_access
+from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values, signed, stage_tiles
 from recur.strategies.operands import argument_leaves, entries
 
 WIDEST = 64  # of a tile of the state
 FOUR_WARPS = 64 * 128  # entries of a tile of the state that four warps hold beside a chunk's rows
-MOST_ENTRIES = 128 * 128
 
 QUERY_EQUATIONS = ("dQ = 2^G dO S^T + E B,   E = tril(dO U^T) D", STATE_EQUATION)
 VALUE_EQUATIONS = ("dU = P^T dO + 2^(G_C - G) B R,   P = tril(Q B^T) D", "R <- 2^G_C R + Q~^T dO")
 KEY_EQUATIONS = ("dB = E^T Q + 2^(G_C - G) U R^T,   E = tril(dO U^T) D", "R <- 2^G_C R + Q~^T dO")
-DECAY_EQUATIONS = (
+GATE_EQUATIONS = (
     "dg = 2^G_C <S, R> + sum after of q . (2^G dO S^T) + sum before of b . (2^(G_C - G) U R^T)",
     "     + sum after of q . (E B) - sum after of b . (E^T Q)",
 )
@@ -55,178 +56,263 @@ PARTS = ("outer", "inner")  # of what a readout or a write is worth: in pairs wi
 BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of a dim
 
 
-def takes_passes(shape: Shape) -> bool:
-    """Whether these walks hold the stage: else every chunk's states go to memory."""
-    is_plain = all(
-        f.key
-        and not f.is_complex
-        and all(r.axis == "key" for r in f.readouts)
-        and all(not d.factor.dims and d.angle is None and not is_plain_factor(d) for d in f.decays)
-        for f in shape.forms
-    )
-    tiled = set(shape.key + shape.value)
-    mixes = any(tiled & mixed_dims(n) for n in topological(shape.nodes))
-    sizes = dict(shape.sizes)
-    fits = LEAST_WIDTH * max(entries(shape.key, sizes), entries(shape.value, sizes)) <= MOST_ENTRIES
-    return shape.splits and not shape.whole_values and not shape.fused and is_plain and not mixes and fits
+# --- what the walks leave for gates ----------------------------------------------------------------------------------
 
 
-def worth_buffer(form: MatrixForm, name: str, part: str) -> str:
-    return f"{part}_{form.state}_{name}"
+def credited_vectors(family: Family) -> list[tuple[str, int, Node]]:
+    """Those whose pairs' worth something needs: (name, position, expression)."""
+    events = family.lead.events
+    vectors = [(r.name, events.index(r), r.vector) for r in family.lead.readouts]
+    vectors += [(f"write_{j}", events.index(w), w.key) for j, w in enumerate(family.lead.writes)]
+    return [v for v in vectors if family.lead.decays or leaves([split_scale(v[2])[0]])]
 
 
-def across_buffer(form: MatrixForm) -> str:
-    return f"across_{form.state}"
+def has_gates(shape: Shape) -> bool:
+    """Whether there are decays, or factors that differ from token to token."""
+    return any(credited_vectors(f) for f in infer_families(shape))
+
+
+def worth_buffer(family: Family, name: str, part: str) -> str:
+    return f"{part}_{family.name}_{name}"
+
+
+def across_buffer(family: Family) -> str:
+    return f"across_{family.name}"
 
 
 def pass_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """What the walks leave for the decays' gradients: numbers for every tile of the key dim."""
+    """What the walks leave for the gates' gradients: numbers for every tile of the key dim."""
     tiles = f"tiles:{shape.key[0]}"
-    decaying = [f for f in shape.forms if f.decays]
-    names = [worth_buffer(f, n, part) for f in decaying for n in _credited(f) for part in PARTS]
+    families = infer_families(shape)
+    names = [worth_buffer(f, n, part) for f in families for n, _, _ in credited_vectors(f) for part in PARTS]
     worths = [Buffer(name, ("B", "T", "H", tiles), doc="what it is worth in pairs") for name in names]
+    decaying = [f for f in families if f.lead.decays]
     return (*worths, *(Buffer(across_buffer(f), ("B", "N", "H", tiles), doc="2^G_C <S, R>") for f in decaying))
 
 
-def worth_access(form: MatrixForm, name: str, part: str, key: str) -> Access:
-    return Access(worth_buffer(form, name, part), ("batch", "time", "head", f"tile:{key}"), "c")
+def worth_access(family: Family, name: str, part: str, key: str) -> Access:
+    return Access(worth_buffer(family, name, part), ("batch", "time", "head", f"tile:{key}"), "c")
 
 
-def across_access(form: MatrixForm, key: str) -> Access:
-    return Access(across_buffer(form), ("batch", "chunk", "head", f"tile:{key}"))
+def across_access(family: Family, key: str) -> Access:
+    return Access(across_buffer(family), ("batch", "chunk", "head", f"tile:{key}"))
 
 
-def _credited(form: MatrixForm) -> list[str]:
-    return [r.name for r in form.readouts] + [_write_name(j) for j in range(len(form.writes))]
-
-
-def _write_name(j: int) -> str:
-    return f"write_{j}"
+# --- a family in one chunk -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class ChunkPass:
-    """One form in one chunk of a walk: its equations, and the readouts' two sides."""
+class FamilyPass:
+    """One family in one chunk of a walk: its vectors and gates, and each form's writes U and cotangents dO.
 
+    ``chunk``: the lead's; ``u`` and ``values`` by form, the first then by the write's number, the second by readout.
+    """
+
+    family: Family
     chunk: Chunk
-    u: dict[int, Rows]
     sides: list[KeySide]
-    values: dict[str, Rows]
+    u: list[dict[int, Rows]]
+    values: list[list[Rows]]
 
     @classmethod
-    def load(cls, shape: Shape, tiles: Tiles, form: MatrixForm) -> ChunkPass:
-        chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
-        cotangents = load_cotangents(tiles.b, shape, form)
-        sides, values = readout_keys(chunk, cotangents), readout_values(chunk, cotangents)
-        return cls(chunk, known_values(tiles.b, chunk.form), sides, values)
+    def load(cls, shape: Shape, tiles: Tiles, family: Family) -> FamilyPass:
+        chunks = [Chunk(tiles, load_values(tiles, load_keys(tiles, f))) for f in family.forms]
+        cotangents = [load_cotangents(tiles.b, shape, f) for f in family.forms]
+        values = [list(readout_values(c, x).values()) for c, x in zip(chunks, cotangents, strict=True)]
+        sides = readout_keys(chunks[0], cotangents[0])
+        return cls(family, chunks[0], sides, [dict(c.form.values) for c in chunks], values)
 
-    def pairs(self, side: KeySide, j: int) -> Value:
-        """tril(dO U^T) of a readout and a write."""
-        later, earlier = side.vector.position, self.chunk.form.keys[j].position
-        e = self.chunk.value_scores(self.values[side.name], later, self.u[j], earlier, name="E")
-        return self.chunk.masked(e, later, earlier, "E")
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return ("c", *self.chunk.key)
 
-    def settle(self, cotangents: Cotangents, form: MatrixForm, vector: Vector, name: str, terms: list[Value]) -> None:
+    def pairs(self, n: int, j: int) -> Value:
+        """tril(dO U^T) of the readout number n and a write."""
+        chunk, b = self.chunk, self.chunk.b
+        key = ("E", self.family.name, str(n), str(j))
+        later, earlier = self.sides[n].vector.position, chunk.form.keys[j].position
+
+        def emit() -> Value:
+            terms = []
+            for form, u, values in zip(self.family.forms, self.u, self.values, strict=True):
+                if is_const(written(form, j), 1.0):
+                    terms.append(values[n].tile)
+                else:
+                    columns = Rows(b.rename(u[j].tile, "c", "s"), u[j].scale)
+                    product = b.contract(values[n].tile, columns.tile, form.value, name="E")
+                    scale = columns.scale
+                    scale = b.rename(scale, "c", "s") if scale is not None and scale.axes else scale
+                    terms.append(chunk.times(product, values[n].scale, scale, name="E"))
+            return chunk.masked(b.expand(chunk.sum_of(terms, "E"), ("c", "s"), "E"), later, earlier, "E")
+
+        return chunk.once(key, emit)
+
+    def from_states(self, n: int, states: list[Value]) -> Value:
+        """dO S^T of the readout number n."""
+        terms = [self._against(v[n], s, f) for f, v, s in zip(self.family.forms, self.values, states, strict=True)]
+        return self.chunk.b.expand(self.chunk.sum_of(terms, "d_inter"), self.rows, "d_inter")
+
+    def to_adjoints(self, j: int, adjoints: list[Value]) -> Value:
+        """U R^T of a write."""
+        terms = [
+            adjoint if is_const(written(form, j), 1.0) else self._against(u[j], adjoint, form)
+            for form, u, adjoint in zip(self.family.forms, self.u, adjoints, strict=True)
+        ]
+        return self.chunk.b.expand(self.chunk.sum_of(terms, "d_after"), self.rows, "d_after")
+
+    def _against(self, rows: Rows, state: Value, form: MatrixForm) -> Value:
+        return self.chunk.times(self.chunk.b.contract(rows.tile, state, form.value, name="U_R"), rows.scale)
+
+    def factor(self, position: int, which: str) -> Value | None:
+        return self.chunk.factors(self.chunk.form.key_gates, position, which)[0]
+
+    def settle(self, cotangents: Cotangents, vector: Vector, name: str, outer: Value, inner: list[Value]) -> None:
         """A key-side vector's cotangent, from other chunks and from its own: what the two are worth in pairs, and the
         pull to its expression."""
         chunk, b = self.chunk, self.chunk.b
-        total = chunk.sum_of(terms, "total")
-        if form.decays:
-            outer, both = (b.sum(b.mul(vector.tile, x, name="worth"), chunk.key, "worth") for x in (terms[0], total))
-            for part, worth in zip(PARTS, (outer, b.sub(both, outer, name="worth")), strict=True):
-                access = worth_access(form, name, part, chunk.key[0])
-                b.store(access, chunk.times(worth, vector.scale), "for the gradient of the decays")
-        unsigned = chunk.full(signed(b, chunk.form.key_gates, vector.position, Rows(total)))
-        cotangents.add(vector.node, unsigned)
+        total = chunk.sum_of([outer, *inner], "total")
+        if name in [n for n, _, _ in credited_vectors(self.family)]:
+            first, both = (b.sum(b.mul(vector.tile, x, name="worth"), chunk.key, "worth") for x in (outer, total))
+            for part, worth in zip(PARTS, (first, b.sub(both, first, name="worth")), strict=True):
+                worth = self._unsigned(vector, worth)
+                b.store(worth_access(self.family, name, part, chunk.key[0]), worth, "for the gradient of the gates")
+        cotangents.add(split_scale(vector.node)[1], chunk.times(total, vector.scale))
+
+    def _unsigned(self, vector: Vector, tile: Value) -> Value:
+        return self.chunk.full(signed(self.chunk.b, self.chunk.form.key_gates, vector.position, Rows(tile)))
+
+
+def written(form: MatrixForm, j: int) -> Node:
+    value = form.writes[j].value
+    assert value is not None  # only writes that read have none
+    return value
+
+
+def load_states(b: Builder, shape: Shape, family: Family, prefix: str, walked: dict[str, Value]) -> list[Value]:
+    """Every form's state: those that are walked, and what the vectors' own walks have left."""
+    axes = shape.state_axes
+    return [
+        walked[f.state] if f.value else b.load(f.state, chunk_access(f"{prefix}_{f.state}", axes(f)), axes(f))
+        for f in family.forms
+    ]
+
+
+# --- walks -----------------------------------------------------------------------------------------------------------
 
 
 def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """The cotangents of the readouts' vectors."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    first = load_starts(b, walks(shape))
+    forward = walks(matrix_part(shape))
+    first = load_starts(b, forward)
     inner = b.nested()
-    tiles, cotangents = Tiles(inner, stored=scalar_gates(shape)), Cotangents()
+    tiles, cotangents = stage_tiles(inner, shape), Cotangents()
+    states = {w.form.state: inner.phi(w.form.state, start) for w, start in zip(forward, first, strict=True)}
+    for walk in forward:
+        if walk.form.decays:
+            access = chunk_access(f"chunk_{walk.form.state}", walk.axes)
+            inner.store(access, states[walk.form.state], "for that of the decays")
+    for family in infer_families(shape):
+        part = FamilyPass.load(shape, tiles, family)
+        members = load_states(inner, shape, family, "chunk", states)
+        for n, side in enumerate(part.sides):
+            query_cotangent(part, cotangents, n, side, members)
     carries = []
-    for form, start in zip(shape.forms, first, strict=True):
-        state = inner.phi(form.state, start)
-        if form.decays:
-            inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state, "for that of the decays")
-        part = ChunkPass.load(shape, tiles, form)
-        for side in part.sides:
-            part.settle(cotangents, form, side.vector, side.name, query_cotangent(part, side, state))
-        carries.append(Carry(state, start, part.chunk.next_state(state, part.u)))
+    for walk, start in zip(forward, first, strict=True):
+        chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, walk.form)))
+        state = states[walk.form.state]
+        carries.append(Carry(state, start, chunk.next_state(state, dict(chunk.form.values))))
     store_gradients(shape, tiles, cotangents, buffer_of, "queries", shape.key[0])
     b.loop("chunks", inner, tuple(carries))
     return pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS, shape.key)
 
 
-def query_cotangent(part: ChunkPass, side: KeySide, state: Value) -> list[Value]:
+def query_cotangent(part: FamilyPass, cotangents: Cotangents, n: int, side: KeySide, states: list[Value]) -> None:
     """2^G dO S^T, and E B of every write."""
     chunk, position = part.chunk, side.vector.position
-    terms = [chunk.against_state(part.values[side.name], position, "start", state, "value", "d_inter")]
-    for j, key in chunk.form.keys.items():
-        terms.append(chunk.spread_keys(part.pairs(side, j), key, position, key.position))
-    return terms
+    outer = chunk.times(part.from_states(n, states), part.factor(position, "start"), name="d_inter")
+    inner = [
+        chunk.spread_keys(part.pairs(n, j), key, position, key.position) for j, key in chunk.form.keys.items()
+    ]
+    part.settle(cotangents, side.vector, side.name, outer, inner)
 
 
 def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The cotangents of what is written, and of the initial state."""
-    return emit_reverse_pass(shape, "value", buffer_of)
+    """The cotangents of what is written, and of the initial states."""
+    matrices = matrix_part(shape)
+    b = Builder(complex_buffers=shape.complex_buffers)
+    backward = walks(matrices, adjoint=True)
+    last = load_starts(b, backward)
+    inner = b.nested()
+    tiles, cotangents = stage_tiles(inner, shape), Cotangents()
+    carries = []
+    for walk, start in zip(backward, last, strict=True):
+        adjoint = inner.phi(walk.state, start)
+        chunk, sides, values = load_adjoint_chunk(shape, tiles, walk.form)
+        for j in chunk.form.keys:
+            d_u, _ = adjoint_values(chunk, j, sides, values, adjoint)
+            cotangents.add(walk.form.writes[j].value, d_u)
+        carries.append(Carry(adjoint, start, previous_adjoint(chunk, sides, values, adjoint)))
+    store_gradients(shape, tiles, cotangents, buffer_of, "values", shape.value[0])
+    b.loop("chunks", inner, tuple(carries), reverse=True)
+    for walk, carry in zip(backward, carries, strict=True):
+        b.store(walk.end, carry.phi)
+    return pass_kernel("value_gradients", shape, b, VALUE_EQUATIONS, shape.value)
+
+
+def load_adjoint_chunk(shape: Shape, tiles: Tiles, form: MatrixForm) -> tuple[Chunk, list[KeySide], dict[str, Rows]]:
+    """One form in one chunk, and its readouts' two sides."""
+    chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
+    cotangents = load_cotangents(tiles.b, shape, form)
+    return chunk, readout_keys(chunk, cotangents), readout_values(chunk, cotangents)
 
 
 def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The cotangents of the writes' vectors; and of what is written where the state has no value dim to tile."""
-    return emit_reverse_pass(shape, "key", buffer_of)
-
-
-def emit_reverse_pass(shape: Shape, tiled: str, buffer_of: BufferOf) -> Kernel:
-    """A walk from the last chunk to the first with tiles of R over the "key" or the "value" dims."""
+    """The cotangents of the writes' vectors."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    backward = [w for w in walks(shape, adjoint=True) if tiled == "key" or w.form.value]
+    backward = walks(matrix_part(shape), adjoint=True)
     last = load_starts(b, backward)
     inner = b.nested()
-    tiles, cotangents = Tiles(inner, stored=scalar_gates(shape)), Cotangents()
-    carries, adjoints = [], []
+    tiles, cotangents = stage_tiles(inner, shape), Cotangents()
+    adjoints = {w.form.state: inner.phi(w.state, start) for w, start in zip(backward, last, strict=True)}
+    for family in infer_families(shape):
+        part = FamilyPass.load(shape, tiles, family)
+        members = load_states(inner, shape, family, "chunk_R", adjoints)
+        for j, key in part.chunk.form.keys.items():
+            key_cotangent(part, cotangents, j, key, members)
+        if family.lead.decays:
+            store_across(shape, part, members)
+    carries = []
     for walk, start in zip(backward, last, strict=True):
-        adjoint = inner.phi(walk.state, start)
-        adjoints.append(adjoint)
-        part = ChunkPass.load(shape, tiles, walk.form)
-        if tiled == "key":
-            write_key_cotangents(part, cotangents, walk.form, adjoint)
-            if walk.form.decays:
-                store_across(shape, part.chunk, walk, adjoint)
-        if (tiled == "value") == bool(walk.form.value):
-            for j in part.chunk.form.keys:
-                d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
-                cotangents.add(walk.form.writes[j].value, d_u)
-        carries.append(Carry(adjoint, start, previous_adjoint(part.chunk, part.sides, part.values, adjoint)))
-    dims = shape.key if tiled == "key" else shape.value
-    store_gradients(shape, tiles, cotangents, buffer_of, f"{tiled}s", dims[0])
+        chunk, sides, values = load_adjoint_chunk(shape, tiles, walk.form)
+        adjoint = adjoints[walk.form.state]
+        carries.append(Carry(adjoint, start, previous_adjoint(chunk, sides, values, adjoint)))
+    store_gradients(shape, tiles, cotangents, buffer_of, "keys", shape.key[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
-    for walk, adjoint in zip(backward, adjoints, strict=True):
-        if (tiled == "value") == bool(walk.form.value):
-            b.store(walk.end, adjoint)
-    equations = KEY_EQUATIONS if tiled == "key" else VALUE_EQUATIONS
-    return pass_kernel(f"{tiled}_gradients", shape, b, equations, dims)
+    return pass_kernel("key_gradients", shape, b, KEY_EQUATIONS, shape.key)
 
 
-def write_key_cotangents(part: ChunkPass, cotangents: Cotangents, form: MatrixForm, adjoint: Value) -> None:
+def key_cotangent(part: FamilyPass, cotangents: Cotangents, j: int, key: Vector, adjoints: list[Value]) -> None:
     """2^(G_C - G) U R^T + E^T Q."""
     chunk = part.chunk
-    for j, key in chunk.form.keys.items():
-        terms = [chunk.against_state(part.u[j], key.position, "end", adjoint, "value", "d_after")]
-        for side in part.sides:
-            terms.append(chunk.gather_keys(part.pairs(side, j), side.vector, side.vector.position, key.position))
-        part.settle(cotangents, form, key, _write_name(j), terms)
+    outer = chunk.times(part.to_adjoints(j, adjoints), part.factor(key.position, "end"), name="d_after")
+    inner = [
+        chunk.gather_keys(part.pairs(n, j), side.vector, side.vector.position, key.position)
+        for n, side in enumerate(part.sides)
+    ]
+    part.settle(cotangents, key, f"write_{j}", outer, inner)
 
 
-def store_across(shape: Shape, chunk: Chunk, walk: Walk, adjoint: Value) -> None:
+def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
     """2^G_C <S, R> of a tile of the key dims."""
-    b, form = chunk.b, walk.form
-    state = b.load("S", chunk_access(f"chunk_{form.state}", walk.axes), walk.axes)
-    both = b.sum(b.mul(state, adjoint, name="S_R"), walk.axes, name="S_R")
-    across = b.mul(both, chunk.class_over_chunk("key"), name="across")
-    b.store(across_access(form, shape.key[0]), across, "for the gradient of the decays")
+    chunk, b = part.chunk, part.chunk.b
+    both = []
+    for form, adjoint in zip(part.family.forms, adjoints, strict=True):
+        axes = shape.state_axes(form)
+        state = b.load("S", chunk_access(f"chunk_{form.state}", axes), axes)
+        both.append(b.sum(b.mul(state, adjoint, name="S_R"), axes, name="S_R"))
+    across = b.mul(chunk.sum_of(both, "S_R"), chunk.class_over_chunk("key"), name="across")
+    b.store(across_access(part.family, shape.key[0]), across, "for the gradient of the gates")
 
 
 def store_gradients(
@@ -265,38 +351,42 @@ def tile_width(shape: Shape, tiled: tuple[str, ...]) -> int:
     return width
 
 
-# --- decays ----------------------------------------------------------------------------------------------------------
+# --- gates -----------------------------------------------------------------------------------------------------------
 
 
-def emit_decay_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The cotangents of the decays, from what the walks found every readout and write to be worth."""
+def emit_gate_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
+    """The cotangents of decays and of factors of rows, from what the walks found every vector to be worth."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    tiles, cotangents = Tiles(b), Cotangents()
-    for form in shape.forms:
-        if form.decays:
-            decay_cotangents(shape, b, cotangents, form)
-    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
-        store_gradient(b, source, tile, buffer_of(source, "decays", ""))
+    tiles, cotangents = stage_tiles(b, shape), Cotangents()
+    for family in infer_families(shape):
+        gate_cotangents(shape, tiles, cotangents, family)
+    for source, tile in cotangents.pull_each(replace(tiles, scales={}), argument_leaves(cotangents.nodes)):
+        store_gradient(b, source, tile, buffer_of(source, "gates", ""))
     key = shape.key[0]
     axes = tuple(Axis(a.name, a.kind, a.extent, "loop" if a.name == key else "whole") for a in shape.axes)
     widths = ((key, tile_width(shape, shape.key)),)
     grid = ("batch", "head", "chunk")
-    return Kernel("decay_gradients", grid, axes, tuple(b.statements), DECAY_EQUATIONS, "decay gradients", widths, 1)
+    return Kernel("gate_gradients", grid, axes, tuple(b.statements), GATE_EQUATIONS, "gate gradients", widths, 1)
 
 
-def decay_cotangents(shape: Shape, b: Builder, cotangents: Cotangents, form: MatrixForm) -> None:
-    """Every decay's cotangent in a chunk."""
-    key = shape.key[0]
-    across = over_tiles(shape, b, across_access(form, key), (), "across")
-
-    def worths(name: str, position: int) -> tuple[Value, Value, int]:
-        outer, inner = (over_tiles(shape, b, worth_access(form, name, p, key), ("c",), p) for p in PARTS)
-        return outer, inner, position
-
-    readouts = [worths(r.name, form.events.index(r)) for r in form.readouts]
-    writes = [worths(_write_name(j), form.events.index(w)) for j, w in enumerate(form.writes)]
-    for i, decay in class_decays(form, "key"):
+def gate_cotangents(shape: Shape, tiles: Tiles, cotangents: Cotangents, family: Family) -> None:
+    """The cotangents of every factor and decay of a family in a chunk."""
+    b, key = tiles.b, shape.key[0]
+    readouts, writes = [], []
+    for name, position, node in credited_vectors(family):
+        outer, inner = (over_tiles(shape, b, worth_access(family, name, p, key), ("c",), p) for p in PARTS)
+        scale = split_scale(node)[0]
+        if leaves([scale]):
+            cotangents.add(scale, b.add(outer, inner, name="worth"))
+        if not is_const(scale, 1.0):
+            factor = tiles.scale(scale, "scale")
+            outer, inner = b.mul(outer, factor, name="outer"), b.mul(inner, factor, name="inner")
+        scaled = (outer, inner, position)
+        (writes if name.startswith("write_") else readouts).append(scaled)
+    across = over_tiles(shape, b, across_access(family, key), (), "across") if family.lead.decays else None
+    for i, decay in class_decays(family.lead, "key"):
         d_log = across
+        assert d_log is not None
         for outer, inner, position in readouts:
             d_log = b.add(d_log, later_sum(b, Row(b.add(outer, inner, name="worth"), position), i), name="d_log")
         for outer, inner, position in writes:

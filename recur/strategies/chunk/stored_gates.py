@@ -1,15 +1,19 @@
-"""Scalar decays of every chunk in memory: their running logs, cuts and signs, from one kernel for all chunks at once.
+"""Numbers of every token in memory, from one kernel for all chunks at once: the running logs, cuts and signs of scalar
+decays, and the factors of rows.
 
-Scans and sums along a chunk's tokens are short but slow: a walk that would wait for them at every chunk loads them.
+Scans and sums along a chunk's tokens are short but slow, and a token's number is far from its neighbour's in the user's
+tensors: a walk that would wait for them at every chunk loads what is ready and in a row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recur.ir.normal import Decay, MatrixForm
+from recur.ir.core import Node, leaves
+from recur.ir.normal import Decay, MatrixForm, Readout, Write
 from recur.ir.tile import Access, Buffer, Builder
 from recur.strategies.chunk.gates import Gate, Gates, can_cut, class_decays
+from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.shape import Shape
 
 GATE_EQUATIONS = ("G_t: the running log2 decay from the chunk's start to token t",)
@@ -82,7 +86,7 @@ def stored_gates(shape: Shape) -> dict[str, StoredGates]:
     """By state; forms with the same decays at the same positions share them."""
     known: dict[tuple[object, ...], StoredGates] = {}
     found: dict[str, StoredGates] = {}
-    for form in shape.forms:
+    for form in shape.pass_forms or shape.forms:
         decays = class_decays(form, "key")
         if decays:
             key = (len(form.events), *((i, d.log, d.sign) for i, d in decays))
@@ -101,3 +105,20 @@ def scalar_gates(shape: Shape) -> dict[str, StoredGates]:
 
 def distinct(stored: dict[str, StoredGates]) -> list[StoredGates]:
     return list({s.name: s for s in stored.values()}.values())
+
+
+def stored_scales(shape: Shape) -> dict[Node, str]:
+    """Where a stage takes passes: the buffer of every factor of keys and queries that differs from token to token."""
+    events = [(f, e) for f in shape.pass_forms for e in f.events]
+    vectors = [(f, e.key) for f, e in events if isinstance(e, Write)]
+    vectors += [(f, e.vector) for f, e in events if isinstance(e, Readout)]
+    found: dict[Node, str] = {}
+    for form, vector in vectors:
+        scale = split_scale(vector)[0]
+        if leaves([scale]):
+            found.setdefault(scale, f"scale_{form.state}_{len(found)}")
+    return found
+
+
+def scale_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    return tuple(Buffer(name, ("B", "N", "H", "C")) for name in stored_scales(shape).values())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from recur.ir.core import Node, apply, const, is_const, leaves, product, topological, where
+from recur.ir.core import Node, apply, const, is_const, leaves, topological, where
 from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
 from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
-from recur.strategies.chunk.stored_gates import StoredGates
+from recur.strategies.chunk.scales import split_scale
+from recur.strategies.chunk.shape import Shape
+from recur.strategies.chunk.stored_gates import StoredGates, rows_access, scalar_gates, stored_scales
 from recur.strategies.pointwise import emit_nodes
-
-MOST_FACTORS = 64  # of a product taken apart
 
 
 @dataclass
@@ -21,7 +21,8 @@ class Tiles:
 
     ``shared`` holds what the equations of several forms, or several equations of one, have in common (see `Chunk`);
     ``gates`` the gates of forms with the same decays at the same positions; ``rows_axis`` is the tokens' axis;
-    ``stored``: by state, the gates of the key class that are loaded and not computed.
+    ``stored``: by state, the gates of the key class that are loaded and not computed; ``scales``: the buffers of the
+    factors of rows that are.
     """
 
     b: Builder
@@ -30,10 +31,11 @@ class Tiles:
     gates: dict[tuple[object, ...], Gates | None] = field(default_factory=dict)
     rows_axis: str = "c"
     stored: dict[str, StoredGates] = field(default_factory=dict)
+    scales: dict[Node, str] = field(default_factory=dict)
 
     def inside(self, b: Builder) -> Tiles:
         """For a nested body: sees what is loaded here, keeps its own to itself."""
-        return Tiles(b, dict(self.values), dict(self.shared), dict(self.gates), self.rows_axis, self.stored)
+        return replace(self, b=b, values=dict(self.values), shared=dict(self.shared), gates=dict(self.gates))
 
     def leaf(self, node: Node) -> Value:
         if node not in self.values:
@@ -68,9 +70,17 @@ class Tiles:
 
     def scale(self, node: Node, name: str) -> Value:
         """A factor of rows that vanish past the end already: constants stay numbers."""
+        if node in self.scales and node not in self.values:
+            access = rows_access(self.scales[node], self.rows_axis)
+            self.values[node] = self.b.load(name, access, (self.rows_axis,))
         for x in leaves([node]):
             self.leaf(x)
         return emit_nodes(self.b, [node], self.values, name)[0]
+
+
+def stage_tiles(b: Builder, shape: Shape) -> Tiles:
+    """Tiles of a stage whose scalar decays and factors of rows lie in memory."""
+    return Tiles(b, stored=scalar_gates(shape), scales=stored_scales(shape))
 
 
 def vanishes(node: Node) -> bool:
@@ -91,36 +101,6 @@ def _vanishes_with(node: Node, args: list[bool]) -> bool:
         return args[0]
     row = OPERATORS.get(node.op)
     return row is not None and row.keeps_zero and bool(args) and all(args)
-
-
-def split_scale(node: Node) -> tuple[Node, Node]:
-    """(scale without dims, the rest), a product taken apart: rows are scaled after the matrix units, not before.
-
-    Then a product's operands are the user's own tensors, exact and straight from memory.
-    """
-    scales: list[Node] = []
-    rest: list[Node] = []
-    stack = [node]
-    while stack:
-        if len(scales) + len(rest) > MOST_FACTORS:
-            return const(1), node
-        x = stack.pop()
-        if x.op == "mul":
-            stack.extend(reversed(x.args))
-        elif x.op == "neg":
-            scales.append(const(-1))
-            stack.append(x.args[0])
-        else:
-            (rest if x.dims else scales).append(x)
-    if not rest or not all(_finite_past_the_end(s) for s in scales):
-        return const(1), node
-    return product(scales), product(rest)
-
-
-def _finite_past_the_end(scale: Node) -> bool:
-    """Whether a scale is finite where its leaves are zero, so that zero rows stay zero."""
-    unsafe = ("div", "log", "log2", "rsqrt", "pow")
-    return not any(n.op in unsafe and leaves([n]) for n in topological([scale]))
 
 
 @dataclass(frozen=True)
