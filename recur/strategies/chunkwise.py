@@ -68,6 +68,7 @@ from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates, scale_buffers, stored_scales
+from recur.strategies.chunk.weights import stored_weights, weighted_chunk
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.order import order_kernel
 from recur.strategies.prune import prune_kernel
@@ -124,17 +125,17 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     """Every kernel works out from the inputs what it needs of a chunk's key side."""
     gates = scalar_gates(shape)
     forward = [emit_gates_kernel(shape, gates)] if gates or stored_scales(shape) else []
-    chunk_of = computed_chunk if shape.splits else paired_chunk
+    chunk_of = weighted_chunk if shape.pass_forms else computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
     vectors, matrices = (vector_part(shape), matrix_part(shape)) if shape.pass_forms else (None, shape)
     if vectors is not None:
-        forward.append(emit_walk(vectors, keep_values=True, keep_states=True, name="vector_forward"))
+        forward.append(emit_walk(vectors, True, chunk_of, keep_states=True, name="vector_forward"))
     forward.append(fit_walk(matrices, emit_walk(matrices, keep_values=True, chunk_of=chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     if shape.pass_forms:
-        backward += [emit_reverse_walk(vectors, name="vector_reverse")] if vectors is not None else []
+        backward += [emit_reverse_walk(vectors, chunk_of, name="vector_reverse")] if vectors is not None else []
         passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_gate_pass,) if has_gates(shape) else ()))
         backward += [emit(shape, ledger.buffer_of) for emit in passes]
     else:
@@ -216,7 +217,9 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [w.start_buffer for w in walks(shape)] if shape.splits else []
-    buffers += [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
+    for family in distinct(scalar_gates(shape)):
+        buffers += family.buffers_of(family.signs if shape.pass_forms else family.parts)
+    buffers += [b for weights in stored_weights(shape) for b in weights.buffers]
     buffers += scale_buffers(shape)
     buffers += [kept_states(shape, f) for f in shape.pass_forms if not f.value]
     if has_stored_key_side(shape):

@@ -1,4 +1,4 @@
-"""The kernel that leaves scalar decays and factors of rows in memory (see stored_gates)."""
+"""The kernel that leaves scalar decays and factors of rows in memory (see stored_gates, weights)."""
 
 from __future__ import annotations
 
@@ -16,26 +16,41 @@ from recur.strategies.chunk.stored_gates import (
     stored_scales,
 )
 from recur.strategies.chunk.tiles import Tiles, load_keys
+from recur.strategies.chunk.weights import Weights
 
 
 def emit_gates_kernel(shape: Shape, stored: dict[str, StoredGates]) -> Kernel:
-    """Every family's gates, and factors of rows, all chunks at once: a program holds the L rows of a chunk."""
+    """Every family's gates, all chunks at once: a program holds the L rows of a chunk.
+
+    Where the stage takes passes, the weights that they give, and the factors of rows.
+    """
     b = Builder()
     tiles = Tiles(b)
     for family in distinct(stored):
         gates = load_keys(tiles, family.form).key_gates
         assert gates is not None
-        store_gate(b, family, "chunk", gates.end, end_access)
+        if shape.pass_forms:
+            Weights(family).store(b, gates)
+        parts = family.signs if shape.pass_forms else family.parts
+        store_gate(b, family, "chunk", gates.end, end_access, parts)
         for stage in family.stages:
             gate = next(gates.at[i] for i in gates.at if family.stage(i) == stage)
-            store_gate(b, family, stage, gate, rows_access)
+            store_gate(b, family, stage, gate, rows_access, parts)
     for scale, buffer in stored_scales(shape).items():
         b.store(rows_access(buffer), tiles.node(scale, "scale"))
     axes = tuple(a for a in shape.axes if a.name not in shape.value)
-    return Kernel("gates", ("batch", "head", "chunk"), axes, tuple(b.statements), GATE_EQUATIONS, "gates", warps=1)
+    warps = 4 if shape.pass_forms else 1
+    return Kernel("gates", ("batch", "head", "chunk"), axes, tuple(b.statements), GATE_EQUATIONS, "gates", warps=warps)
 
 
-def store_gate(b: Builder, family: StoredGates, where: int | str, gate: Gate, access: Callable[[str], Access]) -> None:
+def store_gate(
+    b: Builder,
+    family: StoredGates,
+    where: int | str,
+    gate: Gate,
+    access: Callable[[str], Access],
+    parts: tuple[str, ...],
+) -> None:
     for part, value in (("log", gate.log), ("cuts", gate.cuts), ("unit", gate.unit)):
-        if part in family.parts and value is not None:
+        if part in parts and value is not None:
             b.store(access(family.buffer(part, where)), value)

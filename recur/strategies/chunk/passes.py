@@ -30,7 +30,6 @@ from recur.ir.normal import MatrixForm
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
-from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, matrix_part
 from recur.strategies.chunk.gates import class_decays
 from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
@@ -38,7 +37,8 @@ from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, load_sta
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import walks
 from recur.strategies.chunk.shape import Shape, chunk_access
-from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values, signed, stage_tiles
+from recur.strategies.chunk.tiles import Rows, Tiles, Vector, signed, stage_tiles
+from recur.strategies.chunk.weights import WeightedChunk, weighted_chunk
 from recur.strategies.operands import argument_leaves, entries
 
 WIDEST = 64  # of a tile of the state
@@ -102,66 +102,90 @@ def across_access(family: Family, key: str) -> Access:
 
 
 @dataclass(frozen=True)
-class FamilyPass:
-    """One family in one chunk of a walk: its vectors and gates, and each form's writes U and cotangents dO.
+class FormPass:
+    """One form in one chunk of a walk: its equations, and its readouts' two sides (q, dO), by readout the second."""
 
-    ``chunk``: the lead's; ``u`` and ``values`` by form, the first then by the write's number, the second by readout.
-    """
+    form: MatrixForm
+    chunk: WeightedChunk
+    sides: list[KeySide]
+    values: dict[str, Rows]
+
+    @classmethod
+    def load(cls, shape: Shape, tiles: Tiles, form: MatrixForm) -> FormPass:
+        chunk = weighted_chunk(tiles, form)
+        cotangents = load_cotangents(tiles.b, shape, form)
+        return cls(form, chunk, readout_keys(chunk, cotangents), readout_values(chunk, cotangents))
+
+    def cotangent(self, n: int) -> Rows:
+        """dO of the readout number n."""
+        return self.values[self.form.readouts[n].name]
+
+    def is_one(self, j: int) -> bool:
+        """Whether a write's value is the number one."""
+        value = self.form.writes[j].value
+        return value is not None and is_const(value, 1.0)
+
+    def next_state(self, state: Value) -> Value:
+        return self.chunk.next_state(state, dict(self.chunk.form.values))
+
+    def previous_adjoint(self, adjoint: Value) -> Value:
+        return previous_adjoint(self.chunk, self.sides, self.values, adjoint)
+
+
+@dataclass(frozen=True)
+class FamilyPass:
+    """A family in one chunk of a walk; the vectors, gates and weights that its forms share are the lead's."""
 
     family: Family
-    chunk: Chunk
-    sides: list[KeySide]
-    u: list[dict[int, Rows]]
-    values: list[list[Rows]]
+    forms: list[FormPass]
 
     @classmethod
     def load(cls, shape: Shape, tiles: Tiles, family: Family) -> FamilyPass:
-        chunks = [Chunk(tiles, load_values(tiles, load_keys(tiles, f))) for f in family.forms]
-        cotangents = [load_cotangents(tiles.b, shape, f) for f in family.forms]
-        values = [list(readout_values(c, x).values()) for c, x in zip(chunks, cotangents, strict=True)]
-        sides = readout_keys(chunks[0], cotangents[0])
-        return cls(family, chunks[0], sides, [dict(c.form.values) for c in chunks], values)
+        return cls(family, [FormPass.load(shape, tiles, f) for f in family.forms])
+
+    @property
+    def chunk(self) -> WeightedChunk:
+        return self.forms[0].chunk
+
+    @property
+    def sides(self) -> list[KeySide]:
+        return self.forms[0].sides
 
     @property
     def rows(self) -> tuple[str, ...]:
         return ("c", *self.chunk.key)
 
     def pairs(self, n: int, j: int) -> Value:
-        """tril(dO U^T) of the readout number n and a write."""
+        """E = tril(dO U^T) D of the readout number n and a write."""
         chunk, b = self.chunk, self.chunk.b
-        key = ("E", self.family.name, str(n), str(j))
         later, earlier = self.sides[n].vector.position, chunk.form.keys[j].position
 
         def emit() -> Value:
-            terms = []
-            for form, u, values in zip(self.family.forms, self.u, self.values, strict=True):
-                if is_const(written(form, j), 1.0):
-                    terms.append(values[n].tile)
-                else:
-                    columns = Rows(b.rename(u[j].tile, "c", "s"), u[j].scale)
-                    product = b.contract(values[n].tile, columns.tile, form.value, name="E")
-                    scale = columns.scale
-                    scale = b.rename(scale, "c", "s") if scale is not None and scale.axes else scale
-                    terms.append(chunk.times(product, values[n].scale, scale, name="E"))
-            return chunk.masked(b.expand(chunk.sum_of(terms, "E"), ("c", "s"), "E"), later, earlier, "E")
+            terms = [
+                form.cotangent(n).tile
+                if form.is_one(j)
+                else form.chunk.value_scores(form.cotangent(n), later, form.chunk.form.values[j], earlier, "E")
+                for form in self.forms
+            ]
+            return chunk.weighted(b.expand(chunk.sum_of(terms, "E"), ("c", "s"), "E"), later, earlier, "E")
 
-        return chunk.once(key, emit)
+        return chunk.once(("E", self.family.name, str(n), str(j)), emit)
 
     def from_states(self, n: int, states: list[Value]) -> Value:
         """dO S^T of the readout number n."""
-        terms = [self._against(v[n], s, f) for f, v, s in zip(self.family.forms, self.values, states, strict=True)]
+        terms = [self._against(f, f.cotangent(n), s) for f, s in zip(self.forms, states, strict=True)]
         return self.chunk.b.expand(self.chunk.sum_of(terms, "d_inter"), self.rows, "d_inter")
 
     def to_adjoints(self, j: int, adjoints: list[Value]) -> Value:
         """U R^T of a write."""
         terms = [
-            adjoint if is_const(written(form, j), 1.0) else self._against(u[j], adjoint, form)
-            for form, u, adjoint in zip(self.family.forms, self.u, adjoints, strict=True)
+            adjoint if form.is_one(j) else self._against(form, form.chunk.form.values[j], adjoint)
+            for form, adjoint in zip(self.forms, adjoints, strict=True)
         ]
         return self.chunk.b.expand(self.chunk.sum_of(terms, "d_after"), self.rows, "d_after")
 
-    def _against(self, rows: Rows, state: Value, form: MatrixForm) -> Value:
-        return self.chunk.times(self.chunk.b.contract(rows.tile, state, form.value, name="U_R"), rows.scale)
+    def _against(self, form: FormPass, rows: Rows, state: Value) -> Value:
+        return self.chunk.times(self.chunk.b.contract(rows.tile, state, form.form.value, name="U_R"), rows.scale)
 
     def factor(self, position: int, which: str) -> Value | None:
         return self.chunk.factors(self.chunk.form.key_gates, position, which)[0]
@@ -180,12 +204,6 @@ class FamilyPass:
 
     def _unsigned(self, vector: Vector, tile: Value) -> Value:
         return self.chunk.full(signed(self.chunk.b, self.chunk.form.key_gates, vector.position, Rows(tile)))
-
-
-def written(form: MatrixForm, j: int) -> Node:
-    value = form.writes[j].value
-    assert value is not None  # only writes that read have none
-    return value
 
 
 def load_states(b: Builder, shape: Shape, family: Family, prefix: str, walked: dict[str, Value]) -> list[Value]:
@@ -212,16 +230,15 @@ def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
         if walk.form.decays:
             access = chunk_access(f"chunk_{walk.form.state}", walk.axes)
             inner.store(access, states[walk.form.state], "for that of the decays")
+    following: dict[str, Value] = {}
     for family in infer_families(shape):
         part = FamilyPass.load(shape, tiles, family)
         members = load_states(inner, shape, family, "chunk", states)
         for n, side in enumerate(part.sides):
             query_cotangent(part, cotangents, n, side, members)
-    carries = []
-    for walk, start in zip(forward, first, strict=True):
-        chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, walk.form)))
-        state = states[walk.form.state]
-        carries.append(Carry(state, start, chunk.next_state(state, dict(chunk.form.values))))
+        matrices = [(f, s) for f, s in zip(part.forms, members, strict=True) if f.form.value]
+        following |= {f.form.state: f.next_state(s) for f, s in matrices}
+    carries = [Carry(states[s], start, following[s]) for s, start in zip(states, first, strict=True)]
     store_gradients(shape, tiles, cotangents, buffer_of, "queries", shape.key[0])
     b.loop("chunks", inner, tuple(carries))
     return pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS, shape.key)
@@ -231,9 +248,7 @@ def query_cotangent(part: FamilyPass, cotangents: Cotangents, n: int, side: KeyS
     """2^G dO S^T, and E B of every write."""
     chunk, position = part.chunk, side.vector.position
     outer = chunk.times(part.from_states(n, states), part.factor(position, "start"), name="d_inter")
-    inner = [
-        chunk.spread_keys(part.pairs(n, j), key, position, key.position) for j, key in chunk.form.keys.items()
-    ]
+    inner = [chunk.spread_weighted(part.pairs(n, j), key) for j, key in chunk.form.keys.items()]
     part.settle(cotangents, side.vector, side.name, outer, inner)
 
 
@@ -248,23 +263,16 @@ def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     carries = []
     for walk, start in zip(backward, last, strict=True):
         adjoint = inner.phi(walk.state, start)
-        chunk, sides, values = load_adjoint_chunk(shape, tiles, walk.form)
-        for j in chunk.form.keys:
-            d_u, _ = adjoint_values(chunk, j, sides, values, adjoint)
-            cotangents.add(walk.form.writes[j].value, d_u)
-        carries.append(Carry(adjoint, start, previous_adjoint(chunk, sides, values, adjoint)))
+        part = FormPass.load(shape, tiles, walk.form)
+        for j, write in enumerate(walk.form.writes):
+            d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
+            cotangents.add(write.value, d_u)
+        carries.append(Carry(adjoint, start, part.previous_adjoint(adjoint)))
     store_gradients(shape, tiles, cotangents, buffer_of, "values", shape.value[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
     for walk, carry in zip(backward, carries, strict=True):
         b.store(walk.end, carry.phi)
     return pass_kernel("value_gradients", shape, b, VALUE_EQUATIONS, shape.value)
-
-
-def load_adjoint_chunk(shape: Shape, tiles: Tiles, form: MatrixForm) -> tuple[Chunk, list[KeySide], dict[str, Rows]]:
-    """One form in one chunk, and its readouts' two sides."""
-    chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
-    cotangents = load_cotangents(tiles.b, shape, form)
-    return chunk, readout_keys(chunk, cotangents), readout_values(chunk, cotangents)
 
 
 def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -275,6 +283,7 @@ def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     inner = b.nested()
     tiles, cotangents = stage_tiles(inner, shape), Cotangents()
     adjoints = {w.form.state: inner.phi(w.state, start) for w, start in zip(backward, last, strict=True)}
+    previous: dict[str, Value] = {}
     for family in infer_families(shape):
         part = FamilyPass.load(shape, tiles, family)
         members = load_states(inner, shape, family, "chunk_R", adjoints)
@@ -282,11 +291,9 @@ def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
             key_cotangent(part, cotangents, j, key, members)
         if family.lead.decays:
             store_across(shape, part, members)
-    carries = []
-    for walk, start in zip(backward, last, strict=True):
-        chunk, sides, values = load_adjoint_chunk(shape, tiles, walk.form)
-        adjoint = adjoints[walk.form.state]
-        carries.append(Carry(adjoint, start, previous_adjoint(chunk, sides, values, adjoint)))
+        matrices = [(f, r) for f, r in zip(part.forms, members, strict=True) if f.form.value]
+        previous |= {f.form.state: f.previous_adjoint(r) for f, r in matrices}
+    carries = [Carry(adjoints[s], start, previous[s]) for s, start in zip(adjoints, last, strict=True)]
     store_gradients(shape, tiles, cotangents, buffer_of, "keys", shape.key[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
     return pass_kernel("key_gradients", shape, b, KEY_EQUATIONS, shape.key)
@@ -296,10 +303,7 @@ def key_cotangent(part: FamilyPass, cotangents: Cotangents, j: int, key: Vector,
     """2^(G_C - G) U R^T + E^T Q."""
     chunk = part.chunk
     outer = chunk.times(part.to_adjoints(j, adjoints), part.factor(key.position, "end"), name="d_after")
-    inner = [
-        chunk.gather_keys(part.pairs(n, j), side.vector, side.vector.position, key.position)
-        for n, side in enumerate(part.sides)
-    ]
+    inner = [chunk.gather_weighted(part.pairs(n, j), side.vector) for n, side in enumerate(part.sides)]
     part.settle(cotangents, key, f"write_{j}", outer, inner)
 
 
@@ -372,7 +376,8 @@ def emit_gate_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
 def gate_cotangents(shape: Shape, tiles: Tiles, cotangents: Cotangents, family: Family) -> None:
     """The cotangents of every factor and decay of a family in a chunk."""
     b, key = tiles.b, shape.key[0]
-    readouts, writes = [], []
+    readouts: list[tuple[Value, Value, int]] = []
+    writes: list[tuple[Value, Value, int]] = []
     for name, position, node in credited_vectors(family):
         outer, inner = (over_tiles(shape, b, worth_access(family, name, p, key), ("c",), p) for p in PARTS)
         scale = split_scale(node)[0]

@@ -34,11 +34,14 @@ class StoredGates:
         return class_decays(self.form, "key")
 
     @property
+    def signs(self) -> tuple[str, ...]:
+        return ("unit",) if any(d.sign is not None for _, d in self.decays) else ()
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """What is kept at a position: the log, and where there are any, the number of cuts and the sign."""
-        cuts = any(can_cut(d.log) for _, d in self.decays)
-        signs = any(d.sign is not None for _, d in self.decays)
-        return ("log", *(("cuts",) if cuts else ()), *(("unit",) if signs else ()))
+        cuts = ("cuts",) if any(can_cut(d.log) for _, d in self.decays) else ()
+        return ("log", *cuts, *self.signs)
 
     def stage(self, position: int) -> int:
         """How many of a token's decays come before a position: positions with the same number share their gate."""
@@ -54,8 +57,11 @@ class StoredGates:
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
-        tokens = [Buffer(self.buffer(p, n), ("B", "N", "H", "C")) for n in self.stages for p in self.parts]
-        return (*tokens, *(Buffer(self.buffer(p, "chunk"), ("B", "N", "H")) for p in self.parts))
+        return self.buffers_of(self.parts)
+
+    def buffers_of(self, parts: tuple[str, ...]) -> tuple[Buffer, ...]:
+        tokens = [Buffer(self.buffer(p, n), ("B", "N", "H", "C")) for n in self.stages for p in parts]
+        return (*tokens, *(Buffer(self.buffer(p, "chunk"), ("B", "N", "H")) for p in parts))
 
     def load_end(self, b: Builder) -> Gate:
         """The whole chunk's: G_C, its cuts, its sign."""
