@@ -12,6 +12,7 @@ from recur.strategies.chunk.stored_gates import (
     StoredGates,
     distinct,
     end_access,
+    nonzero_name,
     rows_access,
     stored_scales,
 )
@@ -37,7 +38,10 @@ def emit_gates_kernel(shape: Shape, stored: dict[str, StoredGates]) -> Kernel:
             gate = next(gates.at[i] for i in gates.at if family.stage(i) == stage)
             store_gate(b, family, stage, gate, rows_access, parts)
     for scale, buffer in stored_scales(shape).items():
-        b.store(rows_access(buffer), tiles.node(scale, "scale"))
+        rows, zero, one = tiles.node(scale, "scale"), b.const(0.0, name="zero"), b.const(1.0, name="one")
+        b.store(rows_access(buffer), rows)
+        is_zero = b.map("eq", rows, zero, name="is_zero")
+        b.store(rows_access(nonzero_name(buffer)), b.where(is_zero, one, rows, name="nonzero"))
     axes = tuple(a for a in shape.axes if a.name not in shape.value)
     warps = 4 if shape.pass_forms else 1
     return Kernel("gates", ("batch", "head", "chunk"), axes, tuple(b.statements), GATE_EQUATIONS, "gates", warps=warps)

@@ -165,7 +165,9 @@ class Cotangents:
             tiles.values[symbol] = tiles.b.expand(tile, (tiles.rows_axis, *node.dims), tile.name)
         for source, node in zip(wanted, nodes, strict=True):
             if not is_zero(node):
-                yield source, tiles.node(node, f"d_{source.attrs[1]}")
+                # Rows past the end are not stored; a param's gradient is the sum over the rows.
+                emit = tiles.node if source.attrs[0] == "param" else tiles.unmasked
+                yield source, emit(node, f"d_{source.attrs[1]}")
 
 
 def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:

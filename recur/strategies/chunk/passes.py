@@ -17,7 +17,10 @@ readout) on either side of it:
     inside the chunk             q . (E B) of the readouts after it less b . (E^T Q) of the writes after it
 
 The last are rounded alike in both walks, so that they cancel. Nothing else is taken as a difference: what is left of
-large sums would be their rounding. A factor of a vector's rows has the sum of the vector's pairs for its cotangent.
+large sums would be their rounding.
+
+A factor f of a vector's rows belongs to E, and what the vector is worth in pairs is f df. A walk takes the factor of
+the vector whose cotangent it finds as one where it is zero, and divides by it.
 """
 
 from __future__ import annotations
@@ -26,12 +29,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from recur.ir.core import Node, is_const, leaves
-from recur.ir.normal import MatrixForm
+from recur.ir.normal import MatrixForm, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, matrix_part
-from recur.strategies.chunk.gates import class_decays
+from recur.strategies.chunk.gates import Gates, class_decays
 from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
 from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, load_starts
 from recur.strategies.chunk.scales import split_scale
@@ -63,8 +66,12 @@ def credited_vectors(family: Family) -> list[tuple[str, int, Node]]:
     """Those whose pairs' worth something needs: (name, position, expression)."""
     events = family.lead.events
     vectors = [(r.name, events.index(r), r.vector) for r in family.lead.readouts]
-    vectors += [(f"write_{j}", events.index(w), w.key) for j, w in enumerate(family.lead.writes)]
+    vectors += [(write_name(j), events.index(w), w.key) for j, w in enumerate(family.lead.writes)]
     return [v for v in vectors if family.lead.decays or leaves([split_scale(v[2])[0]])]
+
+
+def write_name(j: int) -> str:
+    return f"write_{j}"
 
 
 def has_gates(shape: Shape) -> bool:
@@ -111,8 +118,8 @@ class FormPass:
     values: dict[str, Rows]
 
     @classmethod
-    def load(cls, shape: Shape, tiles: Tiles, form: MatrixForm) -> FormPass:
-        chunk = weighted_chunk(tiles, form)
+    def load(cls, shape: Shape, tiles: Tiles, form: MatrixForm, tiled: str) -> FormPass:
+        chunk = weighted_chunk(tiles, form, tiled)
         cotangents = load_cotangents(tiles.b, shape, form)
         return cls(form, chunk, readout_keys(chunk, cotangents), readout_values(chunk, cotangents))
 
@@ -141,7 +148,7 @@ class FamilyPass:
 
     @classmethod
     def load(cls, shape: Shape, tiles: Tiles, family: Family) -> FamilyPass:
-        return cls(family, [FormPass.load(shape, tiles, f) for f in family.forms])
+        return cls(family, [FormPass.load(shape, tiles, f, "key") for f in family.forms])
 
     @property
     def chunk(self) -> WeightedChunk:
@@ -155,21 +162,31 @@ class FamilyPass:
     def rows(self) -> tuple[str, ...]:
         return ("c", *self.chunk.key)
 
-    def pairs(self, n: int, j: int) -> Value:
-        """E = tril(dO U^T) D of the readout number n and a write."""
+    def own(self, vector: Vector) -> Vector:
+        """A vector whose cotangent is wanted, with factors of rows that are never zero."""
+        tiles, scale = self.chunk.tiles, split_scale(vector.node)[0]
+        if scale not in tiles.scales:
+            return vector
+        rows = signed(self.chunk.b, self.gates, vector.position, Rows(vector.tile, tiles.nonzero(scale)))
+        return replace(vector, scale=rows.scale)
+
+    @property
+    def gates(self) -> Gates | None:
+        return self.chunk.form.key_gates
+
+    def pairs(self, n: int, j: int, query: Vector, key: Vector) -> Value:
+        """E = tril(dO U^T) D of the readout number n and a write, with the factors of both vectors' rows."""
         chunk, b = self.chunk, self.chunk.b
-        later, earlier = self.sides[n].vector.position, chunk.form.keys[j].position
-
-        def emit() -> Value:
-            terms = [
-                form.cotangent(n).tile
-                if form.is_one(j)
-                else form.chunk.value_scores(form.cotangent(n), later, form.chunk.form.values[j], earlier, "E")
-                for form in self.forms
-            ]
-            return chunk.weighted(b.expand(chunk.sum_of(terms, "E"), ("c", "s"), "E"), later, earlier, "E")
-
-        return chunk.once(("E", self.family.name, str(n), str(j)), emit)
+        later, earlier = query.position, key.position
+        terms = [
+            form.cotangent(n).tile
+            if form.is_one(j)
+            else form.chunk.value_scores(form.cotangent(n), later, form.chunk.form.values[j], earlier, "E")
+            for form in self.forms
+        ]
+        pairs = b.expand(chunk.sum_of(terms, "E"), ("c", "s"), "E")
+        pairs = chunk.weighted(pairs, later, earlier, "E")
+        return chunk.times(pairs, query.scale, chunk.column(key.scale), name="E")
 
     def from_states(self, n: int, states: list[Value]) -> Value:
         """dO S^T of the readout number n."""
@@ -187,23 +204,30 @@ class FamilyPass:
     def _against(self, form: FormPass, rows: Rows, state: Value) -> Value:
         return self.chunk.times(self.chunk.b.contract(rows.tile, state, form.form.value, name="U_R"), rows.scale)
 
-    def factor(self, position: int, which: str) -> Value | None:
-        return self.chunk.factors(self.chunk.form.key_gates, position, which)[0]
-
-    def settle(self, cotangents: Cotangents, vector: Vector, name: str, outer: Value, inner: list[Value]) -> None:
+    def settle(self, cotangents: Cotangents, own: Vector, name: str, outer: Value, inner: list[Value]) -> None:
         """A key-side vector's cotangent, from other chunks and from its own: what the two are worth in pairs, and the
         pull to its expression."""
         chunk, b = self.chunk, self.chunk.b
         total = chunk.sum_of([outer, *inner], "total")
         if name in [n for n, _, _ in credited_vectors(self.family)]:
-            first, both = (b.sum(b.mul(vector.tile, x, name="worth"), chunk.key, "worth") for x in (outer, total))
+            first, both = (b.sum(b.mul(own.tile, x, name="worth"), chunk.key, "worth") for x in (outer, total))
             for part, worth in zip(PARTS, (first, b.sub(both, first, name="worth")), strict=True):
-                worth = self._unsigned(vector, worth)
                 b.store(worth_access(self.family, name, part, chunk.key[0]), worth, "for the gradient of the gates")
-        cotangents.add(split_scale(vector.node)[1], chunk.times(total, vector.scale))
+        scale, base = split_scale(own.node)
+        cotangents.add(base, chunk.times(total, unless_zero(chunk.tiles, scale)))
 
-    def _unsigned(self, vector: Vector, tile: Value) -> Value:
-        return self.chunk.full(signed(self.chunk.b, self.chunk.form.key_gates, vector.position, Rows(tile)))
+    def outer(self, own: Vector, rows: Value, which: str) -> Value:
+        """dO S^T or U R^T under the decay to the chunk's "start" or "end" and the own vector's factors."""
+        factor, _ = self.chunk.factors(self.gates, own.position, which)
+        return self.chunk.times(rows, factor, own.scale, name="outer")
+
+
+def unless_zero(tiles: Tiles, scale: Node) -> Value | None:
+    """One where a factor of rows is not zero; None where it does not differ from token to token."""
+    if scale not in tiles.scales:
+        return None
+    b, zero, one = tiles.b, tiles.b.const(0.0, name="zero"), tiles.b.const(1.0, name="one")
+    return b.where(b.map("eq", tiles.scale(scale, "scale"), zero, name="is_zero"), zero, one, name="unless_zero")
 
 
 def load_states(b: Builder, shape: Shape, family: Family, prefix: str, walked: dict[str, Value]) -> list[Value]:
@@ -246,10 +270,10 @@ def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
 
 def query_cotangent(part: FamilyPass, cotangents: Cotangents, n: int, side: KeySide, states: list[Value]) -> None:
     """2^G dO S^T, and E B of every write."""
-    chunk, position = part.chunk, side.vector.position
-    outer = chunk.times(part.from_states(n, states), part.factor(position, "start"), name="d_inter")
-    inner = [chunk.spread_weighted(part.pairs(n, j), key) for j, key in chunk.form.keys.items()]
-    part.settle(cotangents, side.vector, side.name, outer, inner)
+    own = part.own(side.vector)
+    outer = part.outer(own, part.from_states(n, states), "start")
+    inner = [part.chunk.spread(part.pairs(n, j, own, key), key) for j, key in part.chunk.form.keys.items()]
+    part.settle(cotangents, own, side.name, outer, inner)
 
 
 def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -263,7 +287,7 @@ def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     carries = []
     for walk, start in zip(backward, last, strict=True):
         adjoint = inner.phi(walk.state, start)
-        part = FormPass.load(shape, tiles, walk.form)
+        part = FormPass.load(shape, tiles, walk.form, "value")
         for j, write in enumerate(walk.form.writes):
             d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
             cotangents.add(write.value, d_u)
@@ -301,10 +325,10 @@ def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
 
 def key_cotangent(part: FamilyPass, cotangents: Cotangents, j: int, key: Vector, adjoints: list[Value]) -> None:
     """2^(G_C - G) U R^T + E^T Q."""
-    chunk = part.chunk
-    outer = chunk.times(part.to_adjoints(j, adjoints), part.factor(key.position, "end"), name="d_after")
-    inner = [chunk.gather_weighted(part.pairs(n, j), side.vector) for n, side in enumerate(part.sides)]
-    part.settle(cotangents, key, f"write_{j}", outer, inner)
+    own = part.own(key)
+    outer = part.outer(own, part.to_adjoints(j, adjoints), "end")
+    inner = [part.chunk.gather(part.pairs(n, j, x.vector, own), x.vector) for n, x in enumerate(part.sides)]
+    part.settle(cotangents, own, write_name(j), outer, inner)
 
 
 def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
@@ -376,18 +400,18 @@ def emit_gate_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
 def gate_cotangents(shape: Shape, tiles: Tiles, cotangents: Cotangents, family: Family) -> None:
     """The cotangents of every factor and decay of a family in a chunk."""
     b, key = tiles.b, shape.key[0]
+    written = [i for i, e in enumerate(family.lead.events) if isinstance(e, Write)]
     readouts: list[tuple[Value, Value, int]] = []
     writes: list[tuple[Value, Value, int]] = []
     for name, position, node in credited_vectors(family):
         outer, inner = (over_tiles(shape, b, worth_access(family, name, p, key), ("c",), p) for p in PARTS)
         scale = split_scale(node)[0]
-        if leaves([scale]):
-            cotangents.add(scale, b.add(outer, inner, name="worth"))
-        if not is_const(scale, 1.0):
-            factor = tiles.scale(scale, "scale")
-            outer, inner = b.mul(outer, factor, name="outer"), b.mul(inner, factor, name="inner")
-        scaled = (outer, inner, position)
-        (writes if name.startswith("write_") else readouts).append(scaled)
+        unless = unless_zero(tiles, scale)
+        if unless is not None:
+            both = b.add(outer, inner, name="worth")
+            cotangents.add(scale, b.map("div", both, tiles.nonzero(scale), name="d_scale"))
+            outer, inner = b.mul(outer, unless, name="outer"), b.mul(inner, unless, name="inner")
+        (writes if position in written else readouts).append((outer, inner, position))
     across = over_tiles(shape, b, across_access(family, key), (), "across") if family.lead.decays else None
     for i, decay in class_decays(family.lead, "key"):
         d_log = across

@@ -126,5 +126,11 @@ def stored_scales(shape: Shape) -> dict[Node, str]:
     return found
 
 
+def nonzero_name(buffer: str) -> str:
+    """Of a factor of rows with ones for zeros: what the backward pass divides by."""
+    return f"{buffer}_or_one"
+
+
 def scale_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    return tuple(Buffer(name, ("B", "N", "H", "C")) for name in stored_scales(shape).values())
+    names = stored_scales(shape).values()
+    return tuple(Buffer(n, ("B", "N", "H", "C")) for name in names for n in (name, nonzero_name(name)))

@@ -11,7 +11,7 @@ from recur.operators import OPERATORS
 from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.shape import Shape
-from recur.strategies.chunk.stored_gates import StoredGates, rows_access, scalar_gates, stored_scales
+from recur.strategies.chunk.stored_gates import StoredGates, nonzero_name, rows_access, scalar_gates, stored_scales
 from recur.strategies.pointwise import emit_nodes
 
 
@@ -49,18 +49,20 @@ class Tiles:
 
     def node(self, node: Node, name: str, fill: float = 0.0) -> Value:
         """The expression's tile with axes (c, *dims): ``fill`` on rows past the sequence's end."""
-        for x in leaves([node]):
-            self.leaf(x)
-        (value,) = emit_nodes(self.b, [node], self.values, name)
-        axes = (self.rows_axis, *node.dims)
-        if value.axes != axes:
-            value = self.b.expand(value, axes, name)
+        value = self.unmasked(node, name)
         if fill == 0.0 and vanishes(node):
             return value
         key = ("valid", value.name, str(fill))
         if key not in self.shared:
             self.shared[key] = self.b.valid(value, self.rows_axis, fill, name)
         return self.shared[key]
+
+    def unmasked(self, node: Node, name: str) -> Value:
+        """The expression's tile with axes (c, *dims); whatever it may be on rows past the sequence's end."""
+        for x in leaves([node]):
+            self.leaf(x)
+        (value,) = emit_nodes(self.b, [node], self.values, name)
+        return self.b.expand(value, (self.rows_axis, *node.dims), name)
 
     def rows(self, node: Node, name: str) -> Rows:
         """The expression as rows, with what has no dims taken out of the tile."""
@@ -76,6 +78,13 @@ class Tiles:
         for x in leaves([node]):
             self.leaf(x)
         return emit_nodes(self.b, [node], self.values, name)[0]
+
+    def nonzero(self, node: Node) -> Value:
+        """A factor of rows in memory, one where it is zero."""
+        access = rows_access(nonzero_name(self.scales[node]), self.rows_axis)
+        if ("nonzero", access.buffer) not in self.shared:
+            self.shared["nonzero", access.buffer] = self.b.load("nonzero", access, (self.rows_axis,))
+        return self.shared["nonzero", access.buffer]
 
 
 def stage_tiles(b: Builder, shape: Shape) -> Tiles:

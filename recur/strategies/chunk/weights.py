@@ -82,7 +82,12 @@ def stored_weights(shape: Shape) -> list[Weights]:
 
 @dataclass
 class WeightedChunk(Chunk):
-    """The equations of a chunk whose decays lie in memory as weights; of its gates, only signs are loaded."""
+    """The equations of a chunk whose decays lie in memory as weights; of its gates, only signs are loaded.
+
+    ``tiled``: the side, "key" or "value", whose dims the walk has in tiles.
+    """
+
+    tiled: str = "value"
 
     @property
     def weights(self) -> Weights | None:
@@ -101,16 +106,24 @@ class WeightedChunk(Chunk):
 
     def _scores(self, x: Vector, y: Vector, name: str, crossing: int) -> Value:
         pairs = self.b.contract(x.tile, self.b.rename(y.tile, "c", "s"), self.key, name=name)
-        pairs = self.times(pairs, x.scale, self._column(y.scale), name=name)
+        pairs = self.times(pairs, x.scale, self.column(y.scale), name=name)
         return self.weighted(pairs, x.position, y.position, name)
 
-    def spread_weighted(self, pairs: Value, y: Rows) -> Value:
-        """sum over s of pairs[c, s] y[s]."""
-        return self._spread(None, pairs, y, 0, 0, "intra")
+    def spread(self, pairs: Value, y: Rows) -> Value:
+        """sum over s of pairs[c, s] y[s], the factors of rows in the pairs already."""
+        return self.b.contract(pairs, self.b.rename(y.tile, "c", "s"), ("s",), name="intra")
 
-    def gather_weighted(self, pairs: Value, x: Rows) -> Value:
+    def gather(self, pairs: Value, x: Rows) -> Value:
         """sum over c of pairs[c, s] x[c], as rows c again."""
-        return self._gather(None, pairs, x, 0, 0, "intra")
+        return self.b.rename(self.b.contract(pairs, x.tile, ("c",), name="intra"), "s", "c", name="intra")
+
+    def into_state(self, keys: Rows, values: Rows, position: int, which: str, name: str) -> Value:
+        """The outer products of rows, summed over the chunk; the tile is scaled, which is narrower than what is whole."""
+        if self.tiled == "value":
+            return super().into_state(keys, values, position, which, name)
+        row, _ = self.factors(self.form.key_gates, position, which)
+        scaled = self.times(keys.tile, keys.scale, values.scale, row, name=keys.tile.name)
+        return self.b.contract(scaled, values.tile, ("c",), name=name)
 
     def factors(
         self, gates: Gates | None, position: int, which: str, crossing: int = 0
@@ -132,5 +145,5 @@ class WeightedChunk(Chunk):
         return factor if unit is None else self.once((buffer, "signed"), lambda: self.b.mul(factor, unit, name="over"))
 
 
-def weighted_chunk(tiles: Tiles, form: MatrixForm) -> WeightedChunk:
-    return WeightedChunk(tiles, load_values(tiles, load_keys(tiles, form)))
+def weighted_chunk(tiles: Tiles, form: MatrixForm, tiled: str = "value") -> WeightedChunk:
+    return WeightedChunk(tiles, load_values(tiles, load_keys(tiles, form)), tiled)
