@@ -21,7 +21,7 @@ from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
-from recur.strategies.chunk.families import matrix_part, prepare_passes, takes_passes, vector_part
+from recur.strategies.chunk.families import kept_axes, matrix_part, prepare_passes, takes_passes, vector_part
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
@@ -241,8 +241,9 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
 
 def kept_states(shape: Shape, form: MatrixForm) -> Buffer:
     """S at every chunk's start; a vector's, which are few numbers, as they are."""
-    layout, dtype = ("B", "N", "H", *shape.state_axes(form)), "operand" if form.value else "accumulate"
-    return Buffer(f"chunk_{form.state}", layout, dtype, form.is_complex, doc="S at every chunk's start")
+    axes = kept_axes(form) if shape.pass_forms else shape.state_axes(form)
+    dtype = "operand" if form.value else "accumulate"
+    return Buffer(f"chunk_{form.state}", ("B", "N", "H", *axes), dtype, form.is_complex, "S at every chunk's start")
 
 
 def readout_type(shape: Shape, readout: Node) -> str:

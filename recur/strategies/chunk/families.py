@@ -74,6 +74,12 @@ def _shared(event: object) -> tuple[object, ...]:
     return ("readout", event.vector)
 
 
+def kept_axes(form: MatrixForm) -> tuple[str, ...]:
+    """The dims of states in memory at every chunk's start, in the order in which walks over tiles of the key dim hold
+    them (see passes)."""
+    return form.value + form.key
+
+
 def vector_part(shape: Shape) -> Shape | None:
     """The forms without value dims as a stage whose results are their readouts; None where there are none."""
     forms = tuple(f for f in shape.forms if not f.value)

@@ -33,7 +33,7 @@ from recur.ir.normal import MatrixForm, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
-from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, matrix_part
+from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, kept_axes, matrix_part
 from recur.strategies.chunk.gates import Gates, class_decays
 from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
 from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, load_starts
@@ -230,13 +230,13 @@ def unless_zero(tiles: Tiles, scale: Node) -> Value | None:
     return b.where(b.map("eq", tiles.scale(scale, "scale"), zero, name="is_zero"), zero, one, name="unless_zero")
 
 
-def load_states(b: Builder, shape: Shape, family: Family, prefix: str, walked: dict[str, Value]) -> list[Value]:
+def load_states(b: Builder, family: Family, prefix: str, walked: dict[str, Value]) -> list[Value]:
     """Every form's state: those that are walked, and what the vectors' own walks have left."""
-    axes = shape.state_axes
-    return [
-        walked[f.state] if f.value else b.load(f.state, chunk_access(f"{prefix}_{f.state}", axes(f)), axes(f))
-        for f in family.forms
-    ]
+    return [walked[f.state] if f.value else b.load(f.state, kept_access(f, prefix), f.key) for f in family.forms]
+
+
+def kept_access(form: MatrixForm, prefix: str) -> Access:
+    return chunk_access(f"{prefix}_{form.state}", kept_axes(form))
 
 
 # --- walks -----------------------------------------------------------------------------------------------------------
@@ -252,12 +252,12 @@ def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     states = {w.form.state: inner.phi(w.form.state, start) for w, start in zip(forward, first, strict=True)}
     for walk in forward:
         if walk.form.decays:
-            access = chunk_access(f"chunk_{walk.form.state}", walk.axes)
+            access = kept_access(walk.form, "chunk")
             inner.store(access, states[walk.form.state], "for that of the decays")
     following: dict[str, Value] = {}
     for family in infer_families(shape):
         part = FamilyPass.load(shape, tiles, family)
-        members = load_states(inner, shape, family, "chunk", states)
+        members = load_states(inner, family, "chunk", states)
         for n, side in enumerate(part.sides):
             query_cotangent(part, cotangents, n, side, members)
         matrices = [(f, s) for f, s in zip(part.forms, members, strict=True) if f.form.value]
@@ -310,7 +310,7 @@ def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     previous: dict[str, Value] = {}
     for family in infer_families(shape):
         part = FamilyPass.load(shape, tiles, family)
-        members = load_states(inner, shape, family, "chunk_R", adjoints)
+        members = load_states(inner, family, "chunk_R", adjoints)
         for j, key in part.chunk.form.keys.items():
             key_cotangent(part, cotangents, j, key, members)
         if family.lead.decays:
@@ -336,9 +336,8 @@ def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
     chunk, b = part.chunk, part.chunk.b
     both = []
     for form, adjoint in zip(part.family.forms, adjoints, strict=True):
-        axes = shape.state_axes(form)
-        state = b.load("S", chunk_access(f"chunk_{form.state}", axes), axes)
-        both.append(b.sum(b.mul(state, adjoint, name="S_R"), axes, name="S_R"))
+        state = b.load("S", kept_access(form, "chunk"), kept_axes(form))
+        both.append(b.sum(b.mul(state, adjoint, name="S_R"), kept_axes(form), name="S_R"))
     across = b.mul(chunk.sum_of(both, "S_R"), chunk.class_over_chunk("key"), name="across")
     b.store(across_access(part.family, shape.key[0]), across, "for the gradient of the gates")
 
@@ -360,7 +359,9 @@ def store_gradients(
 
 
 def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...], tiled: tuple[str, ...]) -> Kernel:
-    axes = tuple(Axis(a.name, a.kind, a.extent, "grid" if a.name in tiled else "whole") for a in shape.axes)
+    # Tiled dims come last: a product of scaled rows of a tile with the user's rows then has the user's on its left.
+    ordered = sorted(shape.axes, key=lambda a: a.name in tiled)
+    axes = tuple(Axis(a.name, a.kind, a.extent, "grid" if a.name in tiled else "whole") for a in ordered)
     width = tile_width(shape, tiled)
     others = shape.value if tiled == shape.key else shape.key
     warps = 4 if width * entries(others, dict(shape.sizes)) <= FOUR_WARPS else 8

@@ -118,7 +118,7 @@ class WeightedChunk(Chunk):
         return self.b.rename(self.b.contract(pairs, x.tile, ("c",), name="intra"), "s", "c", name="intra")
 
     def into_state(self, keys: Rows, values: Rows, position: int, which: str, name: str) -> Value:
-        """The outer products of rows, summed over the chunk; the tile is scaled, which is narrower than what is whole."""
+        """The outer products of rows, summed over the chunk: the tile is scaled, being narrower than what is whole."""
         if self.tiled == "value":
             return super().into_state(keys, values, position, which, name)
         row, _ = self.factors(self.form.key_gates, position, which)
