@@ -14,6 +14,7 @@ backward    epilogue      cotangents of the readouts (only where results are mor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -67,8 +68,8 @@ from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_grad
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
-from recur.strategies.chunk.stored_gates import distinct, scalar_gates, scale_buffers, stored_scales
-from recur.strategies.chunk.weights import stored_weights, weighted_chunk
+from recur.strategies.chunk.stored_gates import distinct, scalar_gates
+from recur.strategies.chunk.weights import emit_weights, infer_weights, weight_buffers, weighted_chunk
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.order import order_kernel
 from recur.strategies.prune import prune_kernel
@@ -86,7 +87,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         return shape
     shape = prepare_passes(shape) if takes_passes(shape) else shape
     ledger = Ledger()
-    schedule = stored_schedule if has_stored_key_side(shape) else computed_schedule
+    schedule = schedule_for(shape)
     forward, backward, kept = schedule(shape, ledger)
     arguments = ordered_arguments(shape)
     return Plan(
@@ -121,27 +122,43 @@ def in_order(kernel: Kernel) -> Kernel:
 Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have
 
 
+def schedule_for(shape: Shape) -> Callable[[Shape, Ledger], Schedule]:
+    if shape.pass_forms:
+        return pass_schedule
+    return stored_schedule if has_stored_key_side(shape) else computed_schedule
+
+
 def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     """Every kernel works out from the inputs what it needs of a chunk's key side."""
     gates = scalar_gates(shape)
-    forward = [emit_gates_kernel(shape, gates)] if gates or stored_scales(shape) else []
-    chunk_of = weighted_chunk if shape.pass_forms else computed_chunk if shape.splits else paired_chunk
+    forward = [emit_gates_kernel(shape, gates)] if gates else []
+    chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
-    vectors, matrices = (vector_part(shape), matrix_part(shape)) if shape.pass_forms else (None, shape)
-    if vectors is not None:
-        forward.append(emit_walk(vectors, True, chunk_of, keep_states=True, name="vector_forward"))
-    forward.append(fit_walk(matrices, emit_walk(matrices, keep_values=True, chunk_of=chunk_of)))
+    forward.append(fit_walk(shape, emit_walk(shape, keep_values=True, chunk_of=chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
-    if shape.pass_forms:
-        backward += [emit_reverse_walk(vectors, chunk_of, name="vector_reverse")] if vectors is not None else []
-        passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_gate_pass,) if has_gates(shape) else ()))
-        backward += [emit(shape, ledger.buffer_of) for emit in passes]
-    else:
-        backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
-        backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
-        backward.append(emit_gradients(shape, ledger.buffer_of))
+    backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
+    backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
+    backward.append(emit_gradients(shape, ledger.buffer_of))
+    return forward, backward, ()
+
+
+def pass_schedule(shape: Shape, ledger: Ledger) -> Schedule:
+    """Walks over tiles of the state, forward and backward; vectors beside matrices have walks of their own."""
+    chunk_of, buffer_of = partial(weighted_chunk, shape), ledger.buffer_of
+    vectors, matrices = vector_part(shape), matrix_part(shape)
+    forward = [emit_weights(shape)] if any(infer_weights(shape)) else []
+    forward += starting_kernels(shape, chunk_of, adjoint=False)
+    if vectors is not None:
+        forward.append(emit_walk(vectors, True, chunk_of, keep_states=True, name="vector_forward"))
+    forward.append(fit_walk(matrices, emit_walk(matrices, True, chunk_of)))
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, buffer_of)]
+    backward += starting_kernels(shape, chunk_of, adjoint=True)
+    if vectors is not None:
+        backward.append(emit_reverse_walk(vectors, chunk_of, name="vector_reverse"))
+    backward += [emit_query_pass(shape, buffer_of), emit_value_pass(shape, buffer_of), emit_key_pass(shape, buffer_of)]
+    backward += [emit_gate_pass(shape, buffer_of)] if has_gates(shape) else []
     return forward, backward, ()
 
 
@@ -217,10 +234,8 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [w.start_buffer for w in walks(shape)] if shape.splits else []
-    for family in distinct(scalar_gates(shape)):
-        buffers += family.buffers_of(family.signs if shape.pass_forms else family.parts)
-    buffers += [b for weights in stored_weights(shape) for b in weights.buffers]
-    buffers += scale_buffers(shape)
+    buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
+    buffers += weight_buffers(shape)
     buffers += [kept_states(shape, f) for f in shape.pass_forms if not f.value]
     if has_stored_key_side(shape):
         buffers += key_side_buffers(shape)

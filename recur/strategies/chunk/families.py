@@ -58,8 +58,9 @@ class Family:
 
 
 def infer_families(shape: Shape) -> list[Family]:
+    """Of a stage that takes passes; of all of it, where the shape is a part."""
     known: dict[tuple[object, ...], list[MatrixForm]] = {}
-    for form in sorted(shape.forms, key=lambda f: not f.value):
+    for form in sorted(shape.pass_forms, key=lambda f: not f.value):
         known.setdefault(tuple(map(_shared, form.events)), []).append(form)
     return [Family(tuple(forms)) for forms in known.values()]
 

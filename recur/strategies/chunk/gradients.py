@@ -38,7 +38,7 @@ from recur.strategies.chunk.kernels import (
 from recur.strategies.chunk.segments import Advance, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
-from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed, stage_tiles
+from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
 ADJOINT_EQUATION = "R <- 2^G_C R + Q~^T dO - A~^T Z"
@@ -88,7 +88,7 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk, name: st
 
 def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
     """The step of R over a chunk in a body; it leaves the solved writes' Z in memory."""
-    tiles = stage_tiles(inner, shape)
+    tiles = Tiles(inner, stored=scalar_gates(shape))
 
     def advance(index: int, adjoint: Value) -> tuple[Value, Chunk]:
         form = shape.forms[index]

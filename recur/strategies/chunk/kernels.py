@@ -13,7 +13,8 @@ from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.pairs import pairs_name, stored_pairs
 from recur.strategies.chunk.segments import Advance, Walk, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, key_only, pair_access, token_access
-from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_keys, load_values, stage_tiles
+from recur.strategies.chunk.stored_gates import scalar_gates
+from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_keys, load_values
 from recur.strategies.pointwise import emit_nodes
 
 STATE_EQUATION = "S <- 2^G_C S + (2^(G_C - G) B)^T U"
@@ -46,7 +47,7 @@ def values_name(form_state: str, j: int) -> str:
 def emit_prepare(shape: Shape) -> Kernel:
     """Tm = (I + L)^{-1} for every chunk at once, and the pairs outside the system: none depends on a state."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    tiles = stage_tiles(b, shape)
+    tiles = Tiles(b, stored=scalar_gates(shape))
     for form in shape.forms:
         part = load_keys(tiles, form)
         chunk = Chunk(tiles, part)
@@ -79,7 +80,7 @@ def emit_walk(
     first = load_starts(b, walks(shape))
     inner = b.nested()
     states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]
-    tiles = stage_tiles(inner, shape)
+    tiles = Tiles(inner, stored=scalar_gates(shape))
     readouts: dict[Node, Value] = {}
     following: list[Value] = []
     for form, state in zip(shape.forms, states, strict=True):
@@ -162,7 +163,7 @@ def load_starts(b: Builder, of: list[Walk]) -> list[Value]:
 
 def begin_states(shape: Shape, chunk_of: ChunkOf, b: Builder) -> Advance:
     """The step S <- 2^G_C S + (2^(G_C - G) B)^T U in a body, with the pseudo-values as the forward pass kept them."""
-    tiles = stage_tiles(b, shape)
+    tiles = Tiles(b, stored=scalar_gates(shape))
 
     def advance(index: int, state: Value) -> tuple[Value, Chunk]:
         chunk = chunk_of(tiles, shape.forms[index])

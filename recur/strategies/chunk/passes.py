@@ -26,7 +26,7 @@ the vector whose cotangent it finds as one where it is zero, and divides by it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from recur.ir.core import Node, is_const, leaves
 from recur.ir.normal import MatrixForm, Write
@@ -34,14 +34,14 @@ from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, kept_axes, matrix_part
-from recur.strategies.chunk.gates import Gates, class_decays
+from recur.strategies.chunk.gates import class_decays
 from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
 from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, load_starts
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import walks
 from recur.strategies.chunk.shape import Shape, chunk_access
-from recur.strategies.chunk.tiles import Rows, Tiles, Vector, signed, stage_tiles
-from recur.strategies.chunk.weights import WeightedChunk, weighted_chunk
+from recur.strategies.chunk.tiles import Rows, Tiles, Vector
+from recur.strategies.chunk.weights import Own, WeightedChunk, nonzero, unless_zero, weighted_chunk
 from recur.strategies.operands import argument_leaves, entries
 
 WIDEST = 64  # of a tile of the state
@@ -119,7 +119,7 @@ class FormPass:
 
     @classmethod
     def load(cls, shape: Shape, tiles: Tiles, form: MatrixForm, tiled: str) -> FormPass:
-        chunk = weighted_chunk(tiles, form, tiled)
+        chunk = weighted_chunk(shape, tiles, form, tiled)
         cotangents = load_cotangents(tiles.b, shape, form)
         return cls(form, chunk, readout_keys(chunk, cotangents), readout_values(chunk, cotangents))
 
@@ -131,6 +131,9 @@ class FormPass:
         """Whether a write's value is the number one."""
         value = self.form.writes[j].value
         return value is not None and is_const(value, 1.0)
+
+    def written(self, j: int) -> Rows:
+        return self.chunk.form.values[j]
 
     def next_state(self, state: Value) -> Value:
         return self.chunk.next_state(state, dict(self.chunk.form.values))
@@ -162,31 +165,17 @@ class FamilyPass:
     def rows(self) -> tuple[str, ...]:
         return ("c", *self.chunk.key)
 
-    def own(self, vector: Vector) -> Vector:
-        """A vector whose cotangent is wanted, with factors of rows that are never zero."""
-        tiles, scale = self.chunk.tiles, split_scale(vector.node)[0]
-        if scale not in tiles.scales:
-            return vector
-        rows = signed(self.chunk.b, self.gates, vector.position, Rows(vector.tile, tiles.nonzero(scale)))
-        return replace(vector, scale=rows.scale)
-
-    @property
-    def gates(self) -> Gates | None:
-        return self.chunk.form.key_gates
-
-    def pairs(self, n: int, j: int, query: Vector, key: Vector) -> Value:
-        """E = tril(dO U^T) D of the readout number n and a write, with the factors of both vectors' rows."""
-        chunk, b = self.chunk, self.chunk.b
-        later, earlier = query.position, key.position
+    def pairs(self, n: int, j: int, own: Own) -> Value:
+        """E = tril(dO U^T) D of the readout number n and the write number j."""
+        chunk, query, key = self.chunk, self.sides[n].vector, self.chunk.form.keys[j]
         terms = [
             form.cotangent(n).tile
             if form.is_one(j)
-            else form.chunk.value_scores(form.cotangent(n), later, form.chunk.form.values[j], earlier, "E")
+            else form.chunk.value_scores(form.cotangent(n), query.position, form.written(j), key.position, "E")
             for form in self.forms
         ]
-        pairs = b.expand(chunk.sum_of(terms, "E"), ("c", "s"), "E")
-        pairs = chunk.weighted(pairs, later, earlier, "E")
-        return chunk.times(pairs, query.scale, chunk.column(key.scale), name="E")
+        pairs = chunk.b.expand(chunk.sum_of(terms, "E"), ("c", "s"), "E")
+        return chunk.weighted(pairs, query, key, "E", own)
 
     def from_states(self, n: int, states: list[Value]) -> Value:
         """dO S^T of the readout number n."""
@@ -196,7 +185,7 @@ class FamilyPass:
     def to_adjoints(self, j: int, adjoints: list[Value]) -> Value:
         """U R^T of a write."""
         terms = [
-            adjoint if form.is_one(j) else self._against(form, form.chunk.form.values[j], adjoint)
+            adjoint if form.is_one(j) else self._against(form, form.written(j), adjoint)
             for form, adjoint in zip(self.forms, adjoints, strict=True)
         ]
         return self.chunk.b.expand(self.chunk.sum_of(terms, "d_after"), self.rows, "d_after")
@@ -213,21 +202,7 @@ class FamilyPass:
             first, both = (b.sum(b.mul(own.tile, x, name="worth"), chunk.key, "worth") for x in (outer, total))
             for part, worth in zip(PARTS, (first, b.sub(both, first, name="worth")), strict=True):
                 b.store(worth_access(self.family, name, part, chunk.key[0]), worth, "for the gradient of the gates")
-        scale, base = split_scale(own.node)
-        cotangents.add(base, chunk.times(total, unless_zero(chunk.tiles, scale)))
-
-    def outer(self, own: Vector, rows: Value, which: str) -> Value:
-        """dO S^T or U R^T under the decay to the chunk's "start" or "end" and the own vector's factors."""
-        factor, _ = self.chunk.factors(self.gates, own.position, which)
-        return self.chunk.times(rows, factor, own.scale, name="outer")
-
-
-def unless_zero(tiles: Tiles, scale: Node) -> Value | None:
-    """One where a factor of rows is not zero; None where it does not differ from token to token."""
-    if scale not in tiles.scales:
-        return None
-    b, zero, one = tiles.b, tiles.b.const(0.0, name="zero"), tiles.b.const(1.0, name="one")
-    return b.where(b.map("eq", tiles.scale(scale, "scale"), zero, name="is_zero"), zero, one, name="unless_zero")
+        cotangents.add(split_scale(own.node)[1], chunk.times(total, chunk.unless_zero(own.position)))
 
 
 def load_states(b: Builder, family: Family, prefix: str, walked: dict[str, Value]) -> list[Value]:
@@ -248,7 +223,7 @@ def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     forward = walks(matrix_part(shape))
     first = load_starts(b, forward)
     inner = b.nested()
-    tiles, cotangents = stage_tiles(inner, shape), Cotangents()
+    tiles, cotangents = Tiles(inner), Cotangents()
     states = {w.form.state: inner.phi(w.form.state, start) for w, start in zip(forward, first, strict=True)}
     for walk in forward:
         if walk.form.decays:
@@ -270,9 +245,9 @@ def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
 
 def query_cotangent(part: FamilyPass, cotangents: Cotangents, n: int, side: KeySide, states: list[Value]) -> None:
     """2^G dO S^T, and E B of every write."""
-    own = part.own(side.vector)
-    outer = part.outer(own, part.from_states(n, states), "start")
-    inner = [part.chunk.spread(part.pairs(n, j, own, key), key) for j, key in part.chunk.form.keys.items()]
+    chunk, own = part.chunk, side.vector
+    outer = chunk.times(part.from_states(n, states), chunk.reach(own.position, own.scale, "query"), name="outer")
+    inner = [chunk.spread(part.pairs(n, j, "query"), key) for j, key in chunk.form.keys.items()]
     part.settle(cotangents, own, side.name, outer, inner)
 
 
@@ -283,7 +258,7 @@ def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     backward = walks(matrices, adjoint=True)
     last = load_starts(b, backward)
     inner = b.nested()
-    tiles, cotangents = stage_tiles(inner, shape), Cotangents()
+    tiles, cotangents = Tiles(inner), Cotangents()
     carries = []
     for walk, start in zip(backward, last, strict=True):
         adjoint = inner.phi(walk.state, start)
@@ -305,7 +280,7 @@ def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     backward = walks(matrix_part(shape), adjoint=True)
     last = load_starts(b, backward)
     inner = b.nested()
-    tiles, cotangents = stage_tiles(inner, shape), Cotangents()
+    tiles, cotangents = Tiles(inner), Cotangents()
     adjoints = {w.form.state: inner.phi(w.state, start) for w, start in zip(backward, last, strict=True)}
     previous: dict[str, Value] = {}
     for family in infer_families(shape):
@@ -325,10 +300,10 @@ def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
 
 def key_cotangent(part: FamilyPass, cotangents: Cotangents, j: int, key: Vector, adjoints: list[Value]) -> None:
     """2^(G_C - G) U R^T + E^T Q."""
-    own = part.own(key)
-    outer = part.outer(own, part.to_adjoints(j, adjoints), "end")
-    inner = [part.chunk.gather(part.pairs(n, j, x.vector, own), x.vector) for n, x in enumerate(part.sides)]
-    part.settle(cotangents, own, write_name(j), outer, inner)
+    chunk = part.chunk
+    outer = chunk.times(part.to_adjoints(j, adjoints), chunk.reach(key.position, key.scale, "key"), name="outer")
+    inner = [chunk.gather(part.pairs(n, j, "key"), side.vector) for n, side in enumerate(part.sides)]
+    part.settle(cotangents, key, write_name(j), outer, inner)
 
 
 def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
@@ -386,10 +361,10 @@ def tile_width(shape: Shape, tiled: tuple[str, ...]) -> int:
 def emit_gate_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """The cotangents of decays and of factors of rows, from what the walks found every vector to be worth."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    tiles, cotangents = stage_tiles(b, shape), Cotangents()
+    tiles, cotangents = Tiles(b), Cotangents()
     for family in infer_families(shape):
         gate_cotangents(shape, tiles, cotangents, family)
-    for source, tile in cotangents.pull_each(replace(tiles, scales={}), argument_leaves(cotangents.nodes)):
+    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
         store_gradient(b, source, tile, buffer_of(source, "gates", ""))
     key = shape.key[0]
     axes = tuple(Axis(a.name, a.kind, a.extent, "loop" if a.name == key else "whole") for a in shape.axes)
@@ -407,11 +382,11 @@ def gate_cotangents(shape: Shape, tiles: Tiles, cotangents: Cotangents, family: 
     for name, position, node in credited_vectors(family):
         outer, inner = (over_tiles(shape, b, worth_access(family, name, p, key), ("c",), p) for p in PARTS)
         scale = split_scale(node)[0]
-        unless = unless_zero(tiles, scale)
-        if unless is not None:
+        if leaves([scale]):
+            factor = tiles.node(scale, "scale")
             both = b.add(outer, inner, name="worth")
-            cotangents.add(scale, b.map("div", both, tiles.nonzero(scale), name="d_scale"))
-            outer, inner = b.mul(outer, unless, name="outer"), b.mul(inner, unless, name="inner")
+            cotangents.add(scale, b.map("div", both, nonzero(b, factor), name="d_scale"))
+            outer, inner = (b.mul(x, unless_zero(b, factor), name=x.name) for x in (outer, inner))
         (writes if position in written else readouts).append((outer, inner, position))
     across = over_tiles(shape, b, across_access(family, key), (), "across") if family.lead.decays else None
     for i, decay in class_decays(family.lead, "key"):

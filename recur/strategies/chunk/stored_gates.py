@@ -1,19 +1,15 @@
-"""Numbers of every token in memory, from one kernel for all chunks at once: the running logs, cuts and signs of scalar
-decays, and the factors of rows.
+"""Scalar decays of every chunk in memory: their running logs, cuts and signs, from one kernel for all chunks at once.
 
-Scans and sums along a chunk's tokens are short but slow, and a token's number is far from its neighbour's in the user's
-tensors: a walk that would wait for them at every chunk loads what is ready and in a row.
+Scans and sums along a chunk's tokens are short but slow: a walk that would wait for them at every chunk loads them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recur.ir.core import Node, leaves
-from recur.ir.normal import Decay, MatrixForm, Readout, Write
+from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Access, Buffer, Builder
 from recur.strategies.chunk.gates import Gate, Gates, can_cut, class_decays
-from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.shape import Shape
 
 GATE_EQUATIONS = ("G_t: the running log2 decay from the chunk's start to token t",)
@@ -34,14 +30,11 @@ class StoredGates:
         return class_decays(self.form, "key")
 
     @property
-    def signs(self) -> tuple[str, ...]:
-        return ("unit",) if any(d.sign is not None for _, d in self.decays) else ()
-
-    @property
     def parts(self) -> tuple[str, ...]:
         """What is kept at a position: the log, and where there are any, the number of cuts and the sign."""
-        cuts = ("cuts",) if any(can_cut(d.log) for _, d in self.decays) else ()
-        return ("log", *cuts, *self.signs)
+        cuts = any(can_cut(d.log) for _, d in self.decays)
+        signs = any(d.sign is not None for _, d in self.decays)
+        return ("log", *(("cuts",) if cuts else ()), *(("unit",) if signs else ()))
 
     def stage(self, position: int) -> int:
         """How many of a token's decays come before a position: positions with the same number share their gate."""
@@ -57,11 +50,8 @@ class StoredGates:
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
-        return self.buffers_of(self.parts)
-
-    def buffers_of(self, parts: tuple[str, ...]) -> tuple[Buffer, ...]:
-        tokens = [Buffer(self.buffer(p, n), ("B", "N", "H", "C")) for n in self.stages for p in parts]
-        return (*tokens, *(Buffer(self.buffer(p, "chunk"), ("B", "N", "H")) for p in parts))
+        tokens = [Buffer(self.buffer(p, n), ("B", "N", "H", "C")) for n in self.stages for p in self.parts]
+        return (*tokens, *(Buffer(self.buffer(p, "chunk"), ("B", "N", "H")) for p in self.parts))
 
     def load_end(self, b: Builder) -> Gate:
         """The whole chunk's: G_C, its cuts, its sign."""
@@ -92,7 +82,7 @@ def stored_gates(shape: Shape) -> dict[str, StoredGates]:
     """By state; forms with the same decays at the same positions share them."""
     known: dict[tuple[object, ...], StoredGates] = {}
     found: dict[str, StoredGates] = {}
-    for form in shape.pass_forms or shape.forms:
+    for form in shape.forms:
         decays = class_decays(form, "key")
         if decays:
             key = (len(form.events), *((i, d.log, d.sign) for i, d in decays))
@@ -111,26 +101,3 @@ def scalar_gates(shape: Shape) -> dict[str, StoredGates]:
 
 def distinct(stored: dict[str, StoredGates]) -> list[StoredGates]:
     return list({s.name: s for s in stored.values()}.values())
-
-
-def stored_scales(shape: Shape) -> dict[Node, str]:
-    """Where a stage takes passes: the buffer of every factor of keys and queries that differs from token to token."""
-    events = [(f, e) for f in shape.pass_forms for e in f.events]
-    vectors = [(f, e.key) for f, e in events if isinstance(e, Write)]
-    vectors += [(f, e.vector) for f, e in events if isinstance(e, Readout)]
-    found: dict[Node, str] = {}
-    for form, vector in vectors:
-        scale = split_scale(vector)[0]
-        if leaves([scale]):
-            found.setdefault(scale, f"scale_{form.state}_{len(found)}")
-    return found
-
-
-def nonzero_name(buffer: str) -> str:
-    """Of a factor of rows with ones for zeros: what the backward pass divides by."""
-    return f"{buffer}_or_one"
-
-
-def scale_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    names = stored_scales(shape).values()
-    return tuple(Buffer(n, ("B", "N", "H", "C")) for name in names for n in (name, nonzero_name(name)))

@@ -10,8 +10,7 @@ from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
 from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
 from recur.strategies.chunk.scales import split_scale
-from recur.strategies.chunk.shape import Shape
-from recur.strategies.chunk.stored_gates import StoredGates, nonzero_name, rows_access, scalar_gates, stored_scales
+from recur.strategies.chunk.stored_gates import StoredGates
 from recur.strategies.pointwise import emit_nodes
 
 
@@ -21,8 +20,7 @@ class Tiles:
 
     ``shared`` holds what the equations of several forms, or several equations of one, have in common (see `Chunk`);
     ``gates`` the gates of forms with the same decays at the same positions; ``rows_axis`` is the tokens' axis;
-    ``stored``: by state, the gates of the key class that are loaded and not computed; ``scales``: the buffers of the
-    factors of rows that are.
+    ``stored``: by state, the gates of the key class that are loaded and not computed.
     """
 
     b: Builder
@@ -31,7 +29,6 @@ class Tiles:
     gates: dict[tuple[object, ...], Gates | None] = field(default_factory=dict)
     rows_axis: str = "c"
     stored: dict[str, StoredGates] = field(default_factory=dict)
-    scales: dict[Node, str] = field(default_factory=dict)
 
     def inside(self, b: Builder) -> Tiles:
         """For a nested body: sees what is loaded here, keeps its own to itself."""
@@ -72,24 +69,9 @@ class Tiles:
 
     def scale(self, node: Node, name: str) -> Value:
         """A factor of rows that vanish past the end already: constants stay numbers."""
-        if node in self.scales and node not in self.values:
-            access = rows_access(self.scales[node], self.rows_axis)
-            self.values[node] = self.b.load(name, access, (self.rows_axis,))
         for x in leaves([node]):
             self.leaf(x)
         return emit_nodes(self.b, [node], self.values, name)[0]
-
-    def nonzero(self, node: Node) -> Value:
-        """A factor of rows in memory, one where it is zero."""
-        access = rows_access(nonzero_name(self.scales[node]), self.rows_axis)
-        if ("nonzero", access.buffer) not in self.shared:
-            self.shared["nonzero", access.buffer] = self.b.load("nonzero", access, (self.rows_axis,))
-        return self.shared["nonzero", access.buffer]
-
-
-def stage_tiles(b: Builder, shape: Shape) -> Tiles:
-    """Tiles of a stage whose scalar decays and factors of rows lie in memory."""
-    return Tiles(b, stored=scalar_gates(shape), scales=stored_scales(shape))
 
 
 def vanishes(node: Node) -> bool:
