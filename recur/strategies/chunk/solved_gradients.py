@@ -29,7 +29,7 @@ from recur.strategies.chunk.equations import Chunk, sum_of
 from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
 from recur.strategies.chunk.gradients import Cotangents, add_decay, adjoint_name, load_cotangents, store_gradient
 from recur.strategies.chunk.kernels import values_name
-from recur.strategies.chunk.key_gradients import PHASES
+from recur.strategies.chunk.key_gradients import IN_ORDER
 from recur.strategies.chunk.passes import store_gradients
 from recur.strategies.chunk.shape import (
     LEAST_WIDTH,
@@ -199,7 +199,7 @@ class Body:
         axes = tuple(Axis(a.name, a.kind, a.extent, places.get(a.name, "whole")) for a in self.shape.axes)
         warps = 4 if chunk_length * width <= 2 * TILE else 8
         grid = ("batch", "head", "chunk", *((f"tile:{key}",) if keys == "grid" else ()))
-        return Kernel(name, grid, axes, tuple(self.b.statements), equations, PHASES, tuple(widths.items()), warps)
+        return Kernel(name, grid, axes, tuple(self.b.statements), equations, IN_ORDER, tuple(widths.items()), warps)
 
 
 @dataclass
