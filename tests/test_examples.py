@@ -170,12 +170,34 @@ def test_negative_eigenvalues_learn_parity() -> None:
 @pytest.mark.parametrize("model", ["product_1", "product_3", "blocks_4", "slice_4"])
 def test_trackers_train(model: str) -> None:
     """A short run of each kind of transition, twice the same, better than a guess where words are short."""
-    settings = replace(state_tracking.SMALL, steps=30, lengths=(2, 4), tested=(1, 40), rate=2e-2)
+    settings = state_tracking.Settings(steps=30, lengths=(2, 4), tested=(1, 40), strategy="sequential")
     first, again = (
         state_tracking.train_tracker(TASKS["S3"], model, settings, report=lambda line: None) for _ in range(2)
     )
     assert first == again
     assert first[0] > 0.4
+
+
+def test_words_grow_once_learned() -> None:
+    """By the mean of ten losses, the ten that are counted anew at each length; the last length stays."""
+    lines: list[str] = []
+    curriculum = state_tracking.Curriculum((2, 4, 8), 0.2, lines.append)
+    lengths = []
+    for step, loss in enumerate([0.3] * 10 + [0.0] * 5 + [0.5] * 5 + [0.1] * 40):
+        lengths.append(curriculum.length)
+        curriculum.record(step, torch.tensor(loss))
+    assert lengths == [2] * 30 + [4] * 10 + [8] * 20
+    assert [int(line.split()[1]) for line in lines] == [30, 40]
+
+
+def test_gates_start_where_told() -> None:
+    """beta in (0, 2) near 2; g in (-inf, 0] spread as ever."""
+    op = recur.load(zoo.path("gated_delta_net"))
+    middle, high = (RecurrentLayer(op, 16, heads=2, gate_bias=bias) for bias in (0.0, 4.0))
+    x = torch.zeros(1, 3, 16)
+    (*_, g, beta), (*_, high_g, high_beta) = middle.arguments(x), high.arguments(x)
+    assert torch.equal(beta, torch.ones(1, 3, 2)) and (high_beta > 1.9).all()
+    assert torch.equal(g, high_g)
 
 
 def test_associative_recall_batch() -> None:
@@ -271,7 +293,7 @@ def test_scripts_start(script: str) -> None:
 def test_results_are_saved(tmp_path: Path) -> None:
     """The scripts' command lines, at their shortest, write what they found."""
     for script, options in (
-        (state_tracking, ["--task", "parity", "--model", "product_1"]),
+        (state_tracking, ["--task", "parity", "--model", "product_1", "--longest", "32"]),
         (associative_recall, ["--small", "--recurrence", "retnet", "--state", "4"]),
     ):
         file = tmp_path / f"{script.__name__}.json"
