@@ -31,7 +31,7 @@ from recur.strategies.chunk.gradients import (
     load_cotangents,
     store_gradient,
 )
-from recur.strategies.chunk.halves import Halves, Pair, own_products, own_weight
+from recur.strategies.chunk.halves import Halves, own_products, own_weight
 from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
     VALUE_TILE,
