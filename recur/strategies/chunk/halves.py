@@ -80,29 +80,24 @@ class Halves:
         return self.once(("tile", x.name, y.name, factor.name), emit)
 
 
-def add_scores(
-    b: Builder,
-    gates: Gates,
-    log: Value,
-    rows: dict[int, Value],
-    key: tuple[str, ...],
-    totals: dict[Pair, Value],
+def emit_scores(
+    b: Builder, gates: Gates, log: Value, rows: dict[int, Value], key: tuple[str, ...], pairs: list[Pair]
 ) -> dict[Pair, Value]:
-    """The totals [c, s] with the products of the pairs c > s over the key dims at hand added; nothing where c <= s."""
+    """P[c, s] of each pair over the key dims at hand where c > s; anything finite where c <= s."""
     inner = b.nested()
     halves = Halves(inner, gates, log, rows)
-    readers, writes = (list(dict.fromkeys(pair[side] for pair in totals)) for side in (0, 1))
+    readers, writes = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
     carries = []
-    for (reader, write), total in totals.items():
+    for reader, write in pairs:
         # Of a tile one side is needed here: that of tiles which other pairs have too.
         left = halves.tile((reader, writes[min(readers.index(reader), len(writes) - 1)]))
         right = halves.tile((readers[min(writes.index(write), len(readers) - 1)], write))
         product = inner.contract(left, inner.rename(right, "c", "s"), key, name="X_X")
-        phi = inner.phi("P", total)
-        grown = inner.where(halves.is_apart, inner.add(phi, product, name="P"), phi, name="P")
-        carries.append(Carry(phi, total, grown))
+        zero = b.zeros(("c", "s"), "P_0")
+        phi = inner.phi("P", zero)
+        carries.append(Carry(phi, zero, inner.where(halves.is_apart, product, phi, name="P")))
     b.loop("levels", inner, tuple(carries))
-    return {pair: carry.phi for pair, carry in zip(totals, carries, strict=True)}
+    return {pair: carry.phi for pair, carry in zip(pairs, carries, strict=True)}
 
 
 def own_weight(b: Builder, gates: Gates, pair: Pair) -> Value | None:

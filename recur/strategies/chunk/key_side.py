@@ -20,7 +20,7 @@ from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.equations import Chunk, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
-from recur.strategies.chunk.halves import Pair, add_scores, own_products
+from recur.strategies.chunk.halves import Pair, emit_scores, own_products
 from recur.strategies.chunk.kernels import inverse_name, key_only
 from recur.strategies.chunk.pairs import PairedChunk, pair_buffers, pairs_name, stored_pairs
 from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
@@ -149,11 +149,8 @@ class FormKeySide:
             if pair[1] < pair[0]:
                 own = body.sum(own_products(body, gates, rows, pair), form.key, name="own")
                 self.own[pair] = self._add("own", own)
-        zeros = {pair: self.b.zeros(("c", "s"), "P_0") for pair in pairs}
-        before = {pair: body.phi("P", zero) for pair, zero in zeros.items()}
-        self.sums = before
-        after = add_scores(body, gates, load_log(body, form), rows, form.key, before)
-        self.carries += [Carry(before[pair], zeros[pair], after[pair]) for pair in pairs]
+        scores = emit_scores(body, gates, load_log(body, form), rows, form.key, pairs)
+        self.sums = {pair: self._add("P", tile) for pair, tile in scores.items()}
 
     def _add(self, name: str, amount: Value) -> Value:
         """The amount's sum over all tiles, after the loop."""
