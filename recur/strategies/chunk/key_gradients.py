@@ -34,7 +34,7 @@ from recur.strategies.chunk.gradients import (
 from recur.strategies.chunk.halves import Halves, Pair, own_products, own_weight
 from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
-    VALUE_TILE,
+    WIDTH,
     key_vectors,
     load_key_gates,
     load_log,
@@ -110,7 +110,7 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     axes = tuple(place_keys(shape, a, "grid") for a in looped_values(shape))
     grid = ("batch", "head", "chunk", f"tile:{shape.key[0]}")
     widths = tile_widths(shape, shape.key, TILE // stored_chunk_length(shape))
-    widths += tile_widths(shape, shape.value, VALUE_TILE)
+    widths += tile_widths(shape, shape.value, 2 * WIDTH)
     return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, warps_for(shape))
 
 
@@ -402,7 +402,7 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
             b.store(own_access(own_name(loop.form, query, j)), b.sum(b.mul(pairs, diagonal), ("s",), name="E_own"))
     for source, tile in sums.items():
         store_gradient(b, source, tile, buffer_of(source, "values", ""))
-    widths = tile_widths(shape, shape.value, VALUE_TILE)
+    widths = tile_widths(shape, shape.value, WIDTH)
     return Kernel(
         "value_gradients", ("batch", "head", "chunk"), looped_values(shape), tuple(b.statements), VALUE_EQUATIONS,
         "value_gradients", widths, 4,

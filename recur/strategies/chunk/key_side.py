@@ -103,7 +103,7 @@ def emit_key_side(shape: Shape) -> Kernel:
     axes = tuple(place_keys(shape, a, "loop") for a in key_only(shape))
     return Kernel(
         "key_side", ("batch", "head", "chunk"), axes, tuple(b.statements), KEY_SIDE_EQUATIONS, "key_side",
-        tile_widths(shape, shape.key, KEY_TILE), 4,
+        tile_widths(shape, shape.key, WIDTH), 4,
     )  # fmt: skip
 
 
@@ -263,7 +263,7 @@ def solved_writes(form: MatrixForm) -> list[int]:
     return [j for j, w in enumerate(form.writes) if w.read is not None]
 
 
-KEY_TILE, VALUE_TILE = 32, 64  # entries of the dims in a tile
+WIDTH = 32  # entries of the key or value dims in a tile
 
 
 def tile_widths(shape: Shape, dims: tuple[str, ...], width: int) -> tuple[tuple[str, int], ...]:
