@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 from recur.ir.tile import Carry, Let, Loop, Statement, Store, Value
 
-
 BY_LEVEL = ("middle", "right", "apart")  # operations that depend on the level of the loop around them
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Literal
 
 from recur.ir.core import topological
-from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
+from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.equations import Chunk, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
