@@ -136,7 +136,8 @@ class Program:
     # control
 
     def loop(self, loop: Loop) -> None:
-        run, name = self.run_, {"chunks": "chunk", "steps": "step", "tiles": loop.axis or "", "levels": "level"}[loop.over]
+        names = {"chunks": "chunk", "steps": "step", "tiles": loop.axis or "", "levels": "level"}
+        run, name = self.run_, names[loop.over]
         if loop.over == "chunks":
             points = range(run.chunks)
         elif loop.over == "levels":

@@ -59,8 +59,8 @@ def values_of(body: tuple[Statement, ...]) -> Iterator[Value]:
 
 
 def _reserved(kernel: Kernel, layout: Layout) -> set[str]:
-    taken = {"tl", "triton", "torch", "os", "program", "batch", "head", "segment", "first", "end", "chunk", "token", "level"}
-    taken |= {"step", "B", "DOT"}
+    taken = {"tl", "triton", "torch", "os", "program", "batch", "head", "segment", "first", "end", "chunk", "token"}
+    taken |= {"level", "step", "B", "DOT"}
     taken |= {"walk", "walks", "place", "slot", "relay_ptr"}
     taken |= set(layout.words.values()) | set(layout.sizes)
     for axis in layout.axes.values():

@@ -480,8 +480,8 @@ class OperationPrinter:
 
     def _print_apart(self, let: Let) -> list[str]:
         axes = self.layout.order(let.out.axes)
-        r, c = (align(self.layout.axes[a].index, (a,), axes) for a in axes)
-        return self.bind(let.out, Pair(f"({r} ^ {c}) >> level == 1"))
+        halves = [f"({self.layout.axes[a].index} >> level{flip})" for a, flip in zip(axes, (" ^ 1", ""), strict=True)]
+        return self.bind(let.out, Pair(" == ".join(align(h, (a,), axes) for a, h in zip(axes, halves, strict=True))))
 
     def _print_right(self, let: Let) -> list[str]:
         return self.bind(let.out, Pair(f"({self.layout.axes[let.out.axes[0]].index} >> level & 1) == 1"))

@@ -1,8 +1,8 @@
 """Pairs of a chunk's rows under decays over the key dims, by halves of blocks.
 
-The weight 2^(G_c - G_s) of a pair differs from entry to entry, and taken apart, 2^G 2^-G, its factors leave every float's
-range. But rows c > s are in the right and in the left half of one block of 2^(l + 1) rows for just one level l. With A
-the running sum after the left half's last token, G_c <= A <= G_s, so
+The weight 2^(G_c - G_s) of a pair differs from entry to entry, and its two factors leave every float's range. But rows
+c > s are in the right and in the left half of one block of 2^(l + 1) rows for just one level l. With A the running sum
+after the left half's last token, G_c <= A <= G_s, so
 
     2^(G_c - G_s) = 2^(G_c - A) 2^(A - G_s),     no exponent above 0
 
@@ -10,14 +10,14 @@ and at its level a row either only reads (in a right half) or is only read (in a
 
     X = x 2^(G - A) in right halves,  b 2^(A - G) in left halves       of a reader x and a write b
 
-and at each level one product of matrices is enough, restricted to pairs that are apart there:
+and at each level one product of matrices is enough, of which the pairs that are apart there count:
 
-    P = X X^T                                     E: the cotangent of P, E' = E + E^T, on pairs that are apart
+    P = X X^T                                     E: the cotangent of P, E' = E + E^T, where rows are apart
     Z = E' X      dx = 2^(G - A) Z in right halves,  db = 2^(A - G) Z in left halves
 
-A decay's log has the cotangent x dx - b db, summed over the rows on its later side. It is taken as X Z, X rounded as the
-product has it: what a pair adds on one side is exactly what it takes off on the other, for the pairs that do not straddle
-the decay. A token's own pair has no level: it is a product of rows.
+A decay's log has the cotangent x dx - b db, summed over the rows on its later side. It is taken as X Z, X rounded as
+the product has it: what a pair that does not straddle the decay adds on one side is exactly what it takes off on the
+other. A token's own pair has no level: it is a product of rows.
 """
 
 from __future__ import annotations
@@ -80,29 +80,24 @@ class Halves:
         return self.once(("tile", x.name, y.name, factor.name), emit)
 
 
-def add_scores(
-    b: Builder,
-    gates: Gates,
-    log: Value,
-    rows: dict[int, Value],
-    key: tuple[str, ...],
-    totals: dict[Pair, Value],
+def emit_scores(
+    b: Builder, gates: Gates, log: Value, rows: dict[int, Value], key: tuple[str, ...], pairs: list[Pair]
 ) -> dict[Pair, Value]:
-    """The totals [c, s] with the products of the pairs c > s over the key dims at hand added; nothing where c <= s."""
+    """P[c, s] of each pair over the key dims at hand where c > s; anything finite where c <= s."""
     inner = b.nested()
     halves = Halves(inner, gates, log, rows)
-    readers, writes = (list(dict.fromkeys(pair[side] for pair in totals)) for side in (0, 1))
+    readers, writes = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
     carries = []
-    for (reader, write), total in totals.items():
+    for reader, write in pairs:
         # Of a tile one side is needed here: that of tiles which other pairs have too.
         left = halves.tile((reader, writes[min(readers.index(reader), len(writes) - 1)]))
         right = halves.tile((readers[min(writes.index(write), len(readers) - 1)], write))
         product = inner.contract(left, inner.rename(right, "c", "s"), key, name="X_X")
-        phi = inner.phi("P", total)
-        grown = inner.where(halves.is_apart, inner.add(phi, product, name="P"), phi, name="P")
-        carries.append(Carry(phi, total, grown))
+        zero = b.zeros(("c", "s"), "P_0")
+        phi = inner.phi("P", zero)
+        carries.append(Carry(phi, zero, inner.where(halves.is_apart, product, phi, name="P")))
     b.loop("levels", inner, tuple(carries))
-    return {pair: carry.phi for pair, carry in zip(totals, carries, strict=True)}
+    return {pair: carry.phi for pair, carry in zip(pairs, carries, strict=True)}
 
 
 def own_weight(b: Builder, gates: Gates, pair: Pair) -> Value | None:

@@ -9,8 +9,8 @@ A loop over the tiles of the value dims gives vx S^T and u R^T, a loop over the 
 decays take from each vector, kx dkx and -b db, is added up in float32 on the way: their cotangents are running sums of
 it, anchored at the chunk's end.
 
-The writes' values have a kernel of their own, whose programs hold the key dims whole: dy = P^T vx + B R where a write is
-plain, else Z. It has all of vx and u at hand, and leaves E + E^T in memory, in the operand type.
+The writes' values have a kernel of their own, whose programs hold the key dims whole: dy = P^T vx + B R where a write
+is plain, else Z. It has all of vx and u at hand, and leaves E + E^T in memory, in the operand type.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from recur.strategies.chunk.gradients import (
 from recur.strategies.chunk.halves import Halves, own_products, own_weight
 from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
-    VALUE_TILE,
+    WIDTH,
     key_vectors,
     load_key_gates,
     load_log,
@@ -110,7 +110,7 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     axes = tuple(place_keys(shape, a, "grid") for a in looped_values(shape))
     grid = ("batch", "head", "chunk", f"tile:{shape.key[0]}")
     widths = tile_widths(shape, shape.key, TILE // stored_chunk_length(shape))
-    widths += tile_widths(shape, shape.value, VALUE_TILE)
+    widths += tile_widths(shape, shape.value, 2 * WIDTH)
     return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, warps_for(shape))
 
 
@@ -369,6 +369,15 @@ VALUE_EQUATIONS = (
 )
 
 
+def store_evidence(b: Builder, form: MatrixForm, query: Query, j: int, pairs: Value) -> None:
+    """E + E^T without the upper triangle's own values, and the diagonal."""
+    turned = b.rename(b.rename(b.rename(pairs, "s", "u"), "c", "s"), "u", "c", name="E_turned")
+    both = b.where(b.after("c", "s", 0), pairs, turned, name="E_both")
+    b.store(pair_access(evidence_name(form, query, j)), both)
+    diagonal = b.mul(pairs, b.let("is_own", "eye", (), ("c", "s")), name="E_own")
+    b.store(own_access(own_name(form, query, j)), b.sum(diagonal, ("s",), name="E_own"))
+
+
 def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """The cotangents of the writes' values, and E + E^T for every query and write; a program a chunk."""
     b = Builder(complex_buffers=shape.complex_buffers)
@@ -390,19 +399,14 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
                 total = loop.add(f"d_{source.attrs[1]}", tile)
                 known = sums.get(source)
                 sums[source] = total if known is None else b.add(known, total, name=total.name)
-        evidence = {
-            (query, j): loop.add("E", loop.pairs(query, j)) for query in queries_of(loop.form) for j in range(len(loop.form.writes))
-        }
+        queries, writes = queries_of(loop.form), range(len(loop.form.writes))
+        evidence = {(query, j): loop.add("E", loop.pairs(query, j)) for query in queries for j in writes}
         loop.close()
         for (query, j), pairs in evidence.items():
-            turned = b.rename(b.rename(b.rename(pairs, "s", "u"), "c", "s"), "u", "c", name="E_turned")
-            both = b.where(b.after("c", "s", 0), pairs, turned, name="E_both")
-            b.store(pair_access(evidence_name(loop.form, query, j)), both)
-            diagonal = b.let("is_own", "eye", (), ("c", "s"))
-            b.store(own_access(own_name(loop.form, query, j)), b.sum(b.mul(pairs, diagonal), ("s",), name="E_own"))
+            store_evidence(b, loop.form, query, j, pairs)
     for source, tile in sums.items():
         store_gradient(b, source, tile, buffer_of(source, "values", ""))
-    widths = tile_widths(shape, shape.value, VALUE_TILE)
+    widths = tile_widths(shape, shape.value, WIDTH)
     return Kernel(
         "value_gradients", ("batch", "head", "chunk"), looped_values(shape), tuple(b.statements), VALUE_EQUATIONS,
         "value_gradients", widths, 4,

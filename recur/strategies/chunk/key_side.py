@@ -20,7 +20,7 @@ from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.equations import Chunk, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
-from recur.strategies.chunk.halves import Pair, add_scores, own_products
+from recur.strategies.chunk.halves import Pair, emit_scores, own_products
 from recur.strategies.chunk.kernels import inverse_name, key_only
 from recur.strategies.chunk.pairs import PairedChunk, pair_buffers, pairs_name, stored_pairs
 from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
@@ -103,7 +103,7 @@ def emit_key_side(shape: Shape) -> Kernel:
     axes = tuple(place_keys(shape, a, "loop") for a in key_only(shape))
     return Kernel(
         "key_side", ("batch", "head", "chunk"), axes, tuple(b.statements), KEY_SIDE_EQUATIONS, "key_side",
-        tile_widths(shape, shape.key, KEY_TILE), 4,
+        tile_widths(shape, shape.key, WIDTH), 4,
     )  # fmt: skip
 
 
@@ -149,11 +149,8 @@ class FormKeySide:
             if pair[1] < pair[0]:
                 own = body.sum(own_products(body, gates, rows, pair), form.key, name="own")
                 self.own[pair] = self._add("own", own)
-        zeros = {pair: self.b.zeros(("c", "s"), "P_0") for pair in pairs}
-        before = {pair: body.phi("P", zero) for pair, zero in zeros.items()}
-        self.sums = before
-        after = add_scores(body, gates, load_log(body, form), rows, form.key, before)
-        self.carries += [Carry(before[pair], zeros[pair], after[pair]) for pair in pairs]
+        scores = emit_scores(body, gates, load_log(body, form), rows, form.key, pairs)
+        self.sums = {pair: self._add("P", tile) for pair, tile in scores.items()}
 
     def _add(self, name: str, amount: Value) -> Value:
         """The amount's sum over all tiles, after the loop."""
@@ -266,7 +263,7 @@ def solved_writes(form: MatrixForm) -> list[int]:
     return [j for j, w in enumerate(form.writes) if w.read is not None]
 
 
-KEY_TILE, VALUE_TILE = 32, 64  # entries of the dims in a tile
+WIDTH = 32  # entries of the key or value dims in a tile
 
 
 def tile_widths(shape: Shape, dims: tuple[str, ...], width: int) -> tuple[tuple[str, int], ...]:
