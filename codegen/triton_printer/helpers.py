@@ -315,8 +315,8 @@ def _joined_inverses(X, F, PRECISION: tl.constexpr):
 def _unit_lower_inverse(L, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     """(I + L)^{-1} for L strictly lower triangular, [C, C] with C = 2 ** LEVELS.
 
-    Blocks of width m = 1, 2, 4, ... are joined two at a time, X holding the inverses so far. Up to a width of W = 16 that
-    is X <- X - X F X, F the blocks between the two of a pair; beyond, products of quarters.
+    Blocks of width m = 1, 2, 4, ... are joined two at a time, X holding the inverses so far. Up to a width of W = 16
+    that is X <- X - X F X, F the blocks between the two of a pair; beyond, products of quarters.
     """
     W: tl.constexpr = 16 if C > 16 else C
     below = ()
