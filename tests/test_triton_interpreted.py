@@ -107,6 +107,20 @@ recurrence gated_delta:
     output o = q @ S
 """,
     ),
+    "gradients in several tiles of either dimension": (
+        "chunkwise",
+        {"K": 72, "V": 136},
+        """
+recurrence tiles:
+    dim    K, V
+    input  q[K], k[K], v[V]
+    input  f in (-1, 1), beta in (0, 2)
+    state  S[K, V]
+    S = f * S
+    S = S + beta * outer(k, v - k @ S)
+    output o = q @ S
+""",
+    ),
     "a decay over the key dimension": (
         "chunkwise",
         {"K": 12, "V": 20},

@@ -280,36 +280,61 @@ def _hand_on(value, slot):
     words = value.to(tl.int32, bitcast=True)
     tl.atomic_xchg(slot, tl.where(words == -1, 0x7FC00000, words), sem="relaxed")
 ''',
+    "_quarters": '''
+@triton.jit
+def _quarters(L, n: tl.constexpr, m: tl.constexpr):
+    """Of n blocks [A 0; F D] of 2 m rows: A and D, as 2 n blocks of m rows, and F."""
+    left, right = tl.split(tl.permute(tl.reshape(L, (n, 2, m, 2, m)), (0, 2, 4, 1, 3)))
+    A, F = tl.split(left)
+    _, D = tl.split(right)
+    return tl.reshape(tl.permute(tl.join(A, D), (0, 3, 1, 2)), (2 * n, m, m)), F
+''',
+    "_block_product": '''
+@triton.jit
+def _block_product(x, y, PRECISION: tl.constexpr):
+    """The products of n blocks with n others, [n, m, m]."""
+    n: tl.constexpr = x.shape[0]
+    m: tl.constexpr = x.shape[1]
+    if n == 1:
+        return tl.reshape(tl.dot(tl.reshape(x, (m, m)), tl.reshape(y, (m, m)), input_precision=PRECISION), (1, m, m))
+    return tl.dot(x, y, input_precision=PRECISION)
+''',
+    "_joined_inverses": '''
+@triton.jit
+def _joined_inverses(X, F, PRECISION: tl.constexpr):
+    """The inverses of n blocks [A 0; F D] from those of A and D, 2 n blocks X: [A^-1 0; -D^-1 F A^-1  D^-1]."""
+    n: tl.constexpr = F.shape[0]
+    m: tl.constexpr = F.shape[1]
+    A, D = tl.split(tl.permute(tl.reshape(X, (n, 2, m, m)), (0, 2, 3, 1)))
+    lower = -_block_product(D, _block_product(F, A, PRECISION), PRECISION)
+    halves = tl.join(tl.join(A, lower), tl.join(tl.zeros((n, m, m), tl.float32), D))
+    return tl.reshape(tl.permute(halves, (0, 3, 1, 4, 2)), (n, 2 * m, 2 * m))
+''',
     "_unit_lower_inverse": '''
 @triton.jit
 def _unit_lower_inverse(L, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     """(I + L)^{-1} for L strictly lower triangular, [C, C] with C = 2 ** LEVELS.
 
-    Blocks of width m = 1, 2, 4, ... are joined two at a time, X holding the inverses so far:
-        [A 0; F D]^{-1} = [A^{-1} 0; -D^{-1} F A^{-1} D^{-1}],   that is   X <- X - X F X.
-    Up to a width of W = 16 the blocks on the diagonal are a batch of their own.
+    Blocks of width m = 1, 2, 4, ... are joined two at a time, X holding the inverses so far. Up to a width of W = 16
+    that is X <- X - X F X, F the blocks between the two of a pair; beyond, products of quarters.
     """
     W: tl.constexpr = 16 if C > 16 else C
-    B: tl.constexpr = C // W
-    block = tl.arange(0, B)
-    on_diagonal = (block[:, None] == block[None, :])[:, None, :, None]
-    D = tl.sum(tl.where(on_diagonal, tl.reshape(L, (B, W, B, W)), 0.0), 2)
-    lane_row = tl.arange(0, W)[None, :, None]
-    lane_column = tl.arange(0, W)[None, None, :]
-    pairs = (lane_row // 2 == lane_column // 2) & (lane_row > lane_column)
-    X = tl.where(lane_row == lane_column, 1.0, 0.0) - tl.where(pairs, D, 0.0)
+    below = ()
+    L = tl.reshape(L, (1, C, C))
+    for i in tl.static_range(LEVELS - 4):
+        L, F = _quarters(L, 2**i, C // 2 ** (i + 1))
+        below = below + (F,)
+    row = tl.arange(0, W)[None, :, None]
+    column = tl.arange(0, W)[None, None, :]
+    pairs = (row // 2 == column // 2) & (row > column)
+    X = tl.where(row == column, 1.0, 0.0) - tl.where(pairs, L, 0.0)
     for level in tl.static_range(1, LEVELS if LEVELS < 4 else 4):
-        m = 2**level
-        F = tl.where((lane_row // (2 * m) == lane_column // (2 * m)) & (lane_row // m > lane_column // m), D, 0.0)
-        X = X - tl.dot(X, tl.dot(F, X, input_precision=PRECISION), input_precision=PRECISION)
-    X = tl.reshape(tl.where(on_diagonal, X[:, :, None, :], 0.0), (C, C))
-    row = tl.arange(0, C)[:, None]
-    column = tl.arange(0, C)[None, :]
-    for level in tl.static_range(4, LEVELS):
         m = 2**level
         F = tl.where((row // (2 * m) == column // (2 * m)) & (row // m > column // m), L, 0.0)
         X = X - tl.dot(X, tl.dot(F, X, input_precision=PRECISION), input_precision=PRECISION)
-    return X
+    for i in tl.static_range(LEVELS - 4):
+        X = _joined_inverses(X, below[LEVELS - 5 - i], PRECISION)
+    return tl.reshape(X, (C, C))
 ''',
     "_hadamard_matrix": '''
 @triton.jit

@@ -201,8 +201,7 @@ class Kernel:
     `equations`: the mathematics that the body implements, a line each, for the header of the printed kernel.
     `widths`: for axes in tiles on the grid, the widths with which the body's tiles fit `warps` warps' registers, where
     the strategy knows them; `stages`: how many chunks a walk then has in flight. ``joins_segments``: it is launched
-    only where the sequence has several segments. ``leading``: axes that its tiles hold before their rows. (A product's
-    left operand is the one with the result's first axis; on Hopper it should lie in memory, not be a computed tile.)
+    only where the sequence has several segments.
     """
 
     name: str
@@ -215,7 +214,6 @@ class Kernel:
     warps: int | None = None
     stages: int = 2
     joins_segments: bool = False
-    leading: tuple[str, ...] = ()
 
     def axis(self, name: str) -> Axis:
         return next(a for a in self.axes if a.name == name)

@@ -1,7 +1,7 @@
-"""Gradients where every write has read the state, under scalar decays or none: two kernels, a program a chunk in each.
+"""Gradients where every write has read the state, under scalar decays or none: two kernels, programs for each chunk.
 
-With the queries (kx, vx): (q, dO) for readouts and (a, -Z) for reads, the writes (b, u), S at the chunk's start and R at
-its end,
+With the queries (kx, vx): (q, dO) for readouts and (a, -Z) for reads, the writes (b, u), S at the chunk's start and R
+at its end,
 
     E[c, s] = D vx[c] u[s], s written before c     dkx = 2^G vx S^T + sum over the writes of E b
     dy = Z                                         db = 2^(G_C - G) u R^T + sum over the queries of E^T kx
@@ -171,9 +171,9 @@ class Body:
     """A kernel's outermost body, and the tiles of the value dims."""
 
     shape: Shape
-    b: Builder = field(default_factory=Builder)
 
     def __post_init__(self) -> None:
+        self.b = Builder(complex_buffers=self.shape.complex_buffers)
         sizes = dict(self.shape.sizes)
         fits = all(next_power_of_two(sizes[d]) <= WIDEST_VALUES for d in self.shape.value)
         self.whole_values = self.shape.whole_values or fits
@@ -187,9 +187,7 @@ class Body:
         """The key side loaded anew: registers are for sums, not for what can be read again."""
         return Tiles(self.b, stored=scalar_gates(self.shape))
 
-    def kernel(
-        self, name: str, equations: tuple[str, ...], chunk_length: int, keys: Literal["loop", "grid"]
-    ) -> Kernel:
+    def kernel(self, name: str, equations: tuple[str, ...], chunk_length: int, keys: Literal["loop", "grid"]) -> Kernel:
         """With the tiles of the key dims in a loop or on the grid."""
         (key,) = self.shape.key
         size = next_power_of_two(dict(self.shape.sizes)[key])
@@ -215,7 +213,9 @@ class FormValues:
 
     def solved(self, values: Sweep, j: int) -> Value:
         """Z of a write."""
-        return values.load("Z", token_access(adjoint_name(self.form.state, j), self.form.value), ("c", *self.form.value))
+        return values.load(
+            "Z", token_access(adjoint_name(self.form.state, j), self.form.value), ("c", *self.form.value)
+        )
 
     def written(self, values: Sweep, j: int) -> Value:
         """U of a write."""
