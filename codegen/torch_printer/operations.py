@@ -102,7 +102,7 @@ def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
         return next((a for a in args if not is_zero(a)), args[0])
     if let.op == "where":
         condition, x, y = args
-        if condition.after is not None and is_zero(y) and not x.is_number:
+        if condition.after is not None and is_zero(y) and set(condition.after[:2]) <= set(x.dims):
             return triangle(x, *condition.after)
         if condition.is_number:
             condition = Tensor(f"torch.tensor({bare(condition.text)}, device={sizes.device})")

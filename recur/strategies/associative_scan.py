@@ -35,6 +35,7 @@ from recur.strategies.prune import prune_kernel
 NAME = "associative_scan"
 
 TILE_ROWS = 128  # tokens in a chunk, where the untiled dims leave room
+NUMBERS = 1024  # the same where a token is one number
 TILE_ENTRIES = 256  # rows times untiled dims, where there are any
 PROGRAM_ENTRIES = 4096  # of the widest tile, a thread holding 32 of them; twice that where states share their inputs
 
@@ -119,6 +120,8 @@ class Scan:
     @property
     def chunk(self) -> int:
         """Rows so that a tile of the untiled dims stays small: a power of two, at least 16."""
+        if self.entries_per_row == 1 and not self.frame.tiled:
+            return NUMBERS
         rows = TILE_ENTRIES // self.entries_per_row
         return max(16, min(TILE_ROWS, 1 << max(rows.bit_length() - 1, 0)))
 

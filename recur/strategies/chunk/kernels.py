@@ -11,6 +11,7 @@ from recur.ir.normal import MatrixForm
 from recur.ir.tile import Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.pairs import pairs_name, stored_pairs
+from recur.strategies.chunk.scales import scale_last
 from recur.strategies.chunk.segments import Advance, Walk, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, key_only, pair_access, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
@@ -115,6 +116,7 @@ def emit_walk(
 
 def emit_epilogue(tiles: Tiles, nodes: list[Node], name: str) -> list[Value]:
     """Expressions over readouts and inputs, as tiles [c, dims]."""
+    nodes = [scale_last(n) for n in nodes]
     for x in leaves(nodes):
         if x not in tiles.values:
             tiles.leaf(x)

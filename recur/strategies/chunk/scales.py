@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from recur.ir.core import Node, const, is_const, leaves, mul, product, topological
+from recur.ir.core import Node, const, div, is_const, leaves, mul, product, topological
 from recur.ir.normal import Event, MatrixForm, Write
 
 MOST_FACTORS = 64  # of a product taken apart
@@ -24,7 +24,14 @@ def is_finite_at_zero(scale: Node) -> bool:
     return not any(n.op in UNSAFE and leaves([n]) for n in topological([scale]))
 
 
-def _split(node: Node) -> tuple[Node, Node]:
+def scale_last(node: Node) -> Node:
+    """The expression with its factors and divisors without dims as one factor: a token's number, not one an entry."""
+    scale, rest = _split(node, divisors=True)
+    return mul(rest, scale) if rest.dims else node
+
+
+def _split(node: Node, divisors: bool = False) -> tuple[Node, Node]:
+    """(what has no dims, the rest) of a product's factors; ``divisors``: and of quotients'."""
     scales: list[Node] = []
     rest: list[Node] = []
     stack = [node]
@@ -36,6 +43,9 @@ def _split(node: Node) -> tuple[Node, Node]:
             stack.extend(reversed(x.args))
         elif x.op == "neg":
             scales.append(const(-1))
+            stack.append(x.args[0])
+        elif divisors and x.op == "div" and not x.args[1].dims:
+            scales.append(div(const(1), x.args[1]))
             stack.append(x.args[0])
         else:
             (rest if x.dims else scales).append(x)

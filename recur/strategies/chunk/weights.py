@@ -63,6 +63,10 @@ class Weights:
         """Whether the factor differs from token to token."""
         return bool(leaves([self.scale(position)]))
 
+    def has_rows(self, position: int) -> bool:
+        """Whether a vector's weight to the chunk's start or end is more than a constant."""
+        return bool(self.family.lead.decays) or self.varies(position)
+
     def _first(self, position: int) -> int:
         """The first position of its kind with the same weights."""
 
@@ -97,7 +101,8 @@ class Weights:
 
     def _rows(self) -> dict[str, tuple[int, Own]]:
         owns: tuple[Own, ...] = ("", "query", "key")
-        return {self.rows_name(i, own): (i, own) for i in (*self.queries, *self.keys) for own in owns}
+        positions = [i for i in (*self.queries, *self.keys) if self.has_rows(i)]
+        return {self.rows_name(i, own): (i, own) for i in positions for own in owns}
 
     def _masks(self) -> dict[str, int]:
         return {self.mask_name(i): i for i in (*self.queries, *self.keys) if self.varies(i)}
@@ -115,8 +120,7 @@ class Weights:
         for name, (query, key, own) in self._pairs().items():
             b.store(pair_access(name), self._pair_weights(tiles, gates, query, key, own))
         for name, (position, own) in self._rows().items():
-            rows = b.expand(product(b, self._row_weights(tiles, gates, position, own)), ("c",), "weights")
-            b.store(rows_access(name), rows)
+            b.store(rows_access(name), product(b, self._row_weights(tiles, gates, position, own)))
         for name, position in self._masks().items():
             b.store(rows_access(name), unless_zero(b, tiles.node(self.scale(position), "scale")))
         if gates is not None:
@@ -230,6 +234,9 @@ class WeightedChunk(Chunk):
         """The weight between a vector's rows and the chunk's start, for a query, or its end, for a key."""
         if self.weights is None:
             return scale
+        if not self.weights.has_rows(position):
+            constant = self.weights.scale(position)
+            return None if is_const(constant, 1.0) else self.tiles.scale(constant, "scale")
         buffer = self.weights.rows_name(position, own)
         return self.once((buffer,), lambda: self.b.load("reach", rows_access(buffer), ("c",)))
 
@@ -247,9 +254,12 @@ class WeightedChunk(Chunk):
     def decayed(self, state: Value, name: str = "S", adjoint: bool = False) -> Value:
         return self.b.mul(state, self.class_over_chunk("key"), name=name) if self.form.form.decays else state
 
-    def _scores(self, x: Vector, y: Vector, name: str, crossing: int) -> Value:
-        products = self.b.contract(x.tile, self.b.rename(y.tile, "c", "s"), self.key, name=name)
-        return self.weighted(products, x, y, name)
+    def scores(self, x: Vector, y: Vector, name: str = "P", crossing: int = 0) -> Value:
+        """P[c, s] of a query and a key; the products of their tiles are shared by what reads at several positions."""
+        names, places = (x.tile.name, y.tile.name), (self.form.form.state, str(x.position), str(y.position))
+        columns = self.b.rename(y.tile, "c", "s")
+        products = self.once(("products", *names), lambda: self.b.contract(x.tile, columns, self.key, name=name))
+        return self.once(("P", *names, *places), lambda: self.weighted(products, x, y, name))
 
     def spread(self, pairs: Value, y: Rows) -> Value:
         """sum over s of pairs[c, s] y[s], the factors of rows in the pairs already."""
