@@ -374,6 +374,19 @@ class Program:
             states.append(step(a, x, states[-1]))
         return self.rows_back(s, decays[:-1]), self.rows_back(s, states[:-1]), decays[-1], states[-1]
 
+    def op_resume(self, s: Let) -> Tensor:
+        return self.resumed(s, lambda a, x, h: a * h + x)
+
+    def op_maxresume(self, s: Let) -> Tensor:
+        return self.resumed(s, lambda g, x, m: torch.maximum(m + g, x))
+
+    def resumed(self, s: Let, step: Callable) -> Tensor:
+        a, x, _, _, (first, *_) = self.rows_first(s)
+        states = [first]
+        for row in zip(a, x, strict=True):
+            states.append(step(*row, states[-1]))
+        return self.rows_back(s, states[1:] if dict(s.attrs).get("inclusive") else states[:-1])
+
     def op_previous(self, s: Let) -> Tensor:
         first = self.align(s.args[1], tuple(a for a in s.out.axes if a != s.attr("axis")))
         x = self.rows_first(Let(s.outs, s.op, s.args[:1], s.attrs))[0]

@@ -25,7 +25,8 @@ class Launch:
     """How one kernel is launched. ``blocks``: the tile widths of the axes placed on the grid or in a loop.
 
     Kernels of scans: ``run``: how many tokens in a row a thread holds; ``vector``: how many neighbours along the
-    innermost axis, at most (0: what Triton chooses); ``relay``: a program for every chunk (see relay.py).
+    innermost axis, at most (0: what Triton chooses); ``relay``: a program for every chunk, ``anew``: which computes its
+    tiles of tokens twice (see relay.py).
     """
 
     blocks: tuple[tuple[str, int], ...] = ()
@@ -34,6 +35,7 @@ class Launch:
     run: int = 1
     vector: int = 0
     relay: bool = False
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def scan_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launch:
     threads_of_row = max(row // vector, 1)
     runs = min(max(32 * kernel.warps // threads_of_row, 1), rows)
     run = min(rows // runs, LONGEST_RUN)
-    return Launch(kernel.widths, kernel.warps, 2, run=run, vector=vector if whole == 1 else 0, relay=is_relayed(kernel))
+    relay = is_relayed(kernel)
+    anew = relay and len(scans) > 1
+    return Launch(kernel.widths, kernel.warps, 2, run, vector if whole == 1 else 0, relay, anew)
 
 
 def is_relayed(kernel: Kernel) -> bool:

@@ -356,31 +356,58 @@ class OperationPrinter:
         return self._print_composed(let, "_compose_max")
 
     def _print_prescan(self, let: Let) -> list[str]:
-        return self._print_before_rows(let, "_prescan_complex" if let.out.is_complex else "_prescan")
+        return self._print_before_runs(let, "_prescan_complex" if let.out.is_complex else "_prescan")
 
     def _print_maxprescan(self, let: Let) -> list[str]:
-        return self._print_before_rows(let, "_prescan_max")
+        return self._print_before_runs(let, "_prescan_max")
 
-    def _print_before_rows(self, let: Let, helper: str) -> list[str]:
+    def _print_before_runs(self, let: Let, helper: str) -> list[str]:
         """The helper takes rows in front, and gives what comes after the last row with the other axes as one."""
-        axes = self.layout.order(let.out.axes)
-        rest = axes[1:]
-        if axes[0] != let.attr("axis"):
-            raise ValueError(f"{let.op} along {let.attr('axis')}, which is not the first of {axes}")
-        inputs: list[str] = []
-        for arg in let.args:
-            parts = self.expanded(arg, axes)
-            inputs += [parts.re, parts.im or f"tl.zeros_like({parts.re})"] if let.out.is_complex else [parts.re]
+        axes = self._rows_first(let)
+        steps = self._listed(let.args, axes, let.out.is_complex)
         outs = [part for out in let.outs for part in self._declared(out)]
         ends = outs[len(outs) // 2 :]
-        reverse = ", reverse=True" if is_reverse(let) else ""
-        steps = ", ".join(bare(text) for text in inputs)
-        lines = [f"{', '.join(outs)} = {helper}(({steps}), {self.run}{reverse})"]
-        if len(rest) > 1:
-            lines += [f"{end} = tl.reshape({end}, {self.layout.shape(rest)})" for end in ends]
-        elif not rest:
+        lines = [f"{', '.join(outs)} = {helper}({steps}, {self.run}{self._flags(let)})"]
+        if len(axes) > 2:
+            lines += [f"{end} = tl.reshape({end}, {self.layout.shape(axes[1:])})" for end in ends]
+        elif len(axes) == 1:
             lines += [f"{end} = tl.sum({end}, 0)" for end in ends]
         return lines
+
+    def _print_resume(self, let: Let) -> list[str]:
+        return self._print_from_runs(let, "_resume_complex" if let.out.is_complex else "_resume")
+
+    def _print_maxresume(self, let: Let) -> list[str]:
+        return self._print_from_runs(let, "_resume_max")
+
+    def _print_from_runs(self, let: Let, helper: str) -> list[str]:
+        axes = self._rows_first(let)
+        is_complex = let.out.is_complex
+        steps = self._listed(let.args[:2], axes, is_complex)
+        runs = ", ".join(part for run in let.args[2:4] for part in self.tile(run).parts.parts())
+        first = self._listed(let.args[4:], axes[1:], is_complex)
+        outs = ", ".join(self._declared(let.out))
+        picked = "" if is_complex else "[0]"
+        return [f"{outs} = {helper}({steps}, ({runs}), {first}, {self.run}{self._flags(let)}){picked}"]
+
+    def _rows_first(self, let: Let) -> tuple[str, ...]:
+        axes = self.layout.order(let.out.axes)
+        if axes[0] != let.attr("axis"):
+            raise ValueError(f"{let.op} along {let.attr('axis')}, which is not the first of {axes}")
+        return axes
+
+    def _listed(self, values: tuple[Value, ...], axes: tuple[str, ...], is_complex: bool) -> str:
+        """The parts of all values in the shape of ``axes``, as a tuple; a tile of no axes has one entry."""
+        texts: list[str] = []
+        for value in values:
+            parts = self.expanded(value, axes)
+            texts += [parts.re, parts.im or f"tl.zeros_like({parts.re})"] if is_complex else [parts.re]
+        if not axes:
+            texts = [f"tl.full((1,), {bare(text)}, tl.float32)" for text in texts]
+        return f"({', '.join(bare(text) for text in texts)}{',' if len(texts) == 1 else ''})"
+
+    def _flags(self, let: Let) -> str:
+        return "".join(f", {flag}=True" for flag in ("reverse", "inclusive") if dict(let.attrs).get(flag))
 
     def _print_composed(self, let: Let, combine: str) -> list[str]:
         """From the first row to the last; the other way on rows turned round (Triton's own `reverse` is not sound)."""

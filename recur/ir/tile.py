@@ -29,9 +29,13 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
                                     (an attr `reverse`: from the block's last row to its first, h_r = a_r h_{r+1} + x_r)
     maxscan g, x (axis)             two results: running sums of g, and m_r = max(m_{r-1} + g_r, x_r), m_{-1} = -inf
     prescan a, x (axis)             four results: the running products of a and h_r = a_r h_{r-1} + x_r from h_{-1} = 0,
-                                    both *before* every row, then both after the block's last row (`reverse`: h_r =
-                                    a_r h_{r+1} + x_r, before is after in time, and the last row is the first)
-    maxprescan g, x (axis)          the same of running sums of g and m_r = max(m_{r-1} + g_r, x_r) from m_{-1} = -inf
+                                    both *before* every row, for `resume` alone (a backend may keep them before runs of
+                                    rows only), then both after the block's last row (`reverse`: h_r = a_r h_{r+1} +
+                                    x_r, before is after in time, and the last row is the first)
+    resume a, x, decay, own, h      h_r = a_r h_{r-1} + x_r from h_{-1} = h, *before* every row (an attr `inclusive`:
+           (axis)                   after it), with what prescan gives for a, x (and `reverse`, where that has it)
+    maxprescan g, x (axis)          the same of running sums of g and m_r = max(m_{r-1} + g_r, x_r) from m_{-1} = -inf,
+    maxresume g, x, decay, own, m   and of m_{-1} = m
     previous x, first (axis)        row r is x's row r - 1, row 0 is `first` (`reverse`: row r + 1, the last is `first`)
     last x (axis)                   x at the block's last row, padding included (`reverse`: at its first row)
     rename x (old, new)             the same tile with an axis renamed
@@ -368,6 +372,21 @@ class Builder:
         outs = (decay, h, decay_end, h_end)
         self.statements.append(Let(outs, op, (a, x), _along(axis, reverse)))
         return outs
+
+    def resume(
+        self,
+        steps: tuple[Value, Value],
+        before: tuple[Value, Value],
+        h: Value,
+        axis: str,
+        op: str = "resume",
+        name: str = "h",
+        reverse: bool = False,
+        inclusive: bool = False,
+        comment: str = "",
+    ) -> Value:
+        attrs = (*_along(axis, reverse), *((("inclusive", True),) if inclusive else ()))
+        return self.let(name, op, (*steps, *before, h), before[0].axes, attrs, comment=comment)
 
     def previous(
         self, x: Value, first: Value, axis: str, name: str = "previous", reverse: bool = False, comment: str = ""

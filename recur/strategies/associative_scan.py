@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Union
 
-from recur.ir.core import Node, apply, contract, leaf, mul, reduce, topological
+from recur.ir.core import Node, apply, contract, leaf, leaves, mul, reduce, topological
 from recur.ir.normal import ElementwiseForm, GeneralForm, MaxPlusForm, NormalForm
 from recur.ir.plan import Choice, Cost, Plan, Reject
 from recur.ir.tile import Builder, Kernel, Value
@@ -71,8 +71,19 @@ class Scan:
     def coefficients(self) -> list[Node]:
         raise NotImplementedError
 
-    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value, Value]:
-        """The state before and after every row, and after the last; from the coefficients and the state before all."""
+    @property
+    def no_step(self) -> tuple[float, float]:
+        """The coefficients that leave a state as it is: those of rows past the sequence's end."""
+        raise NotImplementedError
+
+    def emit_scan(
+        self, b: Builder, which: int, a: Value, x: Value, h: Value, inclusive: bool
+    ) -> tuple[Value, Value]:
+        """The state before every row (``inclusive``: after it), and after all; from the one before all."""
+        raise NotImplementedError
+
+    def emit_step(self, b: Builder, which: int, a: Value, x: Value, before: Value) -> Value:
+        """The state after every row, from the one before it."""
         raise NotImplementedError
 
     # tensors and placement
@@ -110,6 +121,11 @@ class Scan:
         owned = [s.dims for s in self.states] + [node.dims for node in self.exports]
         dims = operands.all_dims([*self.roots, *self.states])
         return Frame(operands.free_name("c", dims), operands.tileable_dims(self.roots, owned), dims)
+
+    @property
+    def per_chunk(self) -> Frame:
+        """The same placement, for what programs leave of every chunk."""
+        return replace(self.frame, chunked=True)
 
     @property
     def rows(self) -> str:
@@ -173,7 +189,7 @@ class Scan:
         for f, h in zip(self.forms, carried, strict=True):
             if keep_starts:
                 frame.store(body, f"{f.state}.start", "chunk", f.dims, h)
-        ends = self.emit_states(body, values, carried)
+        ends = self.emit_states(body, values, carried, self.exports)
         for (name, node), tile in zip(self.normal.epilogue, emit_nodes(body, self.exports, values), strict=True):
             frame.store(body, name, "token", node.dims, tile)
         b.loop("chunks", body, operands.carry_all(carried, starts, ends))
@@ -188,16 +204,25 @@ class Scan:
             return f"{h}_t = max({h}_(t-1) + g_t, i_t)"
         return f"{h}_t = a_t * {h}_(t-1) + x_t"
 
-    def emit_states(self, b: Builder, values: dict[Node, Value], carried: Sequence[Value]) -> list[Value]:
-        """Loads the chunk's inputs, gives ``values`` the states' tiles, and returns the states after the chunk."""
+    def emit_states(
+        self, b: Builder, values: dict[Node, Value], carried: Sequence[Value], reads: Sequence[Node]
+    ) -> list[Value]:
+        """Loads the chunk's inputs, gives ``values`` the states' tiles, and returns the states after the chunk.
+
+        States before a row cost registers beside those after it: they are computed where ``reads`` have them alone.
+        """
         tokens = [n for n in self.arguments if n.attrs[0] != "param"]
         self.frame.load_leaves(b, self.large_params + tokens, values)
-        ends = []
+        read, ends = leaves(reads), []
         for i, (s, h) in enumerate(zip(self.states, carried, strict=True)):
             axes = self.frame.token_axes(s.dims)
             a, x = emit_nodes(b, self.coefficients[2 * i : 2 * i + 2], values)
-            a, x = b.expand(a, axes, "a"), b.expand(x, axes, "x")
-            values[s], values[self.nexts[i]], end = self.emit_scan(b, i, a, x, h)
+            a = b.valid(b.expand(a, axes, "a"), self.rows, self.no_step[0], "a")
+            x = b.valid(b.expand(x, axes, "x"), self.rows, self.no_step[1], "x")
+            at_rows, end = self.emit_scan(b, i, a, x, h, inclusive=s not in read)
+            if s in read:
+                values[s], at_rows = at_rows, self.emit_step(b, i, a, x, at_rows)
+            values[self.nexts[i]] = at_rows
             ends.append(end)
         return ends
 
@@ -234,25 +259,34 @@ class ElementwiseScan(Scan):
             results=operands.result_buffers(self.normal, self.outputs),
             final=operands.state_buffers(self.states, "sequence", "final"),
             saved=operands.state_buffers(self.states, "chunk", "start"),
-            workspace=(*(operands.gradient_buffer(n, self.frame) for n in reached),
+            workspace=(*(operands.gradient_buffer(n, self.per_chunk) for n in reached),
                        *operands.gradient_buffers_of_states(self.states)),
             forward=(self.forward(keep_starts=True),),
             backward=(self.backward(),),
-            gradients=(*(operands.gradient_line(n, self.frame) for n in reached),
+            gradients=(*(operands.gradient_line(n, self.per_chunk) for n in reached),
                        *(operands.initial_line(s) for s in self.states)),
             cost=scan_cost(self),
             chunk=self.chunk,
             limits=operands.find_limits(self.roots, self.frame, self.sizes, self.chunk),
         )
 
-    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value, Value]:
+    @property
+    def no_step(self) -> tuple[float, float]:
+        return 1.0, 0.0
+
+    def emit_scan(
+        self, b: Builder, which: int, a: Value, x: Value, h: Value, inclusive: bool
+    ) -> tuple[Value, Value]:
         name = self.forms[which].state
-        a, x = b.valid(a, self.rows, 1.0, "a"), b.valid(x, self.rows, 0.0, "x")
-        decay, own, decay_all, own_all = b.prescan(a, x, self.rows, names=(f"{name}_decay", f"{name}_own"))
+        names = (f"{name}_decay", f"{name}_own")
+        decay, own, decay_all, own_all = b.prescan(a, x, self.rows, names=names)
         # The next chunk waits for this product alone.
         end = b.add(own_all, b.mul(decay_all, h), name=f"{name}_end")
-        before = b.add(own, b.mul(decay, h), name=f"{name}_before")
-        return before, b.add(b.mul(a, before), x, name=f"{name}_next"), end
+        moment = "next" if inclusive else "before"
+        return b.resume((a, x), (decay, own), h, self.rows, name=f"{name}_{moment}", inclusive=inclusive), end
+
+    def emit_step(self, b: Builder, which: int, a: Value, x: Value, before: Value) -> Value:
+        return b.add(b.mul(a, before), x, name=f"{self.forms[which].state}_next")
 
     # backward
 
@@ -277,23 +311,19 @@ class ElementwiseScan(Scan):
         values: dict[Node, Value] = {}
         self.load_params(b, values, [*self.roots, *(node for _, node in adjoint.gradients)])
         ends = [frame.load(b, f"d_final_{f.state}", "sequence", f.dims) for f in self.forms]
-        params = [n for n, _ in adjoint.gradients if n.attrs[0] == "param"]
-        zeros = [b.zeros(n.dims, f"d_{n.attrs[1]}_none", n.is_complex) for n in params]
 
         body = b.nested()
         carried = [body.phi(f"d_{f.state}", end) for f, end in zip(self.forms, ends, strict=True)]
-        sums = [body.phi(f"d_{n.attrs[1]}_sum", zero) for n, zero in zip(params, zeros, strict=True)]
         starts = [frame.load(body, f"{f.state}.start", "chunk", f.dims) for f in self.forms]
-        self.emit_states(body, values, starts)
+        reads = [*adjoint.next, *adjoint.state, *(node for _, node in adjoint.gradients)]
+        self.emit_states(body, values, starts, reads)
         for (name, node), cotangent in zip(self.normal.epilogue, adjoint.given, strict=True):
             values[cotangent] = frame.load(body, f"d_{name}", "token", node.dims)
         nexts = [self.emit_adjoint(body, values, i, mu) for i, mu in enumerate(carried)]
-        nexts += self.emit_gradients(body, values, sums)
-        b.loop("chunks", body, operands.carry_all(carried + sums, ends + zeros, nexts), reverse=True)
+        self.emit_gradients(body, values)
+        b.loop("chunks", body, operands.carry_all(carried, ends, nexts), reverse=True)
         for f, mu in zip(self.forms, carried, strict=True):
             frame.store(b, f"d_{f.state}", "sequence", f.dims, mu)
-        for argument, total in zip(params, sums, strict=True):
-            frame.store_gradient(b, argument, total)
         equations = (
             "mu_t = conj(a_t) mu_(t+1) + conj(a_t) g_t + s_t      the cotangent that reaches h_(t-1)",
             "lambda_t = g_t + mu_(t+1)                            the cotangent of h_t",
@@ -315,21 +345,23 @@ class ElementwiseScan(Scan):
         a, drive = b.valid(a, rows, 1.0), b.valid(drive, rows)
         decay, own, decay_all, own_all = b.prescan(a, drive, rows, names=("mu_decay", "mu_own"), reverse=True)
         end = b.add(own_all, b.mul(decay_all, mu), name=f"d_{name}_start")
-        later = b.add(own, b.mul(decay, mu), name="mu_later", comment=f"what reaches {name} from the tokens after each")
+        later = b.resume((a, drive), (decay, own), mu, rows, name="mu_later", reverse=True,
+                         comment=f"what reaches {name} from the tokens after each")  # fmt: skip
         values[adjoint.arrived[which]] = b.add(g, later, name=f"lambda_{name}", comment="and in all")
         return end
 
-    def emit_gradients(self, b: Builder, values: dict[Node, Value], sums: Sequence[Value]) -> list[Value]:
-        """Stores the inputs' gradients and returns the params' sums with this chunk's part added."""
+    def emit_gradients(self, b: Builder, values: dict[Node, Value]) -> None:
+        """Stores the inputs' gradients, and the chunk's part of the params'.
+
+        Parts are added after the kernel, in order: a sum carried along would be one more thing to wait for.
+        """
         memo: dict[Node, Value] = {}
-        totals: list[Value] = []
         for argument, node in self.adjoint.gradients:
             if argument.attrs[0] == "param":
-                part = b.expand(operands.emit_row_sum(b, node, values, self.rows, memo), argument.dims)
-                totals.append(b.add(sums[len(totals)], part, name=f"d_{argument.attrs[1]}_next"))
+                gradient = operands.emit_row_sum(b, node, values, self.rows, memo)
             else:
-                self.frame.store_gradient(b, argument, emit_nodes(b, [node], values)[0])
-        return totals
+                gradient = emit_nodes(b, [node], values)[0]
+            self.per_chunk.store_gradient(b, argument, gradient)
 
 
 def _sum_to(g: Node, dims: Dims) -> Node:
@@ -369,14 +401,22 @@ class MaxPlusScan(Scan):
             notes=("the log scale is a constant to differentiation: results do not depend on it",),
         )
 
-    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value, Value]:
+    @property
+    def no_step(self) -> tuple[float, float]:
+        return 0.0, float("-inf")
+
+    def emit_scan(
+        self, b: Builder, which: int, a: Value, x: Value, h: Value, inclusive: bool
+    ) -> tuple[Value, Value]:
         name = self.forms[which].state
-        a, x = b.valid(a, self.rows, 0.0, "g"), b.valid(x, self.rows, float("-inf"), "i")
         names = (f"{name}_decay", f"{name}_own")
         decay, own, decay_all, own_all = b.prescan(a, x, self.rows, "maxprescan", names)
         end = b.map("max", own_all, b.add(decay_all, h), name=f"{name}_end")
-        before = b.map("max", own, b.add(decay, h), name=f"{name}_before")
-        return before, b.map("max", b.add(before, a), x, name=f"{name}_next"), end
+        moment = f"{name}_{'next' if inclusive else 'before'}"
+        return b.resume((a, x), (decay, own), h, self.rows, "maxresume", moment, inclusive=inclusive), end
+
+    def emit_step(self, b: Builder, which: int, a: Value, x: Value, before: Value) -> Value:
+        return b.map("max", b.add(before, a), x, name=f"{self.forms[which].state}_next")
 
 
 def scan_cost(scan: Scan) -> Cost:
