@@ -10,7 +10,6 @@ from recur.codegen.torch_printer.function import Function
 from recur.codegen.torch_printer.kept_states import keep_states
 from recur.codegen.torch_printer.kernel import KernelPrinter
 from recur.codegen.torch_printer.memory import TIME, Form, forms_of, layout_of, same_sizes, time_part
-from recur.codegen.torch_printer.resumed import spell_resumed
 from recur.codegen.torch_printer.tensors import atom
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel
@@ -25,7 +24,7 @@ def print_stage(plan: Plan) -> str:
     left out where there are none. Tensors are as the plan's layouts say, except that saved ones stay in chunks where
     the backward pass reads them so. The functions of `library` that the source calls are the module's to define.
     """
-    plan = spell_resumed(keep_states(join_segments(plan)))
+    plan = keep_states(join_segments(plan))
     functions = [print_forward(plan)] + ([print_backward(plan)] if plan.gradients else [])
     return "\n\n\n".join(functions) + "\n"
 

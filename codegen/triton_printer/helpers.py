@@ -42,43 +42,37 @@ def _scan_rows{suffix}(steps):
 ''',
         f"_prescan{suffix}": f'''
 @triton.jit
-def _prescan{suffix}(steps, RUN: tl.constexpr, reverse: tl.constexpr = False):
+def _prescan{suffix}(steps, RUNS: tl.constexpr, reverse: tl.constexpr = False):
     """{equation} for rows in front: what comes before every run of rows, then all rows together.
 
-    Row r S + s of a tile is token s RUN + r (`_in_runs`), so that a thread holds runs of RUN tokens in its registers:
-    rows [RUN, S, W], W the other axes together. There a scan takes no exchange between threads, and turning the rows
+    Row r S + s of a tile is token r of run s (`_in_runs`), so that a thread holds runs of tokens in its registers:
+    rows [C / S, S, W], W the other axes together. There a scan takes no exchange between threads, and turning the rows
     round compiles away; between runs it is turned by a gather (Triton's own `reverse` is not sound).
     """
-    C: tl.constexpr = steps[0].shape[0]
-    S: tl.constexpr = C // RUN
-    W: tl.constexpr = steps[0].numel // C
-    after, _ = _scan_rows{suffix}(_in_order(_reshaped(steps, (RUN, S, W)), reverse))
+    RUN: tl.constexpr = steps[0].shape[0] // RUNS
+    W: tl.constexpr = steps[0].numel // steps[0].shape[0]
+    after, _ = _scan_rows{suffix}(_in_order(_reshaped(steps, (RUN, RUNS, W)), reverse))
     runs = _picked(after, tl.arange(0, RUN)[:, None, None] == RUN - 1, 0)
-    before = _nothing{suffix}((S, W))
-    if S > 1:
-        turned = -tl.arange(0, S) + (S - 1)
-        if reverse:
-            runs = _gathered(runs, turned, (S, W))
-        runs, before = _scan_rows{suffix}(runs)
-        if reverse:
-            before = _gathered(before, turned, (S, W))
-    return before + _picked(runs, (tl.arange(0, S) == S - 1)[:, None], 0)
+    before = _nothing{suffix}((RUNS, W))
+    if RUNS > 1:
+        order = -tl.arange(0, RUNS) + (RUNS - 1) if reverse else tl.arange(0, RUNS)
+        runs, before = _scan_rows{suffix}(_gathered(runs, order, (RUNS, W)))
+        before = _gathered(before, order, (RUNS, W))
+    return before + _picked(runs, (tl.arange(0, RUNS) == RUNS - 1)[:, None], 0)
 ''',
         f"_resume{suffix}": f'''
 @triton.jit
-def _resume{suffix}(
-    steps, runs, first, RUN: tl.constexpr, reverse: tl.constexpr = False, inclusive: tl.constexpr = False
-):
-    """{equation} from ``first``, before every row or after it; ``runs``: what comes before every run (_prescan)."""
-    S: tl.constexpr = runs[0].shape[0]
-    W: tl.constexpr = runs[0].shape[1]
+def _resume{suffix}(steps, first, reverse: tl.constexpr = False, inclusive: tl.constexpr = False):
+    """{equation} for rows in front, before every row or after it, from ``first`` before every run (_prescan)."""
+    RUNS: tl.constexpr = first[0].shape[0]
+    RUN: tl.constexpr = steps[0].shape[0] // RUNS
+    W: tl.constexpr = steps[0].numel // steps[0].shape[0]
     PARTS: tl.constexpr = len(first)
-    nothing = _nothing{suffix}((RUN, S, W))
-    start = _expanded({compose}(*_nothing{suffix}((S, W))[:PARTS], *_reshaped(first, (1, W)), *runs)[PARTS:], 0)
-    rows = _in_order(_reshaped(steps, (RUN, S, W)), reverse)
+    nothing = _nothing{suffix}((RUN, RUNS, W))
+    start = _reshaped(first, (1, RUNS, W))
+    rows = _in_order(_reshaped(steps, (RUN, RUNS, W)), reverse)
     at_first = tl.arange(0, RUN)[:, None, None] == 0
-    after_first = {compose}(*nothing[:PARTS], *start, *rows)[PARTS:]
-    rows = rows[:PARTS] + _chosen(at_first, after_first, rows[PARTS:])
+    rows = rows[:PARTS] + _chosen(at_first, {compose}(*nothing[:PARTS], *start, *rows)[PARTS:], rows[PARTS:])
     before = nothing[:PARTS] + _chosen(at_first, start, nothing[PARTS:])
     scanned = tl.associative_scan(rows + before, 0, _compose_rows{suffix})
     states = scanned[PARTS : 2 * PARTS] if inclusive else scanned[3 * PARTS :]
@@ -217,10 +211,10 @@ def _compose_max(g1, m1, g2, m2):
 ''',
     "_in_runs": '''
 @triton.jit
-def _in_runs(C: tl.constexpr, RUN: tl.constexpr):
-    """The token of every row of a tile of C, where row r (C / RUN) + s is token s RUN + r."""
+def _in_runs(C: tl.constexpr, RUNS: tl.constexpr):
+    """The token of every row of a tile of C, where row r RUNS + s is token r of run s."""
     row = tl.arange(0, C)
-    return row % (C // RUN) * RUN + row // (C // RUN)
+    return row % RUNS * (C // RUNS) + row // RUNS
 ''',
     "_reshaped": """
 @triton.jit

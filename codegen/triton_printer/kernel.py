@@ -179,8 +179,8 @@ class KernelPrinter:
         lanes = f"tl.arange(0, {axis.block_name})"
         if axis.root.place != "whole" and axis.tiles > 1:
             lanes = f"{self.layout.tile_index(name)} * {axis.block_name} + {lanes}"
-        elif axis.root.kind == "rows" and self.launch.run > 1:
-            lanes = f"_in_runs({axis.block_name}, {self.launch.run})"
+        elif axis.root.kind == "rows" and self.layout.runs is not None:
+            lanes = f"_in_runs({axis.block_name}, {self.layout.axes[self.layout.runs].block_name})"
         if name == self._innermost() and self.launch.vector:
             lanes = f"tl.max_contiguous({lanes}, {min(self.launch.vector, axis.block)})"
         self._define(axis.index, lanes)
@@ -272,7 +272,7 @@ class KernelPrinter:
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
         counted = f"range({first}, {bound})"
-        if loop.over == "chunks" and self.launch.run > 1:  # without products of matrices Triton prefetches when told
+        if loop.over == "chunks" and self.layout.runs is not None:  # without dots, Triton prefetches when told
             counted = f"tl.range({first}, {bound}, num_stages={self.launch.num_stages})"
         self._line(f"for {'step' if loop.reverse else index} in {counted}:")
         self.depth += 1

@@ -50,7 +50,6 @@ class OperationPrinter:
     ) -> None:
         """``inlinable``: values that are written where they are used if that is short, or if they have no name."""
         self.layout, self.names, self.padding, self.inlinable = layout, names, padding, inlinable
-        self.run = layout.config.launch(layout.kernel.name).run
         self.tiles: dict[str, Tile] = {}
         self.inlined: set[str] = set()
         self.selections: dict[str, Let] = {}
@@ -362,12 +361,14 @@ class OperationPrinter:
         return self._print_before_runs(let, "_prescan_max")
 
     def _print_before_runs(self, let: Let, helper: str) -> list[str]:
-        """The helper takes rows in front, and gives what comes after the last row with the other axes as one."""
-        axes = self._rows_first(let)
+        """The helper takes rows in front, and gives what comes before runs and after all with the other axes as one."""
+        axes, runs = self._along_rows(let)
         steps = self._listed(let.args, axes, let.out.is_complex)
         outs = [part for out in let.outs for part in self._declared(out)]
-        ends = outs[len(outs) // 2 :]
-        lines = [f"{', '.join(outs)} = {helper}({steps}, {self.run}{self._flags(let)})"]
+        before, ends = outs[: len(outs) // 2], outs[len(outs) // 2 :]
+        lines = [f"{', '.join(outs)} = {helper}({steps}, {self.layout.axes[runs[0]].block_name}{self._flags(let)})"]
+        if len(axes) != 2:
+            lines += [f"{each} = tl.reshape({each}, {self.layout.shape(runs)})" for each in before]
         if len(axes) > 2:
             lines += [f"{end} = tl.reshape({end}, {self.layout.shape(axes[1:])})" for end in ends]
         elif len(axes) == 1:
@@ -381,29 +382,28 @@ class OperationPrinter:
         return self._print_from_runs(let, "_resume_max")
 
     def _print_from_runs(self, let: Let, helper: str) -> list[str]:
-        axes = self._rows_first(let)
-        is_complex = let.out.is_complex
-        steps = self._listed(let.args[:2], axes, is_complex)
-        runs = ", ".join(part for run in let.args[2:4] for part in self.tile(run).parts.parts())
-        first = self._listed(let.args[4:], axes[1:], is_complex)
+        axes, runs = self._along_rows(let)
+        steps = self._listed(let.args[:2], axes, let.out.is_complex)
+        first = self._listed(let.args[2:], runs, let.out.is_complex)
         outs = ", ".join(self._declared(let.out))
-        picked = "" if is_complex else "[0]"
-        return [f"{outs} = {helper}({steps}, ({runs}), {first}, {self.run}{self._flags(let)}){picked}"]
+        picked = "" if let.out.is_complex else "[0]"
+        return [f"{outs} = {helper}({steps}, {first}{self._flags(let)}){picked}"]
 
-    def _rows_first(self, let: Let) -> tuple[str, ...]:
-        axes = self.layout.order(let.out.axes)
-        if axes[0] != let.attr("axis"):
-            raise ValueError(f"{let.op} along {let.attr('axis')}, which is not the first of {axes}")
-        return axes
+    def _along_rows(self, let: Let) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The axes of a scan's rows, which stand first, and those of its runs."""
+        rows, runs = str(let.attr("axis")), str(let.attr("runs"))
+        rest = self.layout.order(tuple(a for a in let.out.axes if a not in (rows, runs)))
+        for first in (rows, runs):
+            if self.layout.order((first, *rest)) != (first, *rest):
+                raise ValueError(f"{let.op} along {first}, which is not the first of its axes")
+        return (rows, *rest), (runs, *rest)
 
     def _listed(self, values: tuple[Value, ...], axes: tuple[str, ...], is_complex: bool) -> str:
-        """The parts of all values in the shape of ``axes``, as a tuple; a tile of no axes has one entry."""
+        """The parts of all values in the shape of ``axes``, as a tuple."""
         texts: list[str] = []
         for value in values:
             parts = self.expanded(value, axes)
             texts += [parts.re, parts.im or f"tl.zeros_like({parts.re})"] if is_complex else [parts.re]
-        if not axes:
-            texts = [f"tl.full((1,), {bare(text)}, tl.float32)" for text in texts]
         return f"({', '.join(bare(text) for text in texts)}{',' if len(texts) == 1 else ''})"
 
     def _flags(self, let: Let) -> str:
