@@ -201,7 +201,9 @@ def main(
         raise click.UsageError("--small and --large exclude one another")
     default, settings = (LARGE_TASKS, LARGE) if large else (SMALL_TASKS, SMALL) if small else (EASY_TASKS, Settings())
     settings = override(settings, options)
-    if longest:
+    if longest is not None:
+        if longest < settings.lengths[0]:
+            raise click.BadParameter(f"the shortest words have {settings.lengths[0]} letters", param_hint="--longest")
         settings = replace(settings, lengths=tuple(n for n in settings.lengths if n <= longest))
     found = compare(tasks or default, settings, models)
     print(found)

@@ -190,6 +190,11 @@ def test_words_grow_once_learned() -> None:
     assert [int(line.split()[1]) for line in lines] == [30, 40]
 
 
+def test_longest_word_is_one_of_the_lengths() -> None:
+    outcome = CliRunner().invoke(state_tracking.main, ["--small", "--longest", "1"])
+    assert outcome.exit_code == 2 and "the shortest words have 2 letters" in outcome.output
+
+
 def test_gates_start_where_told() -> None:
     """beta in (0, 2) near 2; g in (-inf, 0] spread as ever."""
     op = recur.load(zoo.path("gated_delta_net"))
