@@ -89,5 +89,6 @@ def test_a_decay_keeps_the_digits_of_rounded_operands(name: str, monkeypatch: py
 
 def test_kernels_read_other_rows_from_memory() -> None:
     source = load(str(path("gla"))).source("triton", strategy="chunkwise")
-    assert source.index("tl.store(log_S_ptr") < source.index("tl.debug_barrier()") < source.index("G_3 = tl.load(log_S_ptr")
+    stored, waits, read = map(source.index, ("tl.store(log_S_ptr", "tl.debug_barrier()", "G_3 = tl.load(log_S_ptr"))
+    assert stored < waits < read
     assert "tl.gather" not in source
