@@ -27,33 +27,31 @@ OPERATORS = ("hgrn", "mingru", *SELECTIVE, "lru")
 LIMITS = {"output": 0.005, "final": 0.005, "gradient": 0.02}
 TIMEOUT = 150
 
-# rows: tokens in a chunk; width: channels in a tile; warps: forward and backward; relay: a program for every chunk;
-# stages: chunks in flight where one program walks; vector: neighbouring channels of a thread.
+# rows: tokens in a chunk; width: channels in a tile; warps; runs: of tokens in a chunk; relay: a program for every
+# chunk; anew: which computes its tiles twice, forward and backward; vector: neighbouring channels of a thread; stages:
+# chunks in flight where one program walks.
 Launch = dict[str, Any]
 ELEMENTWISE: tuple[Launch, ...] = (
     {},
-    {"relay": False},
-    {"relay": False, "stages": 3, "warps": (8, 16)},
-    {"relay": False, "stages": 3, "warps": (8, 16), "width": 16, "rows": 256},
-    {"rows": 256, "width": 32, "warps": (8, 16)},
+    {"anew": (False, False)},
+    {"anew": (True, True)},
+    {"rows": 256, "warps": 8},
+    {"warps": 8},
+    {"warps": 8, "vector": 2, "runs": 16},
     {"rows": 256, "width": 16},
-    {"rows": 512, "width": 16, "warps": (8, 16)},
-    {"rows": 512, "width": 32, "warps": (16, 16)},
     {"rows": 64, "width": 64},
-    {"width": 64, "warps": (8, 16)},
-    {"width": 16, "warps": (4, 4)},
-    {"warps": (8, 8)},
-    {"warps": (4, 4)},
-    {"vector": 8},
-    {"vector": 2},
+    {"rows": 64, "width": 32},
+    {"width": 64, "warps": 8},
+    {"width": 16},
+    {"relay": False, "stages": 3, "warps": 8},
 )
 STATES: tuple[Launch, ...] = (
     {},
-    {"relay": False},
-    {"rows": 8, "width": 32, "warps": (4, 8)},
+    {"anew": (False, False)},
+    {"width": 16, "warps": 4},
     {"rows": 32, "width": 16},
-    {"width": 16, "warps": (4, 8)},
-    {"warps": (4, 8)},
+    {"rows": 32, "width": 8, "warps": 4},
+    {"relay": False},
 )
 
 
@@ -118,26 +116,28 @@ def answer(work: Any, task: tuple[str, Launch], send: Any) -> None:
 
 
 def use_launch(launch: Launch) -> None:
-    """Scans of this process are printed for the launch."""
+    """Scans of this process are planned and printed for the launch."""
     from dataclasses import replace
 
     from recur.codegen.triton_printer import config
     from recur.ir.tile import Kernel
-    from recur.strategies import associative_scan
+    from recur.strategies.associative_scan import Scan
 
     chosen = config.scan_launch
-    if "rows" in launch:
-        associative_scan.Scan.chunk = property(lambda scan: launch["rows"])  # type: ignore[assignment,method-assign]
+    for option, attribute in (("rows", "chunk"), ("warps", "warps"), ("runs", "run_count")):
+        if option in launch:
+            setattr(Scan, attribute, launch[option])
+    if "width" in launch:
+        fitted = Scan.widths.func
+        Scan.widths = property(  # type: ignore[assignment,method-assign]
+            lambda scan: tuple((axis, min(launch["width"], width)) for axis, width in fitted(scan))
+        )
 
     def scan_launch(kernel: Kernel, *args: Any) -> config.Launch:
-        forward, backward = launch.get("warps", (None, None))
-        warps = backward if kernel.name.endswith("backward") else forward
-        widths = tuple((axis, launch.get("width", width)) for axis, width in kernel.widths)
-        found = chosen(replace(kernel, widths=widths, warps=warps or kernel.warps), *args)
+        found = chosen(kernel, *args)
         given = {key: launch[key] for key in ("relay", "vector") if key in launch}
         given["num_stages"] = launch.get("stages", found.num_stages)
-        if "vector" in launch:  # as many values a thread as before
-            given["run"] = max(found.run * config.VECTOR // launch["vector"], 1)
+        given["anew"] = launch.get("anew", (found.anew, found.anew))[kernel.name.endswith("backward")]
         return replace(found, **given)
 
     config.scan_launch = scan_launch

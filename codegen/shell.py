@@ -133,7 +133,7 @@ class Shell:
             "ledger": list(ledger.values()),
             "target": tuple_target(list(ledger.values())),
             "gradients": [ledger.get(b.name, "None") for b in inputs],
-            "with_backward": ", with_backward=any(ctx.needs_input_grad)" if self.is_compiled else "",
+            "with_backward": ", with_backward=with_backward and any(ctx.needs_input_grad)" if self.is_compiled else "",
         }
 
     # --- the composing function ---------------------------------------------------------------------------------------
@@ -265,6 +265,7 @@ class Shell:
             finals.append(name)
         arguments = ", ".join(inputs)
         if plan.gradients:
+            arguments = f"torch.is_grad_enabled(), {arguments}" if self.is_compiled else arguments
             call = f"{tuple_target(results + finals)} = {stage_function(plan.stage)}.apply({arguments})"
             return [call, *self.split_lines(plan, dict(zip(results + finals, plan.results + plan.final, strict=True)))]
         return [

@@ -14,27 +14,30 @@ Permutation = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Task:
-    """A word problem: table[state, letter] is the next state; a word starts in state 0."""
+    """A word problem over a group's elements, by number: the product of any two, and those that are letters."""
 
     name: str
-    table: Tensor
+    product: Tensor
+    letters: Tensor
 
     @property
     def states(self) -> int:
-        return self.table.shape[0]
+        return self.product.shape[0]
 
-    @property
-    def letters(self) -> int:
-        return self.table.shape[1]
+    def to(self, device: str) -> Task:
+        return Task(self.name, self.product.to(device), self.letters.to(device))
 
     def words(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random words and the states after each letter, both [batch, length]."""
-        word = torch.randint(self.letters, (batch, length), generator=generator)
-        state, states = torch.zeros(batch, dtype=torch.long), []
-        for letter in word.unbind(1):
-            state = self.table[state, letter]
-            states.append(state)
-        return word, torch.stack(states, 1)
+        """Random words and the states after each letter, both [batch, length]; task and generator on one device.
+
+        The products are associative: each state is that of twice as many letters after every round.
+        """
+        word = torch.randint(len(self.letters), (batch, length), generator=generator, device=generator.device)
+        states, done = self.letters[word], 1
+        while done < length:
+            states = torch.cat((states[:, :done], self.product[states[:, :-done], states[:, done:]]), 1)
+            done *= 2
+        return word, states
 
 
 def then(first: Permutation, second: Permutation) -> Permutation:
@@ -69,7 +72,8 @@ def word_problem(name: str, letters: Sequence[Permutation]) -> Task:
     """Words over the letters; the states are the elements of the group that they generate."""
     elements = generated(letters)
     index = {element: i for i, element in enumerate(elements)}
-    return Task(name, torch.tensor([[index[then(e, letter)] for letter in letters] for e in elements]))
+    product = [[index[then(a, b)] for b in elements] for a in elements]
+    return Task(name, torch.tensor(product), torch.tensor([index[letter] for letter in letters]))
 
 
 def swaps(n: int) -> list[Permutation]:

@@ -21,6 +21,7 @@ class RecurrentLayer(nn.Module):
     heads: H of the recurrence; every head has its own projections and params.
     sizes: the sizes of the spec's dims; those left out have ``width // heads``, or less (see dim_sizes).
     conv: taps of the depthwise convolution; 1 for none.
+    gate_bias: where inputs with a range start inside it, before the sigmoid: 0 for the middle. Log-decays are spread.
     backend, strategy: handed to the op.
     """
 
@@ -32,6 +33,7 @@ class RecurrentLayer(nn.Module):
         sizes: Mapping[str, int] | None = None,
         *,
         conv: int = 4,
+        gate_bias: float = 0.0,
         backend: str = "auto",
         strategy: str = "auto",
     ) -> None:
@@ -51,7 +53,7 @@ class RecurrentLayer(nn.Module):
         out = self._output_width()
         self.norm = nn.RMSNorm(out // heads, eps=1e-6)
         self.project_out = nn.Linear(out, width, bias=False)
-        self._spread_gates()
+        self._start_gates(gate_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv is not None:
@@ -93,14 +95,14 @@ class RecurrentLayer(nn.Module):
             outputs, _ = self.op.reference(*self.arguments(torch.zeros(1, 1, self.project_in.in_features)))
         return join_outputs(outputs).flatten(2).shape[-1]
 
-    def _spread_gates(self) -> None:
-        """Log-decays start between forgetting in a few steps and in hundreds."""
+    def _start_gates(self, gate_bias: float) -> None:
+        """Log-decays start between forgetting in a few steps and in hundreds, other gates where they are told."""
         with torch.no_grad():
             for v, bias in zip(self.inputs, self.project_in.bias.split(self.widths), strict=True):
                 if v.range is not None and math.isinf(v.range.low) and v.range.high == 0:
                     bias.copy_(torch.linspace(1, 6, bias.numel()))
                 elif v.range is not None:
-                    bias.zero_()
+                    bias.fill_(gate_bias)
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""What the training scripts share: the device, a loop with a budget of steps and of minutes, tables of results."""
+"""What the training scripts share: options, a loop with a budget of steps and of minutes, tables of results."""
 
 from __future__ import annotations
 
@@ -8,15 +8,31 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import torch
 from torch import Tensor, nn
 
+from recur.examples.plots import save_curves
+
 Report = Callable[[str], None]
-Rows = Mapping[str, Sequence[float]]  # a name, and a number for each column
+Command = TypeVar("Command", bound=Callable[..., None])
+Settings = TypeVar("Settings")  # a frozen dataclass with a device
+
+OPTIONS = (
+    click.option("--steps", type=int, help="Of training, for each model."),
+    click.option("--minutes", type=float, help="For all models together; training ends early where they are too few."),
+    click.option("--batch", type=int),
+    click.option("--rate", type=float, help="AdamW's at its peak."),
+    click.option("--device", default="auto", help="cuda, cpu or auto."),
+    click.option("--backend", help="triton, torch or auto."),
+    click.option("--seed", type=int),
+    click.option("--results", metavar="FILE", help="Where to save the table: a .md or a .json file."),
+    click.option("--plot", metavar="PNG", help="Where to save the curves (needs matplotlib)."),
+)
 
 
 @dataclass(frozen=True)
@@ -65,17 +81,71 @@ def train(model: nn.Module, loss_at: Callable[[int, float], Tensor], schedule: S
                 break
 
 
-def pick_from_curriculum(items: Sequence[int], step: int, progress: float) -> int:
-    """The items in turn; the first one from the start, the later ones joining over the first half of training."""
-    joined = min(len(items), 1 + int(2 * progress * len(items)))
-    return items[step % joined]
-
-
 def warmup_then_cosine(progress: float) -> float:
     """The factor on the peak rate."""
     if progress < 0.1:
         return 0.05 + 0.95 * progress / 0.1
     return 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a script measured: for every name a row, with a number for each column.
+
+    measure, over: what the numbers say, and what the columns are.
+    """
+
+    title: str
+    measure: str
+    over: str
+    columns: Sequence[int]
+    rows: Mapping[str, Sequence[float]]
+
+    @property
+    def corner(self) -> str:
+        return f"{self.measure}, {self.over}"
+
+    def __str__(self) -> str:
+        """In columns, for a terminal."""
+        width = max(len(name) for name in (self.corner, *self.rows)) + 2
+        head = self.corner.ljust(width) + "".join(f"{column:>8}" for column in self.columns)
+        body = (name.ljust(width) + "".join(f"{x:8.3f}" for x in row) for name, row in self.rows.items())
+        return "\n".join([head, *body])
+
+    def save(self, path: str | Path, note: str) -> None:
+        """Writes a ``.md`` or a ``.json`` file. Raises BadParameter for another ending."""
+        path = Path(path)
+        if path.suffix == ".json":
+            rows = {name: list(row) for name, row in self.rows.items()}
+            record = {"title": self.title, "note": note, "columns": list(self.columns), "rows": rows}
+            text = json.dumps(record, indent=1) + "\n"
+        elif path.suffix == ".md":
+            head = " | ".join(["", self.corner, *map(str, self.columns), ""]).strip()
+            rule = "| --- " * (len(self.columns) + 1) + "|"
+            body = [f"| {name} | " + " | ".join(f"{x:.3f}" for x in row) + " |" for name, row in self.rows.items()]
+            text = "\n".join([f"# {self.title}", "", note, "", head, rule, *body, ""])
+        else:
+            raise click.BadParameter(f"results go to a .md or a .json file, not to {path}", param_hint="--results")
+        path.write_text(text, encoding="utf-8")
+        click.echo(f"saved {path}")
+
+    def plot(self, path: str | Path, mark: float | None = None) -> None:
+        """Saves a curve for each row; ``mark`` is a column to draw a line at."""
+        curves = {name: list(zip(map(float, self.columns), row, strict=True)) for name, row in self.rows.items()}
+        save_curves(path, curves, {}, self.over, self.measure, self.title, x_mark=mark)
+
+
+def training_options(command: Command) -> Command:
+    """A command with OPTIONS; those not given are None."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def override(settings: Settings, given: Mapping[str, object]) -> Settings:
+    """The settings with the options that were given, on a device that is here."""
+    told = {name: value for name, value in given.items() if value not in (None, ())}
+    return replace(settings, **told | {"device": pick_device(str(given["device"]))})  # type: ignore[type-var]
 
 
 def run_note(settings: object) -> str:
@@ -84,26 +154,3 @@ def run_note(settings: object) -> str:
     where = torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
     script = f"python examples/{Path(sys.argv[0]).name}"
     return f"`{shlex.join([*script.split(), *sys.argv[1:]])}`\n\nPyTorch {torch.__version__}, {where}. {settings}"
-
-
-def show_table(corner: str, columns: Sequence[object], rows: Rows) -> str:
-    """The rows' names and numbers in columns, for a terminal."""
-    width = max(len(name) for name in (corner, *rows)) + 2
-    head = corner.ljust(width) + "".join(f"{column!s:>8}" for column in columns)
-    return "\n".join([head, *(name.ljust(width) + "".join(f"{x:8.3f}" for x in row) for name, row in rows.items())])
-
-
-def save_table(path: str | Path, title: str, note: str, corner: str, columns: Sequence[object], rows: Rows) -> None:
-    """Writes the table to a ``.md`` or a ``.json`` file. Raises BadParameter for another ending."""
-    path = Path(path)
-    if path.suffix == ".json":
-        record = {"title": title, "note": note, "columns": list(columns), "rows": {n: list(r) for n, r in rows.items()}}
-        text = json.dumps(record, indent=1) + "\n"
-    elif path.suffix == ".md":
-        head = f"| {corner} | " + " | ".join(map(str, columns)) + " |\n" + "| --- " * (len(columns) + 1) + "|\n"
-        body = "".join(f"| {name} | " + " | ".join(f"{x:.3f}" for x in row) + " |\n" for name, row in rows.items())
-        text = f"# {title}\n\n{note}\n\n{head}{body}"
-    else:
-        raise click.BadParameter(f"results go to a .md or a .json file, not to {path}", param_hint="--results")
-    path.write_text(text, encoding="utf-8")
-    click.echo(f"saved {path}")

@@ -103,7 +103,9 @@ class Op:
         """One token, for decoding: (outputs, new state), from inputs [B, H, *dims] and params [H, *dims].
 
         ``state``: what the last step or a call's final state gave; None starts a sequence. Errors as for a call.
+        ``strategy``: "auto" is the sequential one here: there is nothing to run in parallel.
         """
+        strategy = "sequential" if strategy == "auto" else strategy
         call = self._binder.bind(args, kwargs, one_token=True)
         outputs, final = self._run(call, state, "state", True, strategy, backend, debug)
         assert final is not None

@@ -23,7 +23,7 @@ from recur import zoo
 from recur.examples import associative_recall, groups, language_model, quickstart, state_tracking
 from recur.examples.groups import TASKS
 from recur.examples.layer import RecurrentLayer, bound, dim_sizes, factors_of_state, free_dims, into_range
-from recur.examples.training import Schedule, save_table, show_table, train
+from recur.examples.training import Schedule, Table, train
 from recur.ir.spec import Range
 
 
@@ -144,7 +144,7 @@ def test_word_problems() -> None:
     generator = torch.Generator().manual_seed(0)
     word, states = TASKS["parity"].words(3, 20, generator)
     assert torch.equal(states, word.cumsum(1) % 2)
-    assert [(t.states, t.letters) for t in TASKS.values()] == [
+    assert [(t.states, len(t.letters)) for t in TASKS.values()] == [
         (2, 2), (6, 4), (6, 6), (12, 12), (24, 24), (60, 3), (60, 60), (120, 120)
     ]  # fmt: skip
 
@@ -162,7 +162,7 @@ def test_words_are_products_of_permutation_matrices(letters: list[groups.Permuta
 
 def test_negative_eigenvalues_learn_parity() -> None:
     settings = state_tracking.Settings(steps=60, tested=(64, 128))
-    found = state_tracking.compare(["parity"], settings, report=lambda line: None)
+    found = state_tracking.compare(["parity"], settings, report=lambda line: None).rows
     assert found["parity, delta_0_2"][1] > 0.9
     assert found["parity, delta_0_1"][1] < 0.7
 
@@ -170,12 +170,39 @@ def test_negative_eigenvalues_learn_parity() -> None:
 @pytest.mark.parametrize("model", ["product_1", "product_3", "blocks_4", "slice_4"])
 def test_trackers_train(model: str) -> None:
     """A short run of each kind of transition, twice the same, better than a guess where words are short."""
-    settings = replace(state_tracking.SMALL, steps=30, lengths=(2, 4), tested=(1, 40), rate=2e-2)
+    settings = state_tracking.Settings(steps=30, lengths=(2, 4), tested=(1, 40), strategy="sequential")
     first, again = (
         state_tracking.train_tracker(TASKS["S3"], model, settings, report=lambda line: None) for _ in range(2)
     )
     assert first == again
     assert first[0] > 0.4
+
+
+def test_words_grow_once_learned() -> None:
+    """By the mean of ten losses, the ten that are counted anew at each length; the last length stays."""
+    lines: list[str] = []
+    curriculum = state_tracking.Curriculum((2, 4, 8), 0.2, lines.append)
+    lengths = []
+    for step, loss in enumerate([0.3] * 10 + [0.0] * 5 + [0.5] * 5 + [0.1] * 40):
+        lengths.append(curriculum.length)
+        curriculum.record(step, torch.tensor(loss))
+    assert lengths == [2] * 30 + [4] * 10 + [8] * 20
+    assert [int(line.split()[1]) for line in lines] == [30, 40]
+
+
+def test_longest_word_is_one_of_the_lengths() -> None:
+    outcome = CliRunner().invoke(state_tracking.main, ["--small", "--longest", "1"])
+    assert outcome.exit_code == 2 and "the shortest words have 2 letters" in outcome.output
+
+
+def test_gates_start_where_told() -> None:
+    """beta in (0, 2) near 2; g in (-inf, 0] spread as ever."""
+    op = recur.load(zoo.path("gated_delta_net"))
+    middle, high = (RecurrentLayer(op, 16, heads=2, gate_bias=bias) for bias in (0.0, 4.0))
+    x = torch.zeros(1, 3, 16)
+    (*_, g, beta), (*_, high_g, high_beta) = middle.arguments(x), high.arguments(x)
+    assert torch.equal(beta, torch.ones(1, 3, 2)) and (high_beta > 1.9).all()
+    assert torch.equal(g, high_g)
 
 
 def test_associative_recall_batch() -> None:
@@ -194,7 +221,7 @@ def test_associative_recall_batch() -> None:
 def test_associative_recall_learns() -> None:
     """A few steps on little; the same twice."""
     settings = replace(associative_recall.SMALL, pairs=(2,), states=(8,), vocabulary=8, steps=60, rate=1e-2)
-    first, again = (associative_recall.compare(["delta_net"], settings, lambda line: None) for _ in range(2))
+    first, again = (associative_recall.compare(["delta_net"], settings, lambda line: None).rows for _ in range(2))
     assert first == again
     assert first["delta_net, dims of 8"][0] > 0.4
 
@@ -217,14 +244,15 @@ def test_training_stops_in_time(tmp_path: Path) -> None:
 
 def test_tables(tmp_path: Path) -> None:
     rows = {"first": [0.5, 1.0], "second, longer": [0.25, 0.125]}
-    lines = show_table("of", (8, 16), rows).splitlines()
+    table = Table("Title", "right", "of", (8, 16), rows)
+    lines = str(table).splitlines()
     assert len({len(line) for line in lines}) == 1
     for name in ("t.md", "t.json"):
-        save_table(tmp_path / name, "Title", "A note.", "of", (8, 16), rows)
+        table.save(tmp_path / name, "A note.")
     assert "| second, longer | 0.250 | 0.125 |" in (tmp_path / "t.md").read_text()
     assert json.loads((tmp_path / "t.json").read_text())["rows"] == rows
     with pytest.raises(click.BadParameter, match="csv"):
-        save_table(tmp_path / "t.csv", "Title", "A note.", "of", (8, 16), rows)
+        table.save(tmp_path / "t.csv", "A note.")
 
 
 def test_recall_batch() -> None:
@@ -270,7 +298,7 @@ def test_scripts_start(script: str) -> None:
 def test_results_are_saved(tmp_path: Path) -> None:
     """The scripts' command lines, at their shortest, write what they found."""
     for script, options in (
-        (state_tracking, ["--task", "parity", "--model", "product_1"]),
+        (state_tracking, ["--task", "parity", "--model", "product_1", "--longest", "32"]),
         (associative_recall, ["--small", "--recurrence", "retnet", "--state", "4"]),
     ):
         file = tmp_path / f"{script.__name__}.json"

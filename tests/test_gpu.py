@@ -56,11 +56,12 @@ def test_addresses_that_are_not_aligned(name: str) -> None:
 def test_cuda_graphs_and_other_streams(name: str) -> None:
     op = recur.load(zoo.path(name))
     x = draw(op)
-    weight = torch.randn_like(op(**x)[0])
+    weight = torch.randn_like(op(**x)[0].detach())
 
     def step() -> tuple[torch.Tensor, ...]:
         output, _ = op(**x)
-        return output, *torch.autograd.grad(output, list(x.values()), weight)
+        # A graph kept alive keeps its leaves on the stream that it was made on, which a capture may not join.
+        return output.detach(), *torch.autograd.grad(output, list(x.values()), weight)
 
     expected = step()
     stream = torch.cuda.Stream()

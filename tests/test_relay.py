@@ -103,10 +103,11 @@ def test_lengths(T: int, launch: Launch) -> None:
     check(TEXTS["real"], T=T)
 
 
-@pytest.mark.parametrize("tokens", (1, 4, CHUNK))
+@pytest.mark.parametrize("runs", (1, 4, CHUNK))
 @pytest.mark.parametrize("kind", ("real", "complex, two states", "a log scale"))
-def test_runs_of_tokens_in_a_thread(kind: str, tokens: int, launch: Launch) -> None:
-    launch(run=tokens, relay=tokens != 4)
+def test_runs_of_tokens_in_a_thread(kind: str, runs: int, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(associative_scan.Scan, "run_count", runs)
+    launch(relay=runs != 4)
     check(TEXTS[kind], T=CHUNK + 7)
 
 

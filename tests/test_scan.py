@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from stage_oracle import check_plan, random_tensors, run_steps
@@ -14,6 +16,7 @@ from recur.strategies import associative_scan
 
 SIZES = {"D": 3, "N": 2, "E": 4, "b": 3, "c": 3}
 CHUNK = 4
+RUNS = 2
 LENGTHS = (1, 3, 4, 5, 7, 17)
 
 
@@ -106,9 +109,10 @@ def gated(gate: str) -> NormalForm:
 
 
 def make_plan(normal: NormalForm) -> Plan:
+    """The plan for chunks of CHUNK tokens, in RUNS runs where a scan has runs."""
     plan = associative_scan.plan(normal, SIZES)
     assert isinstance(plan, Plan), plan
-    return plan
+    return replace(plan, fixed_sizes=tuple((n, RUNS if n == "runs" else size) for n, size in plan.fixed_sizes))
 
 
 @pytest.mark.parametrize("tokens", LENGTHS)

@@ -10,6 +10,7 @@ import os
 import pytest
 import torch
 from compare import compare
+from test_families import RECURRENCES
 
 from recur.codegen.triton_printer.helpers import HELPERS
 from recur.zoo import path
@@ -39,3 +40,12 @@ def test_tiles_of_the_state(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HELPERS, "_segments", OF_ONE_CHUNK)
     options = {"sizes": {"K": 80, "V": 72}, "dtype": torch.float32, "tolerance": 4e-4}
     compare(path(name).read_text(), "auto", "triton", T=70, B=1, H=1, **options)
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_families(name: str, extreme: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States that share weights, in segments and in tiles of the state."""
+    monkeypatch.setitem(HELPERS, "_segments", OF_ONE_CHUNK)
+    options = {"sizes": {"K": 68, "V": 6}, "dtype": torch.float32, "tolerance": 4e-4, "extreme": extreme}
+    compare(RECURRENCES[name], "chunkwise", "triton", T=130, B=1, H=1, **options)

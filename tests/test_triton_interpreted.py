@@ -107,6 +107,20 @@ recurrence gated_delta:
     output o = q @ S
 """,
     ),
+    "gradients in several tiles of either dimension": (
+        "chunkwise",
+        {"K": 72, "V": 136},
+        """
+recurrence tiles:
+    dim    K, V
+    input  q[K], k[K], v[V]
+    input  f in (-1, 1), beta in (0, 2)
+    state  S[K, V]
+    S = f * S
+    S = S + beta * outer(k, v - k @ S)
+    output o = q @ S
+""",
+    ),
     "a decay over the key dimension": (
         "chunkwise",
         {"K": 12, "V": 20},
@@ -234,3 +248,13 @@ def test_decays_over_dims(name: str, extreme: bool) -> None:
     """Several chunks: pairs by halves of blocks, below 16 rows too where gates are extreme."""
     options = {"B": 1, "H": 1, "T": 150, "sizes": {"K": 20, "V": 12}, "dtype": torch.float32, "tolerance": 4e-4}
     compare(load(str(path(name))), "chunkwise", "triton", extreme=extreme, **options)
+
+
+@pytest.mark.parametrize("strategy", ("chunkwise", "sequential"))
+def test_without_a_backward_pass_nothing_is_kept_for_one(strategy: str) -> None:
+    op = load(path("gated_delta_net"))
+    inputs = random_inputs(op.recurrence, 1, 21, 2, dim_sizes(op.recurrence, SIZES), dtype=torch.float32)
+    wanted, _ = op(**{n: x.requires_grad_() for n, x in inputs.items()}, backend="triton", strategy=strategy)
+    with torch.no_grad():
+        found, _ = op(**inputs, backend="triton", strategy=strategy)
+    assert torch.equal(found, wanted) and wanted.grad_fn is not None and found.grad_fn is None

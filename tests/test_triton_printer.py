@@ -153,8 +153,8 @@ def test_a_relay_hands_on_before_it_finishes() -> None:
     """The next chunk waits for one product: outputs are evaluated and stored after the state is handed on."""
     source = load(str(path("hgrn"))).source("triton", D=128)
     forward, backward = source.split("def h_forward_kernel")[1].split("def h_backward_kernel")
-    for text, order in ((forward, ("_prescan(", "_take(h,", "_hand_on(h_", "o_ptr +")),
-                        (backward, ("_hand_on(d_h_", "_take(d_lower_sum", "_hand_on(d_lower_sum"))):  # fmt: skip
+    for text, order in ((forward, ("_prescan(", "_take(h,", "_hand_on(h_", "_resume(", "o_ptr +")),
+                        (backward, ("_prescan(", "_take(d_h,", "_hand_on(d_h_", "_resume(", "d_f_ptr +"))):
         places = [text.index(part) for part in order]
         assert places == sorted(places), order
     assert "for chunk" not in source and "for step" not in source

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class Run:
     blocks: Mapping[str, int] = field(default_factory=dict)
     dtype: torch.dtype = torch.float64
     tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sizes = {**dict(self.plan.fixed_sizes), **self.sizes}
 
     @property
     def chunks(self) -> int:
@@ -362,20 +365,39 @@ class Program:
         return self.rows_back(s, sums), self.rows_back(s, states)
 
     def op_prescan(self, s: Let) -> tuple[Tensor, ...]:
-        return self.before_rows(s, 1.0, 0.0, torch.mul, lambda a, x, h: a * h + x)
+        return self.before_runs(s, 1.0, 0.0, torch.mul, lambda a, x, h: a * h + x)
 
     def op_maxprescan(self, s: Let) -> tuple[Tensor, ...]:
-        return self.before_rows(s, 0.0, -math.inf, torch.add, lambda g, x, m: torch.maximum(m + g, x))
+        return self.before_runs(s, 0.0, -math.inf, torch.add, lambda g, x, m: torch.maximum(m + g, x))
 
-    def before_rows(self, s: Let, decay: float, state: float, combine: Callable, step: Callable) -> tuple[Tensor, ...]:
-        """Before every row, and after the last: all rows' decays combined, and the state that starts from nothing."""
+    def before_runs(self, s: Let, decay: float, state: float, combine: Callable, step: Callable) -> tuple[Tensor, ...]:
+        """Before every run, and after all rows: their decays combined, and the state that starts from nothing."""
+        axes = tuple(s.attr("axis") if a == s.attr("runs") else a for a in s.outs[0].axes)
+        s = replace(s, outs=(replace(s.outs[0], axes=axes),))
         rows = list(zip(*self.rows_first(s), strict=True))
         like = rows[0][0] + rows[0][1]
         decays, states = [torch.full_like(like, decay)], [torch.full_like(like, state)]
         for a, x in rows:
             decays.append(combine(a, decays[-1]))
             states.append(step(a, x, states[-1]))
-        return self.rows_back(s, decays[:-1]), self.rows_back(s, states[:-1]), decays[-1], states[-1]
+        first_rows = slice(0, -1, len(rows) // self.extent(s.attr("runs")))
+        return self.rows_back(s, decays[first_rows]), self.rows_back(s, states[first_rows]), decays[-1], states[-1]
+
+    def op_resume(self, s: Let) -> Tensor:
+        return self.resumed(s, lambda a, x, h: a * h + x)
+
+    def op_maxresume(self, s: Let) -> Tensor:
+        return self.resumed(s, lambda g, x, m: torch.maximum(m + g, x))
+
+    def resumed(self, s: Let, step: Callable) -> Tensor:
+        rows = self.rows_first(Let(s.outs, s.op, s.args[:2], s.attrs))
+        starts = self.full_tile(s.args[2]).movedim(2 + s.args[2].axes.index(s.attr("runs")), 0)
+        starts = list(starts.flip(0) if dict(s.attrs).get("reverse") else starts)
+        length, states = len(rows[0]) // len(starts), []
+        for r, (a, x) in enumerate(zip(*rows, strict=True)):
+            before = states[-1][1] if r % length else starts[r // length]
+            states.append((before, step(a, x, before)))
+        return self.rows_back(s, [pair[1 if dict(s.attrs).get("inclusive") else 0] for pair in states])
 
     def op_previous(self, s: Let) -> Tensor:
         first = self.align(s.args[1], tuple(a for a in s.out.axes if a != s.attr("axis")))

@@ -114,10 +114,19 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
               "GPU model: its peers' times stand in, marked, for peers that this run does not measure.")  # fmt: skip
 @click.option("--accuracy", is_flag=True, help="Only the comparison with float64, for every operator with a peer.")
 @click.option("--profile", "profiled", is_flag=True, help="GPU time by kernel, of recur's runs.")
-@click.option("--first-call", type=click.Choice(["last", "only", "off"]), default="last",
-              help="recur's first call in a new process, caches empty and warm: after the times; alone; not at all.")
-@click.option("--warm", "warming", type=click.Choice(["first", "only", "off"]), default="first",
-              help="Compile and tune everything in parallel: first, for part of the time; and stop there; not at all.")
+@click.option(
+    "--first-call",
+    type=click.Choice(["last", "only", "off"]),
+    default="last",
+    help="recur's first call in a new process, caches empty and warm: after the times; alone; not at all.",
+)
+@click.option(
+    "--warm",
+    "warming",
+    type=click.Choice(["first", "only", "off"]),
+    default="first",
+    help="Compile and tune everything in parallel: first, for part of the time; and stop there; not at all.",
+)
 @click.option("--minutes", default=20.0, help="Nothing is started after this long.")
 @click.option("--jobs", default=max(2, (os.cpu_count() or 4) - 2), help="Processes that compile.")
 @click.option("--check-tokens", default=1000, help="The length at which results are checked.")
@@ -245,9 +254,7 @@ def time_in_turn(session: Session, plan: Plan, cold: set[tuple[str, str]]) -> No
         compare(session, what, sizes, ready, max(20.0, min(session.left, 1.5 * session.left / (len(plan) - i))))
 
 
-def compare(
-    session: Session, what: Operator, sizes: tuple[Shape, ...], names: tuple[str, ...], seconds: float
-) -> None:
+def compare(session: Session, what: Operator, sizes: tuple[Shape, ...], names: tuple[str, ...], seconds: float) -> None:
     """One operator's rows. A contestant that takes its worker down is noted, and the others go on without it."""
     ends = min(time.time() + seconds, session.ends)
     if time.time() >= ends:

@@ -338,10 +338,25 @@ def profile_table(found: Row) -> str:
     title = f"## Kernels: {found['operator']}, {found['shape']}, {found['contestant']}, {STAGES[found['stage']]}"
     total = sum(k["microseconds"] for k in found["kernels"])
     rows = [
-        [k["kernel"], k["launches"], f"{k['microseconds']:.1f}", f"{100 * k['microseconds'] / total:.0f} %"]
+        [k["kernel"], k["launches"], f"{k['microseconds']:.1f}", f"{100 * k['microseconds'] / total:.0f} %", *limits(k)]
         for k in found["kernels"]
     ]
-    return f"{title}\n\n" + table(["kernel", "launches", "microseconds", "of the GPU's time"], rows)
+    titles = ["kernel", "launches", "microseconds", "of the GPU's time", "its memory floor", "its arithmetic floor",
+              "programs", "steps", "what limits it"]  # fmt: skip
+    return f"{title}\n\n" + table(titles, rows)
+
+
+NEAR = 1.7  # times a floor: a kernel that takes no longer is limited by it
+
+
+def limits(kernel: Row) -> list[str]:
+    """Its floors, and the larger one where that is near: what takes much longer waits for its own steps."""
+    if "memory" not in kernel:
+        return [""] * 5
+    floors = {"bytes": kernel["memory"], "arithmetic": kernel["arithmetic"]}
+    name = max(floors, key=lambda n: floors[n])
+    reason = name if kernel["microseconds"] <= NEAR * floors[name] else "latency"
+    return [*(f"{x:.1f}" for x in floors.values()), f"{kernel['programs']}", f"{kernel['steps']}", reason]
 
 
 def table(titles: list[str], rows: list[list[Any]]) -> str:

@@ -285,6 +285,7 @@ def floors_of(task: Task, op: Any, what: Any, shape: Any, inputs: dict[str, Any]
 def time_one(task: Task, peer: Any, sets: list[dict[str, Any]], label: str) -> dict[str, Any]:
     """Eager times in milliseconds, peak memory in MiB, and, for recur, its kernels."""
     from . import measure as m
+    from .operators import Shape, load, operator
 
     stages = stages_of(peer, sets)
     found: dict[str, Any] = {"sets": len(sets)}
@@ -298,8 +299,10 @@ def time_one(task: Task, peer: Any, sets: list[dict[str, Any]], label: str) -> d
     if "both" in stages:
         found["peak_mb"] = m.peak_memory(stages["both"][0])
     if task.profiled and peer.package == "recur" and task.device == "cuda":
+        rates = m.Machine(task.copy, task.matmul)
+        known = m.kernel_floors(load(operator(task.operator)), Shape.parse(label), sets[0], rates)
         for stage, runs in stages.items():
-            kernels = m.profile(runs[0])
+            kernels = [k | known.get(k["kernel"], {}) for k in m.profile(runs[0])]
             tell("profile", contestant=peer.name, shape=label, stage=stage, kernels=kernels)
     return found
 

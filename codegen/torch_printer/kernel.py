@@ -16,7 +16,8 @@ from recur.ir.tile import Carry, Kernel, Let, Loop, Statement, Store, Value
 from recur.operators import OPERATORS
 
 SIGNS = {"add": "+", "sub": "-", "mul": "*"}
-WITH_SHAPES = ("contract", "weigh", "scan", "maxscan", "prescan", "maxprescan", "inverse", "cumsum")
+SCANS = ("scan", "maxscan", "prescan", "maxprescan", "resume", "maxresume")
+WITH_SHAPES = ("contract", "weigh", *SCANS, "inverse", "cumsum")
 
 
 @dataclass
@@ -170,12 +171,13 @@ class KernelPrinter:
         self.env[let.out.name] = replace(result, text=name, is_spare=False, factors=None)
 
     def bind_all(self, let: Let, result: Tensor) -> None:
-        """Several results along an axis; those after its last row lack it."""
+        """Several results along an axis, or along its runs; those after its last row lack it."""
         names = [self.function.unique(v.name) for v in let.outs]
         self.function.line(f"{', '.join(names)} = {result.text}", self.note(let, result), 1 if self.core is None else 2)
-        without = tuple(d for d in result.dims if d != let.attr("axis"))
+        along = dict(let.attrs).get("runs", let.attr("axis"))
+        without = tuple(d for d in result.dims if d != along)
         for value, name in zip(let.outs, names, strict=True):
-            dims = result.dims if let.attr("axis") in value.axes else without
+            dims = result.dims if along in value.axes else without
             self.env[value.name] = Tensor(name, dims, result.is_complex)
 
     def note(self, let: Let, result: Tensor) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 
@@ -136,40 +138,78 @@ def _maxscan(g: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False) 
 
 
 def _prescan(
-    a: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Products of a and h_r = a_r h_{r-1} + x_r from zero, along dim: before every row, and after the last one."""
-    a, x = (t.movedim(dim, 0) for t in torch.broadcast_tensors(a, x))
-    decay, h = (x.new_full((len(x) + 1, *x.shape[1:]), first) for first in (1, 0))
-    for row, before, after in _row_steps(len(x), reverse):
-        torch.mul(a[row], decay[before], out=decay[after])
-        torch.addcmul(x[row], a[row], h[before], out=h[after])
-    return _before_and_after(decay, h, dim, reverse)
+    a: torch.Tensor, x: torch.Tensor, dim: int, runs: int, reverse: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """Products of a and h_r = a_r h_{r-1} + x_r from zero, along dim: before every run of rows, and after all."""
+    return _scan_runs(a, x, dim, runs, reverse, torch.mul, _decayed_sum, (1.0, 0.0))
 
 
 def _maxprescan(
-    g: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sums of g and m_r = max(m_{r-1} + g_r, x_r) from minus infinity: before every row, and after the last one."""
-    g, x = (t.movedim(dim, 0) for t in torch.broadcast_tensors(g, x))
-    gain, m = (x.new_full((len(x) + 1, *x.shape[1:]), first) for first in (0, float("-inf")))
-    for row, before, after in _row_steps(len(x), reverse):
-        torch.add(g[row], gain[before], out=gain[after])
-        torch.maximum(m[before] + g[row], x[row], out=m[after])
-    return _before_and_after(gain, m, dim, reverse)
+    g: torch.Tensor, x: torch.Tensor, dim: int, runs: int, reverse: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """Sums of g and m_r = max(m_{r-1} + g_r, x_r) from minus infinity: before every run of rows, and after all."""
+    return _scan_runs(g, x, dim, runs, reverse, torch.add, _decayed_max, (0.0, float("-inf")))
 
 
-def _row_steps(count: int, reverse: bool) -> list[tuple[int, int, int]]:
-    """Each row in its turn, with the row boundaries before and after it."""
-    return [(r, r + 1, r) for r in reversed(range(count))] if reverse else [(r, r, r + 1) for r in range(count)]
+def _resume(
+    a: torch.Tensor, x: torch.Tensor, h: torch.Tensor, dim: int, reverse: bool = False, inclusive: bool = False
+) -> torch.Tensor:
+    """h_r = a_r h_{r-1} + x_r along dim, before every row (inclusive: after it), from h before every run of rows."""
+    return _resume_runs(a, x, h, dim, reverse, inclusive, _decayed_sum)
 
 
-def _before_and_after(
-    a: torch.Tensor, h: torch.Tensor, dim: int, reverse: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of values at all row boundaries, in front: those before every row, and those after the last one."""
-    rows, end = (slice(1, None), 0) if reverse else (slice(None, -1), -1)
-    return a[rows].movedim(0, dim), h[rows].movedim(0, dim), a[end], h[end]
+def _maxresume(
+    g: torch.Tensor, x: torch.Tensor, m: torch.Tensor, dim: int, reverse: bool = False, inclusive: bool = False
+) -> torch.Tensor:
+    """m_r = max(m_{r-1} + g_r, x_r), as _resume."""
+    return _resume_runs(g, x, m, dim, reverse, inclusive, _decayed_max)
+
+
+def _decayed_sum(a: torch.Tensor, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    return torch.addcmul(x, a, h)
+
+
+def _decayed_max(g: torch.Tensor, x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    return torch.maximum(m + g, x)
+
+
+def _in_order(x: torch.Tensor, dim: int, reverse: bool) -> torch.Tensor:
+    """x with dim in front, the other way round where a scan runs in reverse."""
+    x = x.movedim(dim, 0)
+    return x.flip(0) if reverse else x
+
+
+def _rows_of_runs(x: torch.Tensor, dim: int, runs: int, reverse: bool) -> tuple[torch.Tensor, ...]:
+    """Every run's first row [runs, ...], then every run's second, and so on."""
+    return _in_order(x, dim, reverse).unflatten(0, (runs, -1)).unbind(1)
+
+
+def _scan_runs(
+    a: torch.Tensor, x: torch.Tensor, dim: int, runs: int, reverse: bool, times: Callable, step: Callable,
+    nothing: tuple[float, float],
+) -> tuple[torch.Tensor, ...]:
+    """All runs at once, row by row; then from run to run."""
+    a, x = torch.broadcast_tensors(a, x)
+    (decay, *decays), (h, *drives) = (_rows_of_runs(t, dim, runs, reverse) for t in (a, x))
+    for a_row, x_row in zip(decays, drives, strict=True):
+        decay, h = times(a_row, decay), step(a_row, x_row, h)
+    before = [tuple(torch.full_like(h[0], value) for value in nothing)]
+    for a_run, x_run in zip(decay, h, strict=True):
+        before.append((times(a_run, before[-1][0]), step(a_run, x_run, before[-1][1])))
+    each = (torch.stack(values) for values in zip(*before[:-1], strict=True))
+    return (*((t.flip(0) if reverse else t).movedim(0, dim) for t in each), *before[-1])
+
+
+def _resume_runs(
+    a: torch.Tensor, x: torch.Tensor, h: torch.Tensor, dim: int, reverse: bool, inclusive: bool, step: Callable
+) -> torch.Tensor:
+    a, x = torch.broadcast_tensors(a, x)
+    h = _in_order(h, dim, reverse)
+    states = [h]
+    for a_row, x_row in zip(*(_rows_of_runs(t, dim, len(h), reverse) for t in (a, x)), strict=True):
+        states.append(step(a_row, x_row, states[-1]))
+    rows = torch.stack(states[1:] if inclusive else states[:-1], 1).flatten(0, 1)
+    return (rows.flip(0) if reverse else rows).movedim(0, dim)
 
 
 def _weighed_scores(x: torch.Tensor, y: torch.Tensor, gx: torch.Tensor, gy: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from recur.codegen.torch_printer.tensors import CHUNK, LEADS, TOKENS, Tensor, aligned, atom, bare, permuted, union_dims
@@ -102,7 +103,7 @@ def elementwise(let: Let, args: Args, sizes: Sizes) -> Tensor:
         return next((a for a in args if not is_zero(a)), args[0])
     if let.op == "where":
         condition, x, y = args
-        if condition.after is not None and is_zero(y) and not x.is_number:
+        if condition.after is not None and is_zero(y) and set(condition.after[:2]) <= set(x.dims):
             return triangle(x, *condition.after)
         if condition.is_number:
             condition = Tensor(f"torch.tensor({bare(condition.text)}, device={sizes.device})")
@@ -303,14 +304,34 @@ def cumsum(let: Let, args: Args, sizes: Sizes) -> Tensor:
 
 
 def scan(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    texts, dims, at, is_complex = along_rows(let, args, sizes)
+    return Tensor(f"_{let.op}({', '.join(texts)}, {at}{reverse_flag(let)})", dims, is_complex)
+
+
+def along_rows(let: Let, args: Args, sizes: Sizes) -> tuple[list[str], tuple[str, ...], int, bool]:
+    """The operands in full, their dims, where among them the rows are, and whether they are complex."""
     axis = str(let.attr("axis"))
-    dims = union_dims(let.out.axes, *args)
+    dims = union_dims(let.args[0].axes, *args)
     dims = dims if axis in dims else (*dims, axis)
     is_complex = any(a.is_complex for a in args)
     laid = [promoted(whole(a, dims, sizes), is_complex, sizes) for a in args]
-    texts = [bare(aligned(a, dims)) for a in laid]
-    at = dims.index(axis) - len(dims)
-    return Tensor(f"_{let.op}({texts[0]}, {texts[1]}, {at}{reverse_flag(let)})", dims, is_complex)
+    return [bare(aligned(a, dims)) for a in laid], dims, dims.index(axis) - len(dims), is_complex
+
+
+def prescan(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    """What comes before every run and after all: the rows' place among the dims is that of the runs."""
+    axis, runs = str(let.attr("axis")), str(let.attr("runs"))
+    texts, dims, at, is_complex = along_rows(let, args, sizes)
+    text = f"_{let.op}({', '.join(texts)}, {at}, {sizes.size(runs)}{reverse_flag(let)})"
+    return Tensor(text, tuple(runs if d == axis else d for d in dims), is_complex)
+
+
+def resume(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis, runs = str(let.attr("axis")), str(let.attr("runs"))
+    first = replace(args[2], dims=tuple(axis if d == runs else d for d in args[2].dims))
+    texts, dims, at, is_complex = along_rows(let, (*args[:2], first), sizes)
+    flag = ", inclusive=True" if dict(let.attrs).get("inclusive") else ""
+    return Tensor(f"_{let.op}({', '.join(texts)}, {at}{reverse_flag(let)}{flag})", dims, is_complex)
 
 
 def is_reverse(let: Let) -> bool:
@@ -448,7 +469,8 @@ def number(attr: Attr) -> str:
 OPERATIONS: dict[str, Operation] = {
     "const": const, "size": size, "zeros": zeros, "full": full, "eye": eye, "select": select,
     "contract": contract, "weigh": weigh, "sum": reduce_sum, "amax": reduce_amax,
-    "cumsum": cumsum, "scan": scan, "maxscan": scan, "prescan": scan, "maxprescan": scan, "inverse": inverse,
+    "cumsum": cumsum, "scan": scan, "maxscan": scan, "prescan": prescan, "maxprescan": prescan,
+    "resume": resume, "maxresume": resume, "inverse": inverse,
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
     "rename": rename, "expand": expand, "after": after, "valid": valid,
     "middle": middle, "right": right, "apart": apart, "rounded": rounded,

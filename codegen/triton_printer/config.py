@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from recur.ir.plan import Plan
 from recur.ir.tile import Axis, Kernel, Let, Loop, Statement, Value, next_power_of_two
+from recur.strategies.associative_scan import VECTOR
 
 DEFAULT_CHUNK = 64
 DOT_TILE = 8192  # elements of the largest tile of a kernel of matrix products: 64 registers a thread in four warps
@@ -15,8 +16,6 @@ SCAN_TILE = 2048  # the same for elementwise kernels, which hold many tiles at o
 WIDEST_BLOCK = 128
 ROW_TILE = 32  # tokens in a tile of rows of a longer chunk: with 64, products of pairs read registers on Hopper
 PRESCANS = ("prescan", "maxprescan")
-VECTOR = 4  # neighbouring channels that a thread of a scan holds: wide loads, and registers left for a run of tokens
-LONGEST_RUN = 32
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
 
 
@@ -24,16 +23,16 @@ MANY_DOTS = 4  # products with a largest tile that spill from four warps
 class Launch:
     """How one kernel is launched. ``blocks``: the tile widths of the axes placed on the grid or in a loop.
 
-    Kernels of scans: ``run``: how many tokens in a row a thread holds; ``vector``: how many neighbours along the
-    innermost axis, at most (0: what Triton chooses); ``relay``: a program for every chunk (see relay.py).
+    Kernels of scans: ``vector``: how many neighbours along the innermost axis a thread holds, at most (0: what Triton
+    chooses); ``relay``: a program for every chunk, ``anew``: which computes its tiles of tokens twice (see relay.py).
     """
 
     blocks: tuple[tuple[str, int], ...] = ()
     num_warps: int = 4
     num_stages: int = 2
-    run: int = 1
     vector: int = 0
     relay: bool = False
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     A kernel whose strategy knows what fits says so itself.
     """
     if kernel.role == "scan" and kernel.warps is not None:
-        return scan_launch(kernel, sizes, rows)
+        return scan_launch(kernel, sizes)
     if kernel.warps is not None:
         return Launch(kernel.widths, num_warps=kernel.warps, num_stages=kernel.stages)
     lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
@@ -128,20 +127,17 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     return Launch(tuple((name, blocks[name]) for name in tiled), num_warps=8 if heavy else 4, num_stages=2)
 
 
-def scan_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launch:
-    """A thread holds runs of tokens, so that few steps of a scan are between threads."""
+def scan_launch(kernel: Kernel, sizes: Mapping[str, int]) -> Launch:
+    """Threads hold neighbouring channels where these are all that a row has; runs of tokens are the plan's."""
     assert kernel.warps is not None
-    widths = dict(kernel.widths)
     scans = [s for s in statements_of(kernel.body) if isinstance(s, Let) and s.op in PRESCANS]
-    extents = {a.name: widths.get(a.name) or next_power_of_two(extent_size(a.extent, sizes))
-               for a in kernel.axes if a.kind == "size"}  # fmt: skip
-    row = max((math.prod(extents.get(a, 1) for a in s.out.axes) for s in scans), default=1)
-    whole = math.prod(extents[a.name] for a in kernel.axes if a.kind == "size" and a.name not in widths)
-    vector = VECTOR if whole == 1 else 1
-    threads_of_row = max(row // vector, 1)
-    runs = min(max(32 * kernel.warps // threads_of_row, 1), rows)
-    run = min(rows // runs, LONGEST_RUN)
-    return Launch(kernel.widths, kernel.warps, 2, run=run, vector=vector if whole == 1 else 0, relay=is_relayed(kernel))
+    tiled = dict(kernel.widths)
+    aside = {str(s.attr("runs")) for s in scans} | set(tiled)
+    whole = math.prod(extent_size(a.extent, sizes) for a in kernel.axes if a.kind == "size" and a.name not in aside)
+    relay = is_relayed(kernel)
+    starts = any(isinstance(s, Let) and s.op == "load" and s.access is not None and "chunk" in s.access.index
+                 for s in statements_of(kernel.body))  # fmt: skip
+    return Launch(kernel.widths, kernel.warps, 2, VECTOR if whole == 1 else 0, relay, anew=relay and starts)
 
 
 def is_relayed(kernel: Kernel) -> bool:

@@ -12,10 +12,14 @@ from pathlib import Path
 from recur.codegen.helpers import needed_functions
 
 
-def _prescan_helpers(suffix: str, compose: str, equation: str, nothing: tuple[str, ...]) -> dict[str, str]:
-    """The scan before every row, for one kind of state: ``nothing`` is the step that changes no state, by parts."""
+def _prescan_helpers(
+    suffix: str, compose: str, equation: str, step: tuple[str, ...], nothing: tuple[str, ...]
+) -> dict[str, str]:
+    """Scans of rows for one kind of state: the parts of a ``step``, and ``nothing``, the one that changes no state."""
     filled = ", ".join("tl.zeros(shape, tl.float32) * -1.0" if x == "0.0" else f"tl.full(shape, {x}, tl.float32)"
                        for x in nothing)  # fmt: skip
+    first, earlier, second, before = (", ".join(f"{moment}{part}{block}" for part in step)
+                                      for block in (1, 2) for moment in ("", "before_"))  # fmt: skip
     return {
         f"_nothing{suffix}": f'''
 @triton.jit
@@ -23,47 +27,56 @@ def _nothing{suffix}(shape: tl.constexpr):
     """The step that leaves a state as it is (-0.0, because x + -0.0 is x and compiles away)."""
     return {filled}
 ''',
-        f"_join_blocks{suffix}": f'''
+        f"_compose_rows{suffix}": f'''
 @triton.jit
-def _join_blocks{suffix}(before, steps, M: tl.constexpr, reverse: tl.constexpr):
-    """Blocks of M / 2 rows joined two at a time: the later one's rows come after all of the earlier one."""
-    shape: tl.constexpr = (before[0].shape[0] // M, M, before[0].shape[1], before[0].shape[2])
-    row = tl.arange(0, M)[None, :, None, None]
-    edge = row == (M // 2 if reverse else M // 2 - 1)
-    is_later = row < M // 2 if reverse else row >= M // 2
-    blocks = _reshaped(before, shape)
-    earlier = {compose}(*_picked(blocks, edge, 1), *_picked(_reshaped(steps, shape), edge, 1))
-    joined = {compose}(*_expanded(earlier, 1), *blocks)
-    return _reshaped(_chosen(is_later, joined, blocks), before[0].shape)
+def _compose_rows{suffix}({first}, {earlier}, {second}, {before}):
+    """Two blocks of rows, of each all its rows and those before its last one."""
+    return {compose}({first}, {second}) + {compose}({first}, {before})
+''',
+        f"_scan_rows{suffix}": f'''
+@triton.jit
+def _scan_rows{suffix}(steps):
+    """For every row along the first axis, all rows up to it, and all before it."""
+    scanned = tl.associative_scan(steps + _nothing{suffix}(steps[0].shape), 0, _compose_rows{suffix})
+    return scanned[: len(steps)], scanned[len(steps) :]
 ''',
         f"_prescan{suffix}": f'''
 @triton.jit
-def _prescan{suffix}(steps, RUN: tl.constexpr, reverse: tl.constexpr = False):
-    """{equation} for rows in front, in runs: what comes before every row, then all rows together.
+def _prescan{suffix}(steps, RUNS: tl.constexpr, reverse: tl.constexpr = False):
+    """{equation} for rows in front: what comes before every run of rows, then all rows together.
 
-    Row r S + s of a tile is token s RUN + r (`_in_runs`), so a thread may hold a run of RUN tokens in its registers:
-    rows [RUN, S, W], W the other axes together. Within runs by doubling blocks, selections that compile away, and
-    between runs by Triton's scan (whose own `reverse` is not sound).
+    Row r S + s of a tile is token r of run s (`_in_runs`), so that a thread holds runs of tokens in its registers:
+    rows [C / S, S, W], W the other axes together. There a scan takes no exchange between threads, and turning the rows
+    round compiles away; between runs it is turned by a gather (Triton's own `reverse` is not sound).
     """
-    C: tl.constexpr = steps[0].shape[0]
-    S: tl.constexpr = C // RUN
-    W: tl.constexpr = steps[0].numel // C
-    rows = _reshaped(steps, (RUN, S, W))
-    before = _nothing{suffix}((RUN, S, W))
-    for level in tl.static_range(1, 8):
-        if 1 << level <= RUN:
-            before = _join_blocks{suffix}(before, rows, 1 << level, reverse)
-    at_end = tl.arange(0, RUN)[:, None, None] == (0 if reverse else RUN - 1)
-    runs = {compose}(*_picked(before, at_end, 0), *_picked(rows, at_end, 0))
-    s = tl.arange(0, S)
-    if S > 1:
-        if reverse:
-            runs = _gathered(runs, -s + (S - 1), (S, W))
-        runs = tl.associative_scan(runs, 0, {compose})
-        earlier = _gathered(runs, tl.maximum(-s + (S - 2) if reverse else s - 1, 0), (S, W))
-        earlier = _chosen((s == (S - 1 if reverse else 0))[:, None], _nothing{suffix}((S, W)), earlier)
-        before = {compose}(*_expanded(earlier, 0), *before)
-    return _reshaped(before, steps[0].shape) + _picked(runs, (s == S - 1)[:, None], 0)
+    RUN: tl.constexpr = steps[0].shape[0] // RUNS
+    W: tl.constexpr = steps[0].numel // steps[0].shape[0]
+    after, _ = _scan_rows{suffix}(_in_order(_reshaped(steps, (RUN, RUNS, W)), reverse))
+    runs = _picked(after, tl.arange(0, RUN)[:, None, None] == RUN - 1, 0)
+    before = _nothing{suffix}((RUNS, W))
+    if RUNS > 1:
+        order = -tl.arange(0, RUNS) + (RUNS - 1) if reverse else tl.arange(0, RUNS)
+        runs, before = _scan_rows{suffix}(_gathered(runs, order, (RUNS, W)))
+        before = _gathered(before, order, (RUNS, W))
+    return before + _picked(runs, (tl.arange(0, RUNS) == RUNS - 1)[:, None], 0)
+''',
+        f"_resume{suffix}": f'''
+@triton.jit
+def _resume{suffix}(steps, first, reverse: tl.constexpr = False, inclusive: tl.constexpr = False):
+    """{equation} for rows in front, before every row or after it, from ``first`` before every run (_prescan)."""
+    RUNS: tl.constexpr = first[0].shape[0]
+    RUN: tl.constexpr = steps[0].shape[0] // RUNS
+    W: tl.constexpr = steps[0].numel // steps[0].shape[0]
+    PARTS: tl.constexpr = len(first)
+    nothing = _nothing{suffix}((RUN, RUNS, W))
+    start = _reshaped(first, (1, RUNS, W))
+    rows = _in_order(_reshaped(steps, (RUN, RUNS, W)), reverse)
+    at_first = tl.arange(0, RUN)[:, None, None] == 0
+    rows = rows[:PARTS] + _chosen(at_first, {compose}(*nothing[:PARTS], *start, *rows)[PARTS:], rows[PARTS:])
+    before = nothing[:PARTS] + _chosen(at_first, start, nothing[PARTS:])
+    scanned = tl.associative_scan(rows + before, 0, _compose_rows{suffix})
+    states = scanned[PARTS : 2 * PARTS] if inclusive else scanned[3 * PARTS :]
+    return _reshaped(_in_order(states, reverse), steps[0].shape)
 ''',
     }
 
@@ -198,10 +211,10 @@ def _compose_max(g1, m1, g2, m2):
 ''',
     "_in_runs": '''
 @triton.jit
-def _in_runs(C: tl.constexpr, RUN: tl.constexpr):
-    """The token of every row of a tile of C, where row r (C / RUN) + s is token s RUN + r."""
+def _in_runs(C: tl.constexpr, RUNS: tl.constexpr):
+    """The token of every row of a tile of C, where row r RUNS + s is token r of run s."""
     row = tl.arange(0, C)
-    return row % (C // RUN) * RUN + row // (C // RUN)
+    return row % RUNS * (C // RUNS) + row // RUNS
 ''',
     "_reshaped": """
 @triton.jit
@@ -219,6 +232,18 @@ def _expanded(parts, axis: tl.constexpr):
         wider = wider + (tl.expand_dims(parts[i], axis),)
     return wider
 """,
+    "_in_order": '''
+@triton.jit
+def _in_order(parts, reverse: tl.constexpr):
+    """The tiles with their first axis the other way round, where a scan runs in reverse."""
+    if reverse:
+        turned = ()
+        for i in tl.static_range(len(parts)):
+            turned = turned + (tl.flip(parts[i], 0),)
+        return turned
+    else:
+        return parts
+''',
     "_chosen": """
 @triton.jit
 def _chosen(condition, yes, no):
@@ -245,33 +270,35 @@ def _gathered(parts, source, shape: tl.constexpr):
         moved = moved + (tl.gather(parts[i], tl.broadcast_to(source[:, None], shape), 0),)
     return moved
 ''',
-    **_prescan_helpers("", "_compose", "h_r = a_r h_{r-1} + x_r", ("1.0", "0.0")),
+    **_prescan_helpers("", "_compose", "h_r = a_r h_{r-1} + x_r", ("a", "h"), ("1.0", "0.0")),
     **_prescan_helpers("_complex", "_compose_complex", "h_r = a_r h_{r-1} + x_r over the complex numbers",
-                       ("1.0", "0.0", "0.0", "0.0")),
-    **_prescan_helpers("_max", "_compose_max", "m_r = max(m_{r-1} + g_r, x_r)", ("0.0", 'float("-inf")')),
+                       ("a_re", "a_im", "h_re", "h_im"), ("1.0", "0.0", "0.0", "0.0")),
+    **_prescan_helpers("_max", "_compose_max", "m_r = max(m_{r-1} + g_r, x_r)", ("g", "m"), ("0.0", 'float("-inf")')),
     "_take": '''
 @triton.jit
-def _take(first, slot, step):
+def _take(first, slot, step, THREADS: tl.constexpr):
     """A carried value: ``first`` at the first step, then what the program of the step before leaves in the slot.
 
-    An empty word is -1, a NaN's bits; words are read past the caches until none is empty. Threads may hold copies of a
-    word that were read at different times, of which one counts: so all are read again once none is empty.
+    An empty word is -1, a NaN's bits; words are read past the caches until none is empty. Threads that read the same
+    word may find it at different times: so every thread reads a copy of its own, and all copies are waited for.
     """
-    is_waiting = step > 0
-    while is_waiting:
-        is_waiting = tl.max((tl.load(slot, volatile=True) == -1).to(tl.int32)) == 1
-    tl.debug_barrier()
-    return tl.where(step > 0, tl.load(slot, volatile=True).to(tl.float32, bitcast=True), first)
+    W: tl.constexpr = first.numel
+    COPIES: tl.constexpr = THREADS // W if THREADS > W else 1
+    place = slot + tl.arange(0, W * COPIES) // COPIES
+    words = tl.load(place, volatile=True)
+    while (tl.min((words != -1).to(tl.int32)) == 0) & (step > 0):
+        words = tl.load(place, volatile=True)
+    taken = tl.reshape(tl.max(tl.reshape(words, (W, COPIES)), 1), first.shape)
+    return tl.where(step > 0, taken.to(tl.float32, bitcast=True), first)
 ''',
     "_take_number": '''
 @triton.jit
 def _take_number(first, slot, step):
     """`_take` of a single number."""
-    is_waiting = step > 0
-    while is_waiting:
-        is_waiting = tl.load(slot, volatile=True) == -1
-    tl.debug_barrier()
-    return tl.where(step > 0, tl.load(slot, volatile=True).to(tl.float32, bitcast=True), first)
+    word = tl.load(slot, volatile=True)
+    while (word == -1) & (step > 0):
+        word = tl.load(slot, volatile=True)
+    return tl.where(step > 0, word.to(tl.float32, bitcast=True), first)
 ''',
     "_hand_on": '''
 @triton.jit
@@ -280,36 +307,61 @@ def _hand_on(value, slot):
     words = value.to(tl.int32, bitcast=True)
     tl.atomic_xchg(slot, tl.where(words == -1, 0x7FC00000, words), sem="relaxed")
 ''',
+    "_quarters": '''
+@triton.jit
+def _quarters(L, n: tl.constexpr, m: tl.constexpr):
+    """Of n blocks [A 0; F D] of 2 m rows: A and D, as 2 n blocks of m rows, and F."""
+    left, right = tl.split(tl.permute(tl.reshape(L, (n, 2, m, 2, m)), (0, 2, 4, 1, 3)))
+    A, F = tl.split(left)
+    _, D = tl.split(right)
+    return tl.reshape(tl.permute(tl.join(A, D), (0, 3, 1, 2)), (2 * n, m, m)), F
+''',
+    "_block_product": '''
+@triton.jit
+def _block_product(x, y, PRECISION: tl.constexpr):
+    """The products of n blocks with n others, [n, m, m]."""
+    n: tl.constexpr = x.shape[0]
+    m: tl.constexpr = x.shape[1]
+    if n == 1:
+        return tl.reshape(tl.dot(tl.reshape(x, (m, m)), tl.reshape(y, (m, m)), input_precision=PRECISION), (1, m, m))
+    return tl.dot(x, y, input_precision=PRECISION)
+''',
+    "_joined_inverses": '''
+@triton.jit
+def _joined_inverses(X, F, PRECISION: tl.constexpr):
+    """The inverses of n blocks [A 0; F D] from those of A and D, 2 n blocks X: [A^-1 0; -D^-1 F A^-1  D^-1]."""
+    n: tl.constexpr = F.shape[0]
+    m: tl.constexpr = F.shape[1]
+    A, D = tl.split(tl.permute(tl.reshape(X, (n, 2, m, m)), (0, 2, 3, 1)))
+    lower = -_block_product(D, _block_product(F, A, PRECISION), PRECISION)
+    halves = tl.join(tl.join(A, lower), tl.join(tl.zeros((n, m, m), tl.float32), D))
+    return tl.reshape(tl.permute(halves, (0, 3, 1, 4, 2)), (n, 2 * m, 2 * m))
+''',
     "_unit_lower_inverse": '''
 @triton.jit
 def _unit_lower_inverse(L, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     """(I + L)^{-1} for L strictly lower triangular, [C, C] with C = 2 ** LEVELS.
 
-    Blocks of width m = 1, 2, 4, ... are joined two at a time, X holding the inverses so far:
-        [A 0; F D]^{-1} = [A^{-1} 0; -D^{-1} F A^{-1} D^{-1}],   that is   X <- X - X F X.
-    Up to a width of W = 16 the blocks on the diagonal are a batch of their own.
+    Blocks of width m = 1, 2, 4, ... are joined two at a time, X holding the inverses so far. Up to a width of W = 16
+    that is X <- X - X F X, F the blocks between the two of a pair; beyond, products of quarters.
     """
     W: tl.constexpr = 16 if C > 16 else C
-    B: tl.constexpr = C // W
-    block = tl.arange(0, B)
-    on_diagonal = (block[:, None] == block[None, :])[:, None, :, None]
-    D = tl.sum(tl.where(on_diagonal, tl.reshape(L, (B, W, B, W)), 0.0), 2)
-    lane_row = tl.arange(0, W)[None, :, None]
-    lane_column = tl.arange(0, W)[None, None, :]
-    pairs = (lane_row // 2 == lane_column // 2) & (lane_row > lane_column)
-    X = tl.where(lane_row == lane_column, 1.0, 0.0) - tl.where(pairs, D, 0.0)
+    below = ()
+    L = tl.reshape(L, (1, C, C))
+    for i in tl.static_range(LEVELS - 4):
+        L, F = _quarters(L, 2**i, C // 2 ** (i + 1))
+        below = below + (F,)
+    row = tl.arange(0, W)[None, :, None]
+    column = tl.arange(0, W)[None, None, :]
+    pairs = (row // 2 == column // 2) & (row > column)
+    X = tl.where(row == column, 1.0, 0.0) - tl.where(pairs, L, 0.0)
     for level in tl.static_range(1, LEVELS if LEVELS < 4 else 4):
-        m = 2**level
-        F = tl.where((lane_row // (2 * m) == lane_column // (2 * m)) & (lane_row // m > lane_column // m), D, 0.0)
-        X = X - tl.dot(X, tl.dot(F, X, input_precision=PRECISION), input_precision=PRECISION)
-    X = tl.reshape(tl.where(on_diagonal, X[:, :, None, :], 0.0), (C, C))
-    row = tl.arange(0, C)[:, None]
-    column = tl.arange(0, C)[None, :]
-    for level in tl.static_range(4, LEVELS):
         m = 2**level
         F = tl.where((row // (2 * m) == column // (2 * m)) & (row // m > column // m), L, 0.0)
         X = X - tl.dot(X, tl.dot(F, X, input_precision=PRECISION), input_precision=PRECISION)
-    return X
+    for i in tl.static_range(LEVELS - 4):
+        X = _joined_inverses(X, below[LEVELS - 5 - i], PRECISION)
+    return tl.reshape(X, (C, C))
 ''',
     "_hadamard_matrix": '''
 @triton.jit

@@ -13,7 +13,7 @@ from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, ali
 from recur.codegen.triton_printer.names import name_values
 from recur.codegen.triton_printer.operations import OperationPrinter, Pair, bare, is_reverse, middle_row
 from recur.codegen.triton_printer.padding import infer_padding
-from recur.codegen.triton_printer.relay import as_relay, handed_at, handed_words
+from recur.codegen.triton_printer.relay import as_relay, handed_at, handed_lanes, handed_words
 from recur.codegen.triton_printer.templates import render
 from recur.codegen.triton_printer.wrapping import wrapped
 from recur.ir.tile import Access, Carry, Kernel, Let, Loop, Statement, Store
@@ -46,6 +46,7 @@ class PrintedKernel:
     has_dot_type: bool
     grid: tuple[tuple[str, str], ...]
     relay: int = 0
+    kept: frozenset[str] = frozenset()
 
 
 def print_kernel(
@@ -55,13 +56,16 @@ def print_kernel(
     config: StageConfig,
     complex_buffers: frozenset[str],
     absent: Mapping[str, float],
+    kept: frozenset[str],
 ) -> PrintedKernel:
-    """``dims``: the resolved dimensions of every buffer of the stage; ``absent``: as for `print_stage`."""
-    draft = KernelPrinter(kernel, dims, config, complex_buffers, absent)
+    """``dims``: the resolved dimensions of every buffer of the stage; ``absent``: as for `print_stage`; ``kept``: what
+    is written where it is there, and None where no backward pass will follow.
+    """
+    draft = KernelPrinter(kernel, dims, config, complex_buffers, absent, kept)
     draft.print(name)
     # Printed again with names for those values alone that turned out to need one.
     inlined = frozenset(draft.operations.inlined)
-    return KernelPrinter(kernel, dims, config, complex_buffers, absent, inlined).print(name)
+    return KernelPrinter(kernel, dims, config, complex_buffers, absent, kept, inlined).print(name)
 
 
 class KernelPrinter:
@@ -74,12 +78,13 @@ class KernelPrinter:
         config: StageConfig,
         complex_buffers: frozenset[str],
         absent: Mapping[str, float],
+        kept: frozenset[str],
         inlined: frozenset[str] | None = None,
     ) -> None:
         self.launch = config.launch(kernel.name)
-        kernel = as_relay(kernel) if self.launch.relay else kernel
+        kernel = as_relay(kernel, self.launch.anew) if self.launch.relay else kernel
         self.kernel, self.dims, self.config, self.complex_buffers = kernel, dims, config, complex_buffers
-        self.absent = absent
+        self.absent, self.kept = absent, kept
         self.layout = Layout(kernel, config)
         self.words = self.layout.words
         nameless = frozenset() if inlined is None else inlined
@@ -119,8 +124,9 @@ class KernelPrinter:
             body=lines,
         )
         return PrintedKernel(
-            name, text, tuple(self.buffers), counts, constants, "DOT" in words, self._grid(), self._handed_words()
-        )
+            name, text, tuple(self.buffers), counts, constants, "DOT" in words, self._grid(), self._handed_words(),
+            self.kept,
+        )  # fmt: skip
 
     def _constants(self, words: set[str]) -> tuple[tuple[str, int], ...]:
         values = {**self.layout.sizes, self.words["C"]: self.config.chunk}
@@ -181,8 +187,8 @@ class KernelPrinter:
         lanes = f"tl.arange(0, {axis.block_name})"
         if axis.root.place != "whole" and axis.tiles > 1:
             lanes = f"{self.layout.tile_index(name)} * {axis.block_name} + {lanes}"
-        elif axis.root.kind == "rows" and self.launch.run > 1:
-            lanes = f"_in_runs({axis.block_name}, {self.launch.run})"
+        elif axis.root.kind == "rows" and self.layout.runs is not None:
+            lanes = f"_in_runs({axis.block_name}, {self.layout.axes[self.layout.runs].block_name})"
         if name == self._innermost() and self.launch.vector:
             lanes = f"tl.max_contiguous({lanes}, {min(self.launch.vector, axis.block)})"
         self._define(axis.index, lanes)
@@ -276,8 +282,13 @@ class KernelPrinter:
         mask = self._mask(store.access, axes)
         masked = f", mask={mask}" if mask else ""
         parts = self.operations.expanded(store.value, axes)
+        is_kept = store.access.buffer in self.kept
+        if is_kept:
+            self._line(f"if {pointer_name(store.access.buffer)} is not None:")
+        self.depth += is_kept
         for pointer, part in zip(self._pointers(store.access, axes), parts.parts(), strict=True):
             self._line(f"tl.store({pointer}, {bare(part)}{masked})")
+        self.depth -= is_kept
         self.unseen.add(store.access.buffer)
 
     def _print_loop(self, loop: Loop) -> None:
@@ -305,7 +316,7 @@ class KernelPrinter:
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
         counted = f"range({first}, {bound})"
-        if loop.over == "chunks" and self.launch.run > 1:  # without products of matrices Triton prefetches when told
+        if loop.over == "chunks" and self.layout.runs is not None:  # without dots, Triton prefetches when told
             counted = f"tl.range({first}, {bound}, num_stages={self.launch.num_stages})"
         self._line(f"for {'step' if loop.reverse else index} in {counted}:")
         self.depth += 1
@@ -331,37 +342,40 @@ class KernelPrinter:
             self._line(line)
         self._define("chunk", f"{self.words['N']} - 1 - step" if loop.reverse else "step")
         self._define_rows_masks()
-        offsets = dict(zip((c.phi.name for c in loop.carries), handed_at(loop, self.layout), strict=True))
+        starts = dict(zip((c.phi.name for c in loop.carries), handed_at(loop, self.layout), strict=True))
         waiting, kept = list(loop.carries), list(loop.carries)
         known: set[str] = set()
         for statement in loop.body:
             read = {v.name for v in uses(statement)}
             for carry in [c for c in waiting if c.phi.name in read]:
-                self._print_take(carry, offsets[carry.phi.name])
+                self._print_take(carry, starts[carry.phi.name])
                 waiting.remove(carry)
             self._print_block((statement,))
             known |= set(defines(statement))
             for carry in [c for c in kept if c.next.name in known]:
-                self._print_hand_on(carry, offsets[carry.phi.name])
+                self._print_hand_on(carry, starts[carry.phi.name])
                 kept.remove(carry)
         for carry in waiting:  # carried along unread
-            self._print_take(carry, offsets[carry.phi.name])
+            self._print_take(carry, starts[carry.phi.name])
         for carry in kept:
-            self._print_hand_on(carry, offsets[carry.phi.name])
+            self._print_hand_on(carry, starts[carry.phi.name])
         for line in self.operations.end_carries(loop):
             self._line(line)
         if self.kernel.body[-1] is not loop:
             self._line(f"if step == {self.words['N']} - 1:")
             self.depth += 1
 
-    def _print_take(self, carry: Carry, offsets: list[str]) -> None:
-        take = "_take" if carry.phi.axes else "_take_number"
-        for name, offset in zip(self.operations.tile(carry.phi).parts.parts(), offsets, strict=True):
-            self._line(f"{name} = {take}({name}, slot + {offset}, step)")
+    def _print_take(self, carry: Carry, starts: list[int]) -> None:
+        for name, start in zip(self.operations.tile(carry.phi).parts.parts(), starts, strict=True):
+            slot = f"slot + {start}" if start else "slot"
+            taken = f"_take({name}, {slot}, step, {32 * self.launch.num_warps})"
+            self._line(f"{name} = {taken if carry.phi.axes else f'_take_number({name}, {slot}, step)'}")
 
-    def _print_hand_on(self, carry: Carry, offsets: list[str]) -> None:
+    def _print_hand_on(self, carry: Carry, starts: list[int]) -> None:
         handed = self.operations.expanded(carry.next, self.layout.order(carry.phi.axes))
-        for text, offset in zip((*handed.parts(), "0.0"), offsets, strict=False):
+        lanes = handed_lanes(carry.phi, self.layout)
+        for text, start in zip((*handed.parts(), "0.0"), starts, strict=False):
+            offset = " + ".join([*([str(start)] if start or not lanes else []), *lanes])
             self._line(f"_hand_on({bare(text)}, slot + walks * {self._handed_words()} + {offset})")
 
     def _rows_range(self, loop: Loop, count: str) -> tuple[str, str]:

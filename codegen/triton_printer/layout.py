@@ -134,7 +134,9 @@ class Layout:
         self.kernel = kernel
         self.words = _words(kernel, self.sizes)
         lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
-        self.is_scan = any(s.op in PRESCANS for s in lets) and any(g.startswith("tile:") for g in kernel.grid)
+        scans = [s for s in lets if s.op in PRESCANS]
+        self.runs = str(scans[0].attr("runs")) if scans else None  # the axis of runs of rows, in a scan
+        self.is_scan = bool(scans) and any(g.startswith("tile:") for g in kernel.grid)
         self.axes: dict[str, TileAxis] = {}
         roots = _roots(kernel)
         dotted = _dotted(kernel, roots)

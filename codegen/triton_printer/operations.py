@@ -50,7 +50,6 @@ class OperationPrinter:
     ) -> None:
         """``inlinable``: values that are written where they are used if that is short, or if they have no name."""
         self.layout, self.names, self.padding, self.inlinable = layout, names, padding, inlinable
-        self.run = layout.config.launch(layout.kernel.name).run
         self.tiles: dict[str, Tile] = {}
         self.inlined: set[str] = set()
         self.selections: dict[str, Let] = {}
@@ -356,31 +355,59 @@ class OperationPrinter:
         return self._print_composed(let, "_compose_max")
 
     def _print_prescan(self, let: Let) -> list[str]:
-        return self._print_before_rows(let, "_prescan_complex" if let.out.is_complex else "_prescan")
+        return self._print_before_runs(let, "_prescan_complex" if let.out.is_complex else "_prescan")
 
     def _print_maxprescan(self, let: Let) -> list[str]:
-        return self._print_before_rows(let, "_prescan_max")
+        return self._print_before_runs(let, "_prescan_max")
 
-    def _print_before_rows(self, let: Let, helper: str) -> list[str]:
-        """The helper takes rows in front, and gives what comes after the last row with the other axes as one."""
-        axes = self.layout.order(let.out.axes)
-        rest = axes[1:]
-        if axes[0] != let.attr("axis"):
-            raise ValueError(f"{let.op} along {let.attr('axis')}, which is not the first of {axes}")
-        inputs: list[str] = []
-        for arg in let.args:
-            parts = self.expanded(arg, axes)
-            inputs += [parts.re, parts.im or f"tl.zeros_like({parts.re})"] if let.out.is_complex else [parts.re]
+    def _print_before_runs(self, let: Let, helper: str) -> list[str]:
+        """The helper takes rows in front, and gives what comes before runs and after all with the other axes as one."""
+        axes, runs = self._along_rows(let)
+        steps = self._listed(let.args, axes, let.out.is_complex)
         outs = [part for out in let.outs for part in self._declared(out)]
-        ends = outs[len(outs) // 2 :]
-        reverse = ", reverse=True" if is_reverse(let) else ""
-        steps = ", ".join(bare(text) for text in inputs)
-        lines = [f"{', '.join(outs)} = {helper}(({steps}), {self.run}{reverse})"]
-        if len(rest) > 1:
-            lines += [f"{end} = tl.reshape({end}, {self.layout.shape(rest)})" for end in ends]
-        elif not rest:
+        before, ends = outs[: len(outs) // 2], outs[len(outs) // 2 :]
+        lines = [f"{', '.join(outs)} = {helper}({steps}, {self.layout.axes[runs[0]].block_name}{self._flags(let)})"]
+        if len(axes) != 2:
+            lines += [f"{each} = tl.reshape({each}, {self.layout.shape(runs)})" for each in before]
+        if len(axes) > 2:
+            lines += [f"{end} = tl.reshape({end}, {self.layout.shape(axes[1:])})" for end in ends]
+        elif len(axes) == 1:
             lines += [f"{end} = tl.sum({end}, 0)" for end in ends]
         return lines
+
+    def _print_resume(self, let: Let) -> list[str]:
+        return self._print_from_runs(let, "_resume_complex" if let.out.is_complex else "_resume")
+
+    def _print_maxresume(self, let: Let) -> list[str]:
+        return self._print_from_runs(let, "_resume_max")
+
+    def _print_from_runs(self, let: Let, helper: str) -> list[str]:
+        axes, runs = self._along_rows(let)
+        steps = self._listed(let.args[:2], axes, let.out.is_complex)
+        first = self._listed(let.args[2:], runs, let.out.is_complex)
+        outs = ", ".join(self._declared(let.out))
+        picked = "" if let.out.is_complex else "[0]"
+        return [f"{outs} = {helper}({steps}, {first}{self._flags(let)}){picked}"]
+
+    def _along_rows(self, let: Let) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The axes of a scan's rows, which stand first, and those of its runs."""
+        rows, runs = str(let.attr("axis")), str(let.attr("runs"))
+        rest = self.layout.order(tuple(a for a in let.out.axes if a not in (rows, runs)))
+        for first in (rows, runs):
+            if self.layout.order((first, *rest)) != (first, *rest):
+                raise ValueError(f"{let.op} along {first}, which is not the first of its axes")
+        return (rows, *rest), (runs, *rest)
+
+    def _listed(self, values: tuple[Value, ...], axes: tuple[str, ...], is_complex: bool) -> str:
+        """The parts of all values in the shape of ``axes``, as a tuple."""
+        texts: list[str] = []
+        for value in values:
+            parts = self.expanded(value, axes)
+            texts += [parts.re, parts.im or f"tl.zeros_like({parts.re})"] if is_complex else [parts.re]
+        return f"({', '.join(bare(text) for text in texts)}{',' if len(texts) == 1 else ''})"
+
+    def _flags(self, let: Let) -> str:
+        return "".join(f", {flag}=True" for flag in ("reverse", "inclusive") if dict(let.attrs).get(flag))
 
     def _print_composed(self, let: Let, combine: str) -> list[str]:
         """From the first row to the last; the other way on rows turned round (Triton's own `reverse` is not sound)."""

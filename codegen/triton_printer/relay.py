@@ -14,21 +14,30 @@ the next ones at once, and finishes. The order of every operation is that of the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from recur.codegen.torch_printer.loops import defines, split, uses
+from recur.codegen.triton_printer.config import PRESCANS
 from recur.codegen.triton_printer.layout import Layout, align
-from recur.ir.tile import Kernel, Loop, Statement, Value
+from recur.ir.tile import Kernel, Let, Loop, Statement, Store, Value
+from recur.strategies.prune import prune_statements
 
 EMPTY = -1  # as an integer; as a float a NaN that arithmetic does not give, and that is not handed on
 
 
-def as_relay(kernel: Kernel) -> Kernel:
-    """The walk with its body in the order of a relay."""
-    return replace(kernel, body=tuple(_ordered(s) if isinstance(s, Loop) else s for s in kernel.body))
+def as_relay(kernel: Kernel, anew: bool = False) -> Kernel:
+    """The walk with its body in the order of a relay.
+
+    ``anew``: tiles of tokens are loaded and computed once before the wait and once after it, so that registers hold
+    none of them meanwhile and more programs run at a time. What was read a moment ago is still near.
+    """
+    rows = {a.name for a in kernel.axes if a.kind == "rows"} if anew else set()
+    body = tuple(_ordered(s, rows) if isinstance(s, Loop) else s for s in kernel.body)
+    return replace(kernel, body=body)
 
 
-def _ordered(loop: Loop) -> Loop:
+def _ordered(loop: Loop, rows: set[str]) -> Loop:
     """First what needs no carried value, then the next values that need their own only, then the rest."""
     early = split(loop).before
     soon: list[Statement] = []
@@ -38,7 +47,24 @@ def _ordered(loop: Loop) -> Loop:
         if read & {c.phi.name for c in loop.carries} <= {carry.phi.name}:
             soon += [s for s in needed if s not in early and s not in soon]
     rest = [s for s in loop.body if s not in early and s not in soon]
-    return replace(loop, body=(*early, *soon, *rest))
+    body = (*early, *soon, *_with_copies(early, rest, rows))
+    return replace(loop, body=prune_statements(body, {c.next.name for c in loop.carries}))
+
+
+def _with_copies(early: Sequence[Statement], rest: Sequence[Statement], rows: set[str]) -> list[Statement]:
+    """The rest with its own copies of what comes early, of tiles along ``rows``; scans give values of runs of rows."""
+    copied = [s for s in early if isinstance(s, Let) and rows & set(s.out.axes) and s.op not in PRESCANS]
+    copies = {s.out.name: replace(s.out, name=f"{s.out.name}.again") for s in copied}
+    return [_with_names(s, copies) for s in (*copied, *rest)]
+
+
+def _with_names(statement: Statement, named: Mapping[str, Value]) -> Statement:
+    if isinstance(statement, Store):
+        return replace(statement, value=named.get(statement.value.name, statement.value))
+    if isinstance(statement, Let):
+        outs, args = (tuple(named.get(v.name, v) for v in values) for values in (statement.outs, statement.args))
+        return replace(statement, outs=outs, args=args)
+    raise ValueError("a relay has no loop inside its walk")
 
 
 def _needed(value: Value, body: tuple[Statement, ...]) -> list[Statement]:
@@ -60,23 +86,21 @@ def _words(value: Value, layout: Layout) -> int:
     return (2 if value.is_complex else 1) * math.prod(layout.axes[a].block for a in value.axes)
 
 
-def handed_at(loop: Loop, layout: Layout) -> list[list[str]]:
-    """For each carried value, where its parts lie beyond a program's slot: an expression of offsets."""
-    found: list[list[str]] = []
+def handed_at(loop: Loop, layout: Layout) -> list[list[int]]:
+    """For each carried value, where its parts begin beyond a program's slot."""
+    found: list[list[int]] = []
     start = 0
     for carry in loop.carries:
-        lanes = _lanes(layout.order(carry.phi.axes), layout)
-        size = _words(carry.phi, layout) // (2 if carry.phi.is_complex else 1)
-        parts = []
-        for _ in range(2 if carry.phi.is_complex else 1):
-            parts.append(" + ".join([*([str(start)] if start or not lanes else []), *lanes]))
-            start += size
-        found.append(parts)
+        parts = 2 if carry.phi.is_complex else 1
+        size = _words(carry.phi, layout) // parts
+        found.append([start + part * size for part in range(parts)])
+        start += parts * size
     return found
 
 
-def _lanes(axes: tuple[str, ...], layout: Layout) -> list[str]:
-    """Row-major offsets of a tile's entries, a term for each axis."""
+def handed_lanes(value: Value, layout: Layout) -> list[str]:
+    """Row-major offsets of a carried tile's entries, a term for each axis."""
+    axes = layout.order(value.axes)
     terms = []
     for i, axis in enumerate(axes):
         lanes = align(f"tl.arange(0, {layout.axes[axis].block_name})", (axis,), axes)

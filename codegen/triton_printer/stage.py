@@ -9,7 +9,7 @@ from recur.codegen.triton_printer.kernel import PrintedKernel, print_kernel
 from recur.codegen.triton_printer.layout import BufferDim, Layout, all_buffers, print_tuple, resolve_dims, safe_name
 from recur.codegen.triton_printer.templates import render
 from recur.ir.plan import Gradient, Plan
-from recur.ir.tile import Buffer, Kernel
+from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
 
 COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "segments": "G", "chunks": "N"}
 
@@ -35,16 +35,18 @@ class StagePrinter:
         self.absent = {**absent, **{f"d_{final.name}": 0.0 for initial, final in states if initial.name in absent}}
         aliases = (b for b in self.buffers.values() if b.of in self.absent)
         self.absent |= {b.name: self.absent[b.of] for b in aliases}
+        self.kept = kept_for_backward(plan)
         self.sizes = dict(config.sizes)
         self.dims = resolve_dims(plan, self.sizes)
         self.names = _identifiers(self.buffers)
         complex_buffers = frozenset(b.name for b in self.buffers.values() if b.is_complex)
         self.printed = {
             kernel.name: print_kernel(
-                function_name(plan.stage, kernel), kernel, self.dims, config, complex_buffers, self.absent
+                function_name(plan.stage, kernel), kernel, self.dims, config, complex_buffers, self.absent,
+                frozenset(self.kept) if kernel in plan.forward else frozenset(),
             )
             for kernel in plan.forward + plan.backward
-        }
+        }  # fmt: skip
         taken = set(self.names.values()) | {"torch", "triton", "tl", "os", "with_backward"}
         self.counts = {letter: safe_name(letter, taken) for letter in "BTHNGL"}
         self.launchers = {
@@ -59,10 +61,7 @@ class StagePrinter:
             stage=self.plan.stage,
             kernels=[self.printed[k.name] for k in self.plan.forward + self.plan.backward],
             launches={self.printed[name].name: launch for name, launch in self.config.launches},
-            argument_types={
-                p.name: [self._pointer_type(b) for b in p.buffers] + ["*i32"] * bool(p.relay) + ["i32"] * len(p.counts)
-                for p in self.printed.values()
-            },
+            argument_types={p.name: self._argument_types(p) for p in self.printed.values()},
             expected=self._expected(),
             forward=self._host("FORWARD", self.plan.forward, self._given_forward(), given_out),
             backward=self._host("BACKWARD", self.plan.backward, self._given_backward(), ()),
@@ -72,11 +71,17 @@ class StagePrinter:
             gradients=print_tuple([self._gradient(line) for line in self.plan.gradients]),
         )
 
+    def _argument_types(self, kernel: PrintedKernel) -> list[str]:
+        only_kept = f" {self.names[self.kept[0]]}" if self.kept else ""
+        pointers = [self._pointer_type(b) + only_kept * (b in kernel.kept) for b in kernel.buffers]
+        return pointers + ["*i32"] * bool(kernel.relay) + ["i32"] * len(kernel.counts)
+
     def _typed(self, kernels: tuple[Kernel, ...], given: tuple[str, ...]) -> tuple[str, ...]:
         """The tensors of a pass whose types decide those of all others: the arguments, and what may be absent."""
         used = dict.fromkeys([*given, *(b for k in kernels for b in self.printed[k.name].buffers)])
         arguments = self._given_forward()
-        return arguments + tuple(name for name in used if name in self.absent and name not in arguments)
+        absent = tuple(name for name in used if name in self.absent and name not in arguments)
+        return arguments + absent + (self.kept[:1] if kernels == self.plan.forward else ())
 
     def _expected(self) -> list[str]:
         """What the backward pass's typed tensors are expected to be, in terms of the forward pass's."""
@@ -107,12 +112,18 @@ class StagePrinter:
         needed = {b for k in kernels if not k.joins_segments for b in self.printed[k.name].buffers}
         needed |= {b.name for b in always}
         allocations = [
-            (self.names[name], self._shape(name), self._dtype(name), self._alias(name, given, needed))
+            (
+                self.names[name],
+                self._shape(name),
+                self._dtype(name),
+                self._alias(name, given, needed),
+                name in self.kept,
+            )
             for name in allocated
         ]
         launches = [self._launch(k) for k in kernels]
         relays = [(relay_name(k), self._relay_words(k)) for k in (self.printed[k.name] for k in kernels) if k.relay]
-        text = " ".join(shape for _, shape, _, _ in allocations) + " " + " ".join(str(launch) for launch in launches)
+        text = " ".join(shape for _, shape, *_ in allocations) + " " + " ".join(str(launch) for launch in launches)
         return {
             "parameters": [self.names[name] for name in given],
             "tables": self._table(name, kernels, False) + self._table(f"{name}_JOINS", kernels, True),
@@ -250,6 +261,21 @@ class StagePrinter:
         else:
             gradient = f"{terms[0] if len(terms) == 1 else '(' + ' + '.join(terms) + ')'}.to({of}.dtype)"
         return f"None if {of} is None else {gradient}" if line.of in self.absent else gradient
+
+
+def kept_for_backward(plan: Plan) -> tuple[str, ...]:
+    """What the forward pass leaves for the backward pass and does not read itself; None where none will follow."""
+
+    def read(body: tuple[Statement, ...]) -> Iterable[str]:
+        for statement in body:
+            if isinstance(statement, Loop):
+                yield from read(statement.body)
+            elif isinstance(statement, Let) and statement.access is not None:
+                yield statement.access.buffer
+
+    needed = {name for kernel in plan.forward for name in read(kernel.body)}
+    aliased = {b.of for b in all_buffers(plan).values()} | {b.name for b in plan.saved if b.of}
+    return tuple(b.name for b in plan.saved if b.name not in needed | aliased) if plan.backward else ()
 
 
 def relay_name(kernel: PrintedKernel) -> str:

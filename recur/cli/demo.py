@@ -37,12 +37,11 @@ def _quickstart(device: str, backend: str, folder: Path) -> None:
 
 def _state_tracking(device: str, backend: str, folder: Path) -> None:
     from recur.examples import state_tracking
-    from recur.examples.training import show_table
 
     settings = state_tracking.Settings(steps=200, test_words=128, device=device, backend=backend)
     found = state_tracking.compare(state_tracking.EASY_TASKS, settings, report=click.echo)
-    click.echo(show_table(state_tracking.CORNER, settings.tested, found))
-    state_tracking.save(found, settings, folder / "state_tracking.png")
+    click.echo(found)
+    found.plot(folder / "state_tracking.png", mark=max(settings.lengths))
 
 
 def _language_model(device: str, backend: str, folder: Path) -> None:

@@ -28,10 +28,13 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     scan a, x (axis)                two results: running products of a, and h_r = a_r h_{r-1} + x_r with h_{-1} = 0
                                     (an attr `reverse`: from the block's last row to its first, h_r = a_r h_{r+1} + x_r)
     maxscan g, x (axis)             two results: running sums of g, and m_r = max(m_{r-1} + g_r, x_r), m_{-1} = -inf
-    prescan a, x (axis)             four results: the running products of a and h_r = a_r h_{r-1} + x_r from h_{-1} = 0,
-                                    both *before* every row, then both after the block's last row (`reverse`: h_r =
-                                    a_r h_{r+1} + x_r, before is after in time, and the last row is the first)
-    maxprescan g, x (axis)          the same of running sums of g and m_r = max(m_{r-1} + g_r, x_r) from m_{-1} = -inf
+    prescan a, x (axis, runs)       four results: the running products of a and h_r = a_r h_{r-1} + x_r from h_{-1} = 0,
+                                    both *before* every run of rows (the axis `runs` in the place of the rows: runs of
+                                    equal length, in order), then both after the block's last row (`reverse`:
+                                    h_r = a_r h_{r+1} + x_r, before is after in time, and the last row is the first)
+    resume a, x, h (axis, runs)     h_r = a_r h_{r-1} + x_r *before* every row (an attr `inclusive`: after it) from h
+                                    before every run (`reverse` as above)
+    maxprescan g, x; maxresume      the same of running sums of g and m_r = max(m_{r-1} + g_r, x_r) from m_{-1} = -inf
     previous x, first (axis)        row r is x's row r - 1, row 0 is `first` (`reverse`: row r + 1, the last is `first`)
     last x (axis)                   x at the block's last row, padding included (`reverse`: at its first row)
     rename x (old, new)             the same tile with an axis renamed
@@ -362,18 +365,38 @@ class Builder:
         a: Value,
         x: Value,
         axis: str,
+        runs: str,
         op: str = "prescan",
         names: tuple[str, str] = ("decay", "h"),
         reverse: bool = False,
     ) -> tuple[Value, Value, Value, Value]:
-        axes = tuple(dict.fromkeys(a.axes + x.axes))
-        rest = tuple(n for n in axes if n != axis)
+        axes = tuple(runs if n == axis else n for n in dict.fromkeys(a.axes + x.axes))
+        rest = tuple(n for n in axes if n != runs)
         is_complex = a.is_complex or x.is_complex
         decay, h = (Value(self.name(f"{n}_before"), axes, is_complex) for n in names)
         decay_end, h_end = (Value(self.name(f"{n}_all"), rest, is_complex) for n in names)
         outs = (decay, h, decay_end, h_end)
-        self.statements.append(Let(outs, op, (a, x), _along(axis, reverse)))
+        self.statements.append(Let(outs, op, (a, x), (*_along(axis, reverse), ("runs", runs))))
         return outs
+
+    def resume(
+        self,
+        a: Value,
+        x: Value,
+        h: Value,
+        axis: str,
+        runs: str,
+        op: str = "resume",
+        name: str = "h",
+        reverse: bool = False,
+        inclusive: bool = False,
+        comment: str = "",
+    ) -> Value:
+        axes = tuple(axis if n == runs else n for n in h.axes)
+        attrs: tuple[tuple[str, Attr], ...] = (*_along(axis, reverse), ("runs", runs))
+        if inclusive:
+            attrs += (("inclusive", True),)
+        return self.let(name, op, (a, x, h), axes, attrs, comment=comment)
 
     def previous(
         self, x: Value, first: Value, axis: str, name: str = "previous", reverse: bool = False, comment: str = ""

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Union
 
-from recur.ir.core import Node, apply, contract, leaf, mul, reduce, topological
+from recur.ir.core import Node, apply, contract, leaf, leaves, mul, reduce, topological
 from recur.ir.normal import ElementwiseForm, GeneralForm, MaxPlusForm, NormalForm
 from recur.ir.plan import Choice, Cost, Plan, Reject
-from recur.ir.tile import Builder, Kernel, Value
+from recur.ir.tile import Access, Axis, Builder, Kernel, Value, next_power_of_two
 from recur.passes.autodiff import pull_back
 from recur.strategies import operands
 from recur.strategies.composed_scan import plan_linear
@@ -35,8 +35,10 @@ from recur.strategies.prune import prune_kernel
 NAME = "associative_scan"
 
 TILE_ROWS = 128  # tokens in a chunk, where the untiled dims leave room
+NUMBERS = 1024  # the same where a token is one number
 TILE_ENTRIES = 256  # rows times untiled dims, where there are any
 PROGRAM_ENTRIES = 4096  # of the widest tile, a thread holding 32 of them; twice that where states share their inputs
+VECTOR = 4  # neighbouring channels that a thread holds: wide loads, and registers left for a run of tokens
 
 
 def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = frozenset()) -> Choice:
@@ -71,8 +73,21 @@ class Scan:
     def coefficients(self) -> list[Node]:
         raise NotImplementedError
 
-    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value, Value]:
-        """The state before and after every row, and after the last; from the coefficients and the state before all."""
+    @property
+    def no_step(self) -> tuple[float, float]:
+        """The coefficients that leave a state as it is: those of rows past the sequence's end."""
+        raise NotImplementedError
+
+    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value]:
+        """The state before every run of rows, and after all; from the one before all."""
+        raise NotImplementedError
+
+    def emit_resume(self, b: Builder, which: int, a: Value, x: Value, starts: Value, inclusive: bool) -> Value:
+        """The state before every row (``inclusive``: after it), from the one before every run."""
+        raise NotImplementedError
+
+    def emit_step(self, b: Builder, which: int, a: Value, x: Value, before: Value) -> Value:
+        """The state after every row, from the one before it."""
         raise NotImplementedError
 
     # tensors and placement
@@ -112,6 +127,11 @@ class Scan:
         return Frame(operands.free_name("c", dims), operands.tileable_dims(self.roots, owned), dims)
 
     @property
+    def per_chunk(self) -> Frame:
+        """The same placement, for what programs leave of every chunk."""
+        return replace(self.frame, chunked=True)
+
+    @property
     def rows(self) -> str:
         assert self.frame.rows is not None
         return self.frame.rows
@@ -119,6 +139,8 @@ class Scan:
     @property
     def chunk(self) -> int:
         """Rows so that a tile of the untiled dims stays small: a power of two, at least 16."""
+        if self.entries_per_row == 1 and not self.frame.tiled:
+            return NUMBERS
         rows = TILE_ENTRIES // self.entries_per_row
         return max(16, min(TILE_ROWS, 1 << max(rows.bit_length() - 1, 0)))
 
@@ -128,18 +150,43 @@ class Scan:
         widest = operands.widest_tile(self.roots, self.frame.tiled, self.sizes, rows=True)
         return widest * (2 if any(n.is_complex for n in topological(self.roots)) else 1)
 
-    def kernel(self, name: str, b: Builder, equations: tuple[str, ...], thread_entries: int) -> Kernel:
-        """``thread_entries``: values of the widest tile that a thread holds, if eight warps can hold it so."""
-        per_program, tiled = self.chunk * self.entries_per_row, self.frame.tiled
-        if tiled:
-            entries = PROGRAM_ENTRIES * (1 if self.entries_per_row == 1 else 2)
-            widths, _ = operands.fit_tiles(per_program, tiled, self.sizes, entries // 4)
-            total = per_program * math.prod(width for _, width in widths)
-            warps = 4 if total <= 4 * 32 * thread_entries else 8
-        else:
-            widths, warps = operands.fit_tiles(per_program, tiled, self.sizes)
-        return prune_kernel(Kernel(f"{self.stage}_{name}", self.frame.grid, self.frame.axes, tuple(b.statements),
-                                   equations, "scan", widths, warps))
+    @property
+    def runs(self) -> str:
+        """The axis of a chunk's runs: of rows that a thread scans by itself."""
+        return operands.free_name("runs", self.frame.dims)
+
+    @cached_property
+    def widths(self) -> tuple[tuple[str, int], ...]:
+        """Widths of the tiles on the grid, such that the program's warps hold its widest tile."""
+        entries = PROGRAM_ENTRIES * (1 if self.entries_per_row == 1 else 2)
+        return operands.fit_tiles(self.chunk * self.entries_per_row, self.frame.tiled, self.sizes, entries // 4)[0]
+
+    @cached_property
+    def run_count(self) -> int:
+        """Runs in a chunk: as many as there are threads for a row of the largest state, VECTOR entries for each."""
+        tiled = dict(self.widths)
+        row = max(math.prod(tiled.get(d) or next_power_of_two(operands.entries((d,), self.sizes)) for d in s.dims)
+                  for s in self.states)  # fmt: skip
+        vector = VECTOR if row == math.prod(tiled.values()) else 1
+        return min(max(32 * self.warps // max(row // vector, 1), 1), self.chunk)
+
+    @property
+    def warps(self) -> int:
+        """Eight where a thread of four would hold more than 32 entries of tiles of states."""
+        return 4 if self.entries_per_row == len(self.forms) == 1 else 8
+
+    def kernel(self, name: str, b: Builder, equations: tuple[str, ...]) -> Kernel:
+        runs = Axis(self.runs, "size", self.runs)
+        axes = (*self.frame.axes[:1], runs, *self.frame.axes[1:])
+        return prune_kernel(Kernel(f"{self.stage}_{name}", self.frame.grid, axes, tuple(b.statements), equations,
+                                   "scan", self.widths, self.warps))  # fmt: skip
+
+    def access_starts(self, form: ScanForm) -> Access:
+        return Access(f"{form.state}.start", ("batch", "chunk", "head", self.runs, *form.dims))
+
+    def emit_valid(self, b: Builder, a: Value, x: Value) -> tuple[Value, Value]:
+        """The coefficients, of no step at all on rows past the sequence's end."""
+        return b.valid(a, self.rows, self.no_step[0], "a"), b.valid(x, self.rows, self.no_step[1], "x")
 
     def complex_buffers(self) -> frozenset[str]:
         names = {operands.tensor_name(n) for n in self.arguments if n.is_complex}
@@ -162,7 +209,7 @@ class Scan:
     # forward
 
     def forward(self, keep_starts: bool) -> Kernel:
-        """``keep_starts``: every chunk's first state is left for the backward pass."""
+        """``keep_starts``: the states before every run of rows are left for the backward pass."""
         frame = self.frame
         b = Builder(complex_buffers=self.complex_buffers())
         values: dict[Node, Value] = {}
@@ -170,17 +217,20 @@ class Scan:
         starts = [frame.load(b, f.state, "sequence", f.dims) for f in self.forms]
         body = b.nested()
         carried = [body.phi(f.state, start) for f, start in zip(self.forms, starts, strict=True)]
-        for f, h in zip(self.forms, carried, strict=True):
+        steps = self.emit_steps(body, values)
+        scanned = [self.emit_scan(body, i, *self.emit_valid(body, *step), h)
+                   for i, (step, h) in enumerate(zip(steps, carried, strict=True))]  # fmt: skip
+        for f, (before, _) in zip(self.forms, scanned, strict=True):
             if keep_starts:
-                frame.store(body, f"{f.state}.start", "chunk", f.dims, h)
-        ends = self.emit_states(body, values, carried)
+                body.store(self.access_starts(f), before)
+        self.emit_states(body, values, steps, [before for before, _ in scanned], self.exports)
         for (name, node), tile in zip(self.normal.epilogue, emit_nodes(body, self.exports, values), strict=True):
             frame.store(body, name, "token", node.dims, tile)
-        b.loop("chunks", body, operands.carry_all(carried, starts, ends))
+        b.loop("chunks", body, operands.carry_all(carried, starts, [end for _, end in scanned]))
         for f, h in zip(self.forms, carried, strict=True):
             frame.store(b, f"final_{f.state}", "sequence", f.dims, h)
         equations = tuple(self.equation(f) for f in self.forms)
-        return self.kernel("forward", b, equations, thread_entries=32 // len(self.forms))
+        return self.kernel("forward", b, equations)
 
     def equation(self, form: ScanForm) -> str:
         h = form.state
@@ -188,18 +238,31 @@ class Scan:
             return f"{h}_t = max({h}_(t-1) + g_t, i_t)"
         return f"{h}_t = a_t * {h}_(t-1) + x_t"
 
-    def emit_states(self, b: Builder, values: dict[Node, Value], carried: Sequence[Value]) -> list[Value]:
-        """Loads the chunk's inputs, gives ``values`` the states' tiles, and returns the states after the chunk."""
+    def emit_steps(self, b: Builder, values: dict[Node, Value]) -> list[tuple[Value, Value]]:
+        """Loads the chunk's inputs, and returns every state's coefficients at all rows."""
         tokens = [n for n in self.arguments if n.attrs[0] != "param"]
         self.frame.load_leaves(b, self.large_params + tokens, values)
-        ends = []
-        for i, (s, h) in enumerate(zip(self.states, carried, strict=True)):
+        steps = []
+        for i, s in enumerate(self.states):
             axes = self.frame.token_axes(s.dims)
             a, x = emit_nodes(b, self.coefficients[2 * i : 2 * i + 2], values)
-            a, x = b.expand(a, axes, "a"), b.expand(x, axes, "x")
-            values[s], values[self.nexts[i]], end = self.emit_scan(b, i, a, x, h)
-            ends.append(end)
-        return ends
+            steps.append((b.expand(a, axes, "a"), b.expand(x, axes, "x")))
+        return steps
+
+    def emit_states(
+        self, b: Builder, values: dict[Node, Value], steps: Sequence[tuple[Value, Value]], starts: Sequence[Value],
+        reads: Sequence[Node],
+    ) -> None:
+        """Gives ``values`` the states' tiles, from those before every run of rows.
+
+        States before a row cost registers beside those after it: they are there where ``reads`` have them alone.
+        """
+        read = leaves(reads)
+        for i, (s, (a, x), start) in enumerate(zip(self.states, steps, starts, strict=True)):
+            at_rows = self.emit_resume(b, i, a, x, start, inclusive=s not in read)
+            if s in read:
+                values[s], at_rows = at_rows, self.emit_step(b, i, a, x, at_rows)
+            values[self.nexts[i]] = at_rows
 
 
 @dataclass(frozen=True)
@@ -233,26 +296,38 @@ class ElementwiseScan(Scan):
             initial=operands.state_buffers(self.states, "sequence", "initial"),
             results=operands.result_buffers(self.normal, self.outputs),
             final=operands.state_buffers(self.states, "sequence", "final"),
-            saved=operands.state_buffers(self.states, "chunk", "start"),
-            workspace=(*(operands.gradient_buffer(n, self.frame) for n in reached),
+            saved=tuple(operands.make_buffer(f"{s.attrs[1]}.start", "chunk", (self.runs, *s.dims),
+                                             is_complex=s.is_complex) for s in self.states),
+            workspace=(*(operands.gradient_buffer(n, self.per_chunk) for n in reached),
                        *operands.gradient_buffers_of_states(self.states)),
             forward=(self.forward(keep_starts=True),),
             backward=(self.backward(),),
-            gradients=(*(operands.gradient_line(n, self.frame) for n in reached),
+            gradients=(*(operands.gradient_line(n, self.per_chunk) for n in reached),
                        *(operands.initial_line(s) for s in self.states)),
             cost=scan_cost(self),
             chunk=self.chunk,
             limits=operands.find_limits(self.roots, self.frame, self.sizes, self.chunk),
+            fixed_sizes=((self.runs, self.run_count),),
         )
 
-    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value, Value]:
+    @property
+    def no_step(self) -> tuple[float, float]:
+        return 1.0, 0.0
+
+    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value]:
         name = self.forms[which].state
-        a, x = b.valid(a, self.rows, 1.0, "a"), b.valid(x, self.rows, 0.0, "x")
-        decay, own, decay_all, own_all = b.prescan(a, x, self.rows, names=(f"{name}_decay", f"{name}_own"))
+        names = (f"{name}_decay", f"{name}_own")
+        decay, own, decay_all, own_all = b.prescan(a, x, self.rows, self.runs, names=names)
         # The next chunk waits for this product alone.
         end = b.add(own_all, b.mul(decay_all, h), name=f"{name}_end")
-        before = b.add(own, b.mul(decay, h), name=f"{name}_before")
-        return before, b.add(b.mul(a, before), x, name=f"{name}_next"), end
+        return b.add(own, b.mul(decay, h), name=f"{name}_starts"), end
+
+    def emit_resume(self, b: Builder, which: int, a: Value, x: Value, starts: Value, inclusive: bool) -> Value:
+        name = f"{self.forms[which].state}_{'next' if inclusive else 'before'}"
+        return b.resume(a, x, starts, self.rows, self.runs, name=name, inclusive=inclusive)
+
+    def emit_step(self, b: Builder, which: int, a: Value, x: Value, before: Value) -> Value:
+        return b.add(b.mul(a, before), x, name=f"{self.forms[which].state}_next")
 
     # backward
 
@@ -277,29 +352,25 @@ class ElementwiseScan(Scan):
         values: dict[Node, Value] = {}
         self.load_params(b, values, [*self.roots, *(node for _, node in adjoint.gradients)])
         ends = [frame.load(b, f"d_final_{f.state}", "sequence", f.dims) for f in self.forms]
-        params = [n for n, _ in adjoint.gradients if n.attrs[0] == "param"]
-        zeros = [b.zeros(n.dims, f"d_{n.attrs[1]}_none", n.is_complex) for n in params]
 
         body = b.nested()
         carried = [body.phi(f"d_{f.state}", end) for f, end in zip(self.forms, ends, strict=True)]
-        sums = [body.phi(f"d_{n.attrs[1]}_sum", zero) for n, zero in zip(params, zeros, strict=True)]
-        starts = [frame.load(body, f"{f.state}.start", "chunk", f.dims) for f in self.forms]
-        self.emit_states(body, values, starts)
+        starts = [body.load(f"{f.state}.start", self.access_starts(f), (self.runs, *f.dims)) for f in self.forms]
+        reads = [*adjoint.next, *adjoint.state, *(node for _, node in adjoint.gradients)]
+        self.emit_states(body, values, self.emit_steps(body, values), starts, reads)
         for (name, node), cotangent in zip(self.normal.epilogue, adjoint.given, strict=True):
             values[cotangent] = frame.load(body, f"d_{name}", "token", node.dims)
         nexts = [self.emit_adjoint(body, values, i, mu) for i, mu in enumerate(carried)]
-        nexts += self.emit_gradients(body, values, sums)
-        b.loop("chunks", body, operands.carry_all(carried + sums, ends + zeros, nexts), reverse=True)
+        self.emit_gradients(body, values)
+        b.loop("chunks", body, operands.carry_all(carried, ends, nexts), reverse=True)
         for f, mu in zip(self.forms, carried, strict=True):
             frame.store(b, f"d_{f.state}", "sequence", f.dims, mu)
-        for argument, total in zip(params, sums, strict=True):
-            frame.store_gradient(b, argument, total)
         equations = (
             "mu_t = conj(a_t) mu_(t+1) + conj(a_t) g_t + s_t      the cotangent that reaches h_(t-1)",
             "lambda_t = g_t + mu_(t+1)                            the cotangent of h_t",
             "da_t = lambda_t conj(h_(t-1)),  dx_t = lambda_t",
         )
-        return self.kernel("backward", b, equations, thread_entries=16)
+        return self.kernel("backward", b, equations)
 
     def emit_adjoint(self, b: Builder, values: dict[Node, Value], which: int, mu: Value) -> Value:
         """One state's reverse scan: gives lambda to ``values`` and returns mu at the chunk's first token."""
@@ -313,23 +384,27 @@ class ElementwiseScan(Scan):
             s = emit_nodes(b, [adjoint.state[which]], values)[0]
             drive = b.add(drive, b.expand(s, axes, "s"), name="reach")
         a, drive = b.valid(a, rows, 1.0), b.valid(drive, rows)
-        decay, own, decay_all, own_all = b.prescan(a, drive, rows, names=("mu_decay", "mu_own"), reverse=True)
+        names = ("mu_decay", "mu_own")
+        decay, own, decay_all, own_all = b.prescan(a, drive, rows, self.runs, names=names, reverse=True)
         end = b.add(own_all, b.mul(decay_all, mu), name=f"d_{name}_start")
-        later = b.add(own, b.mul(decay, mu), name="mu_later", comment=f"what reaches {name} from the tokens after each")
+        ends = b.add(own, b.mul(decay, mu), name=f"d_{name}_ends")
+        later = b.resume(a, drive, ends, rows, self.runs, name="mu_later", reverse=True,
+                         comment=f"what reaches {name} from the tokens after each")  # fmt: skip
         values[adjoint.arrived[which]] = b.add(g, later, name=f"lambda_{name}", comment="and in all")
         return end
 
-    def emit_gradients(self, b: Builder, values: dict[Node, Value], sums: Sequence[Value]) -> list[Value]:
-        """Stores the inputs' gradients and returns the params' sums with this chunk's part added."""
+    def emit_gradients(self, b: Builder, values: dict[Node, Value]) -> None:
+        """Stores the inputs' gradients, and the chunk's part of the params'.
+
+        Parts are added after the kernel, in order: a sum carried along would be one more thing to wait for.
+        """
         memo: dict[Node, Value] = {}
-        totals: list[Value] = []
         for argument, node in self.adjoint.gradients:
             if argument.attrs[0] == "param":
-                part = b.expand(operands.emit_row_sum(b, node, values, self.rows, memo), argument.dims)
-                totals.append(b.add(sums[len(totals)], part, name=f"d_{argument.attrs[1]}_next"))
+                gradient = operands.emit_row_sum(b, node, values, self.rows, memo)
             else:
-                self.frame.store_gradient(b, argument, emit_nodes(b, [node], values)[0])
-        return totals
+                gradient = emit_nodes(b, [node], values)[0]
+            self.per_chunk.store_gradient(b, argument, gradient)
 
 
 def _sum_to(g: Node, dims: Dims) -> Node:
@@ -367,16 +442,26 @@ class MaxPlusScan(Scan):
             cost=scan_cost(self),
             chunk=self.chunk,
             notes=("the log scale is a constant to differentiation: results do not depend on it",),
+            fixed_sizes=((self.runs, self.run_count),),
         )
 
-    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value, Value]:
+    @property
+    def no_step(self) -> tuple[float, float]:
+        return 0.0, float("-inf")
+
+    def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value]:
         name = self.forms[which].state
-        a, x = b.valid(a, self.rows, 0.0, "g"), b.valid(x, self.rows, float("-inf"), "i")
         names = (f"{name}_decay", f"{name}_own")
-        decay, own, decay_all, own_all = b.prescan(a, x, self.rows, "maxprescan", names)
+        decay, own, decay_all, own_all = b.prescan(a, x, self.rows, self.runs, "maxprescan", names)
         end = b.map("max", own_all, b.add(decay_all, h), name=f"{name}_end")
-        before = b.map("max", own, b.add(decay, h), name=f"{name}_before")
-        return before, b.map("max", b.add(before, a), x, name=f"{name}_next"), end
+        return b.map("max", own, b.add(decay, h), name=f"{name}_starts"), end
+
+    def emit_resume(self, b: Builder, which: int, a: Value, x: Value, starts: Value, inclusive: bool) -> Value:
+        name = f"{self.forms[which].state}_{'next' if inclusive else 'before'}"
+        return b.resume(a, x, starts, self.rows, self.runs, "maxresume", name, inclusive=inclusive)
+
+    def emit_step(self, b: Builder, which: int, a: Value, x: Value, before: Value) -> Value:
+        return b.map("max", b.add(before, a), x, name=f"{self.forms[which].state}_next")
 
 
 def scan_cost(scan: Scan) -> Cost:

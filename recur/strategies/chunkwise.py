@@ -14,13 +14,15 @@ backward    epilogue      cotangents of the readouts (only where results are mor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
+from recur.strategies.chunk.families import kept_axes, matrix_part, prepare_passes, takes_passes, vector_part
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
@@ -55,18 +57,25 @@ from recur.strategies.chunk.key_side import (
 )
 from recur.strategies.chunk.pairs import pair_buffers, paired_chunk
 from recur.strategies.chunk.passes import (
-    emit_decay_pass,
+    emit_gate_pass,
     emit_key_pass,
     emit_query_pass,
     emit_value_pass,
+    has_gates,
     pass_buffers,
-    takes_passes,
 )
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
+from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
+from recur.strategies.chunk.solved_gradients import (
+    emit_pair_gradients,
+    emit_vector_gradients,
+    pair_gradient_buffers,
+    takes_solved_gradients,
+)
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
-from recur.strategies.chunk.tiles import split_scale
+from recur.strategies.chunk.weights import emit_weights, infer_weights, weight_buffers, weighted_chunk
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.order import order_kernel
 from recur.strategies.prune import prune_kernel
@@ -82,8 +91,9 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     shape = infer_shape(normal, sizes)
     if isinstance(shape, Reject):
         return shape
+    shape = prepare_passes(shape) if takes_passes(shape) else shape
     ledger = Ledger()
-    schedule = stored_schedule if has_stored_key_side(shape) else computed_schedule
+    schedule = schedule_for(shape)
     forward, backward, kept = schedule(shape, ledger)
     arguments = ordered_arguments(shape)
     return Plan(
@@ -117,6 +127,12 @@ def in_order(kernel: Kernel) -> Kernel:
 Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have
 
 
+def schedule_for(shape: Shape) -> Callable[[Shape, Ledger], Schedule]:
+    if shape.pass_forms:
+        return pass_schedule
+    return stored_schedule if has_stored_key_side(shape) else computed_schedule
+
+
 def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     """Every kernel works out from the inputs what it needs of a chunk's key side."""
     gates = scalar_gates(shape)
@@ -127,13 +143,32 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     forward.append(fit_walk(shape, emit_walk(shape, keep_values=True, chunk_of=chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
-    if takes_passes(shape):
-        passes = (emit_query_pass, emit_value_pass, emit_key_pass, *((emit_decay_pass,) if gates else ()))
-        backward += [emit(shape, ledger.buffer_of) for emit in passes]
+    backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
+    backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
+    if takes_solved_gradients(shape):
+        length = chunk_length(shape)
+        backward.append(emit_pair_gradients(shape, ledger.buffer_of, length))
+        backward.append(emit_vector_gradients(shape, ledger.buffer_of, length))
     else:
-        backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
-        backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
         backward.append(emit_gradients(shape, ledger.buffer_of))
+    return forward, backward, ()
+
+
+def pass_schedule(shape: Shape, ledger: Ledger) -> Schedule:
+    """Walks over tiles of the state, forward and backward; vectors beside matrices have walks of their own."""
+    chunk_of, buffer_of = partial(weighted_chunk, shape), ledger.buffer_of
+    vectors, matrices = vector_part(shape), matrix_part(shape)
+    forward = [emit_weights(shape)] if any(infer_weights(shape)) else []
+    forward += starting_kernels(shape, chunk_of, adjoint=False)
+    if vectors is not None:
+        forward.append(emit_walk(vectors, True, chunk_of, keep_states=True, name="vector_forward"))
+    forward.append(fit_walk(matrices, emit_walk(matrices, True, chunk_of)))
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, buffer_of)]
+    backward += starting_kernels(shape, chunk_of, adjoint=True)
+    if vectors is not None:
+        backward.append(emit_reverse_walk(vectors, chunk_of, name="vector_reverse"))
+    backward += [emit_query_pass(shape, buffer_of), emit_value_pass(shape, buffer_of), emit_key_pass(shape, buffer_of)]
+    backward += [emit_gate_pass(shape, buffer_of)] if has_gates(shape) else []
     return forward, backward, ()
 
 
@@ -163,7 +198,13 @@ def starting_kernels(shape: Shape, chunk_of: ChunkOf, adjoint: bool) -> list[Ker
     if not shape.splits:
         return []
     begin, equation = (begin_adjoints, ADJOINT_EQUATION) if adjoint else (begin_states, STATE_EQUATION)
-    return [emit_local(shape, adjoint, partial(begin, shape, chunk_of), equation), emit_starts(shape, adjoint)]
+    parts = {"vector_": vector_part(shape), "": matrix_part(shape)} if shape.pass_forms else {"": shape}
+    local = [
+        emit_local(part, adjoint, partial(begin, part, chunk_of), equation, of)
+        for of, part in parts.items()
+        if part is not None
+    ]
+    return [*local, emit_starts(shape, adjoint)]
 
 
 def ordered_arguments(shape: Shape) -> list[Node]:
@@ -203,7 +244,9 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [w.start_buffer for w in walks(shape)] if shape.splits else []
-    buffers += [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
+    buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
+    buffers += weight_buffers(shape)
+    buffers += [kept_states(shape, f) for f in shape.pass_forms if not f.value]
     if has_stored_key_side(shape):
         buffers += key_side_buffers(shape)
     elif not shape.splits:
@@ -215,32 +258,44 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
         buffers += [Buffer(values_name(form.state, j), ("B", "T", "H", *form.value), "operand") for j in solved]
     if not shape.trivial_epilogue:
         buffers += [
-            Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims), is_complex=x.is_complex) for x in readout_leaves(shape)
+            Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)
+            for x in readout_leaves(shape)
         ]
     return tuple(buffers)
+
+
+def kept_states(shape: Shape, form: MatrixForm) -> Buffer:
+    """S at every chunk's start; a vector's, which are few numbers, as they are."""
+    axes = kept_axes(form) if shape.pass_forms else shape.state_axes(form)
+    dtype = "operand" if form.value else "accumulate"
+    return Buffer(f"chunk_{form.state}", ("B", "N", "H", *axes), dtype, form.is_complex, "S at every chunk's start")
+
+
+def readout_type(shape: Shape, readout: Node) -> str:
+    """What of a readout goes to memory: an operand of products backward, unless it is a number a token."""
+    return "operand" if shape.pass_forms and readout.dims else "accumulate"
 
 
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
-    buffers += pass_buffers(shape) if takes_passes(shape) else []
+    buffers += pass_buffers(shape) if shape.pass_forms else []
     buffers += [*system_buffers(shape), *evidence_buffers(shape)] if has_stored_key_side(shape) else []
+    buffers += pair_gradient_buffers(shape) if takes_solved_gradients(shape) else []
     for form in shape.forms:
-        layout = ("B", "N", "H", *shape.state_axes(form))
-        buffers.append(
-            Buffer(f"chunk_{form.state}", layout, "operand", form.is_complex, doc="S at every chunk's start")
-        )
-        buffers.append(
-            Buffer(f"chunk_R_{form.state}", layout, "operand", form.is_complex, doc="its adjoint at every chunk's end")
-        )
+        states = kept_states(shape, form)
+        if form.value or not shape.pass_forms:
+            buffers.append(states)
+        buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
         for j, write in enumerate(form.writes):
             if write.read is not None:
                 buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
     if not shape.trivial_epilogue:
         buffers += [
-            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), is_complex=x.is_complex) for x in readout_leaves(shape)
+            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)
+            for x in readout_leaves(shape)
         ]
     return tuple(buffers)
 

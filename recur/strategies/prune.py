@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
 from recur.ir.tile import Kernel, Let, Loop, Statement, Store
@@ -11,11 +12,12 @@ def prune_kernel(kernel: Kernel) -> Kernel:
     return replace(kernel, body=prune_statements(kernel.body))
 
 
-def prune_statements(statements: tuple[Statement, ...]) -> tuple[Statement, ...]:
-    return _prune(statements, set())[0]
+def prune_statements(statements: tuple[Statement, ...], used: Set[str] = frozenset()) -> tuple[Statement, ...]:
+    """``used``: values that are read after the statements."""
+    return _prune(statements, used)[0]
 
 
-def _prune(statements: tuple[Statement, ...], used: set[str]) -> tuple[tuple[Statement, ...], set[str]]:
+def _prune(statements: tuple[Statement, ...], used: Set[str]) -> tuple[tuple[Statement, ...], set[str]]:
     """The statements that stores, or the names in ``used``, depend on; and all names read by them."""
     used = set(used)
     kept: list[Statement] = []

@@ -11,7 +11,7 @@ Decays over dims: each read adds kx * dkx and each write takes off b * db from i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recur.ir.tile import Builder, Value
 
@@ -46,3 +46,52 @@ def straddling_sum(b: Builder, pairs: Value, later: int, earlier: int, decay: in
     read = later_sum(b, Row(b.sum(pairs, ("s",), name="M_rows"), later), decay)
     columns = b.rename(b.sum(pairs, ("c",), name="M_columns"), "s", "c", name="M_columns")
     return b.sub(read, later_sum(b, Row(columns, earlier), decay), name="straddling")
+
+
+@dataclass
+class Straddling:
+    """The sum of all pairs on either side of the scalar decay at position ``decay``, as its parts come.
+
+    Rows are added up first and summed along the tokens once: scans are slow beside products. They may come from a body
+    nested in that of ``b`` if they are sums that leave it. ``across``: <S_0, dS_C>, where it is known.
+    """
+
+    b: Builder
+    decay: int
+    across: Value | None = None
+    after: dict[bool, list[tuple[Row, int]]] = field(default_factory=dict)
+    before: dict[bool, list[tuple[Row, int]]] = field(default_factory=dict)
+
+    def add_read(self, row: Row, sign: int = 1) -> None:
+        """What a token reads of before the chunk."""
+        self.after.setdefault(row.position > self.decay, []).append((row, sign))
+
+    def add_written(self, row: Row) -> None:
+        """What a token's write leaves to after the chunk."""
+        self.before.setdefault(row.position > self.decay, []).append((row, 1))
+
+    def add_pairs(self, pairs: Value, later: int, earlier: int) -> None:
+        """Pairs [c, s] inside the chunk; see `straddling_sum`."""
+        b = self.b
+        if not earlier < self.decay < later:
+            pairs = b.where(b.after("c", "s", 1), pairs, b.const(0.0, name="zero"), name="M")
+        self.add_read(Row(b.sum(pairs, ("s",), name="M_rows"), later))
+        columns = b.rename(b.sum(pairs, ("c",), name="M_columns"), "s", "c", name="M_columns")
+        self.add_read(Row(columns, earlier), sign=-1)
+
+    def total(self) -> Value:
+        """All but ``across``."""
+        parts = [later_sum(self.b, self._sum(rows), self.decay) for rows in self.after.values()]
+        parts += [earlier_sum(self.b, self._sum(rows), self.decay) for rows in self.before.values()]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.b.add(total, part, name="d_log")
+        return total
+
+    def _sum(self, rows: list[tuple[Row, int]]) -> Row:
+        (first, sign), *others = rows
+        amount = first.amount if sign > 0 else self.b.neg(first.amount, name=first.amount.name)
+        for row, sign in others:
+            grow = self.b.add if sign > 0 else self.b.sub
+            amount = grow(amount, row.amount, name="worth")
+        return Row(amount, first.position)

@@ -66,7 +66,7 @@ class Chunk:
             shared[key] = emit()
         return shared[key]
 
-    def _column(self, value: Value | None) -> Value | None:
+    def column(self, value: Value | None) -> Value | None:
         """A factor of rows as a factor of columns."""
         return self.b.rename(value, "c", "s") if value is not None and value.axes else value
 
@@ -102,14 +102,14 @@ class Chunk:
     def _scores(self, x: Vector, y: Vector, name: str, crossing: int) -> Value:
         gates = self.form.key_gates
         pairs = self._products(gates, x.tile, x.position, y.tile, y.position, self.key, name)
-        pairs = self.times(pairs, x.scale, self._column(y.scale), name=name)
+        pairs = self.times(pairs, x.scale, self.column(y.scale), name=name)
         pairs = self.decay_pairs(pairs, x.position, y.position, crossing, name)
         return self.masked(pairs, x.position, y.position, name)
 
     def value_scores(self, x: Rows, later: int, y: Rows, earlier: int, name: str = "P") -> Value:
         """The same over the value dims: sum of x[c] y[s] under the value class's decays, not masked."""
         pairs = self._products(self.form.value_gates, x.tile, later, y.tile, earlier, self.value, name)
-        return self.times(pairs, x.scale, self._column(y.scale), name=name)
+        return self.times(pairs, x.scale, self.column(y.scale), name=name)
 
     def _products(
         self, gates: Gates | None, x: Value, later: int, y: Value, earlier: int, over: tuple[str, ...], name: str
@@ -140,7 +140,7 @@ class Chunk:
 
     def _spread(self, gates: Gates | None, pairs: Value, y: Rows, later: int, earlier: int, name: str) -> Value:
         b = self.b
-        pairs = self.times(pairs, self._column(y.scale))
+        pairs = self.times(pairs, self.column(y.scale))
         y_rows = b.rename(y.tile, "c", "s")
         if gates is None or not gates.axes:
             return b.contract(pairs, y_rows, ("s",), name=name)

@@ -68,7 +68,7 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
-def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
+def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk, name: str = "reverse") -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
     last = load_starts(b, walks(shape, adjoint=True))
@@ -83,7 +83,7 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kerne
     b.loop("chunks", inner, carries, reverse=True)
     for walk, adjoint in zip(walks(shape, adjoint=True), adjoints, strict=True):
         b.store(walk.end, adjoint)
-    return Kernel("reverse", shape.segment_grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+    return Kernel(name, shape.segment_grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
 
 
 def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
@@ -165,7 +165,9 @@ class Cotangents:
             tiles.values[symbol] = tiles.b.expand(tile, (tiles.rows_axis, *node.dims), tile.name)
         for source, node in zip(wanted, nodes, strict=True):
             if not is_zero(node):
-                yield source, tiles.node(node, f"d_{source.attrs[1]}")
+                # Rows past the end are not stored; a param's gradient is the sum over the rows.
+                emit = tiles.node if source.attrs[0] == "param" else tiles.unmasked
+                yield source, emit(node, f"d_{source.attrs[1]}")
 
 
 def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:

@@ -11,6 +11,7 @@ from recur.ir.normal import MatrixForm
 from recur.ir.tile import Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
 from recur.strategies.chunk.pairs import pairs_name, stored_pairs
+from recur.strategies.chunk.scales import scale_last
 from recur.strategies.chunk.segments import Advance, Walk, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, key_only, pair_access, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
@@ -65,8 +66,17 @@ def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
     return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
 
 
-def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chunk) -> Kernel:
-    """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks."""
+def emit_walk(
+    shape: Shape,
+    keep_values: bool,
+    chunk_of: ChunkOf = computed_chunk,
+    keep_states: bool = False,
+    name: str = "forward",
+) -> Kernel:
+    """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks.
+
+    ``keep_states``: leaves them in memory at every chunk's start.
+    """
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
     inner = b.nested()
@@ -83,6 +93,8 @@ def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chun
                 inner.store(
                     token_access(values_name(form.state, j), form.value), u[j].tile, "kept for the backward pass"
                 )
+        if keep_states:
+            inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
         for readout in form.readouts:
             rows = chunk.read_out(readout, state, u)
             dims = form.value if readout.axis == "key" else form.key
@@ -92,18 +104,19 @@ def emit_walk(shape: Shape, keep_values: bool, chunk_of: ChunkOf = computed_chun
                 inner.store(token_access(readout.name, dims), readouts[node], "kept for the epilogue's gradient")
         following.append(chunk.next_state(state, u))
     tiles.values.update(readouts)
-    for name, node in shape.epilogue:
-        (result,) = emit_epilogue(tiles, [node], "o")
-        inner.store(token_access(name, node.dims), result)
+    for result, node in shape.epilogue:
+        (tile,) = emit_epilogue(tiles, [node], "o")
+        inner.store(token_access(result, node.dims), tile)
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)
     for walk, state in zip(walks(shape), states, strict=True):
         b.store(walk.end, state)
-    return Kernel("forward", shape.segment_grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
+    return Kernel(name, shape.segment_grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
 
 
 def emit_epilogue(tiles: Tiles, nodes: list[Node], name: str) -> list[Value]:
     """Expressions over readouts and inputs, as tiles [c, dims]."""
+    nodes = [scale_last(n) for n in nodes]
     for x in leaves(nodes):
         if x not in tiles.values:
             tiles.leaf(x)

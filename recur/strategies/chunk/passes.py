@@ -1,14 +1,15 @@
 """The backward pass as walks that hold a tile of the state, or of its adjoint: no gradient needs all of either at once.
 
-For states that nothing written depends on, under scalar decays. With (q, dO) the readouts, (b, U) the writes,
-P = tril(Q B^T) D and E = tril(dO U^T) D,
+For states that nothing written depends on, under scalar decays. With (q, dO) the readouts, (b, U) the writes of a
+family (see families),
 
     queries    first to last, tiles of S over the key dims      dQ = 2^G dO S^T + E B
     values     last to first, tiles of R over the value dims    dU = P^T dO + 2^(G_C - G) B R
     keys       last to first, tiles of R over the key dims      dB = E^T Q + 2^(G_C - G) U R^T
-    decays     all chunks at once, a number a token
+    gates      all chunks at once, a number a token
 
-The cotangent of a token's log decay is the sum of all pairs (write, readout) on either side of it:
+with P = tril(Q B^T) D and E = tril(dO U^T) D. The cotangent of a token's log decay is the sum of all pairs (write,
+readout) on either side of it:
 
     across the chunk             2^G_C <S, R>, S at its start and R at its end
     from before, to a readout    q . (2^G dO S^T), of the readouts after the token
@@ -17,6 +18,9 @@ The cotangent of a token's log decay is the sum of all pairs (write, readout) on
 
 The last are rounded alike in both walks, so that they cancel. Nothing else is taken as a difference: what is left of
 large sums would be their rounding.
+
+A factor f of a vector's rows belongs to E, and what the vector is worth in pairs is f df. A walk takes the factor of
+the vector whose cotangent it finds as one where it is zero, and divides by it.
 """
 
 from __future__ import annotations
@@ -24,29 +28,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from recur.ir.core import Node, topological
-from recur.ir.normal import MatrixForm
+from recur.ir.core import Node, is_const, leaves
+from recur.ir.normal import MatrixForm, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
-from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.gates import class_decays, is_plain_factor
+from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, kept_axes, matrix_part
+from recur.strategies.chunk.gates import class_decays
 from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
-from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, known_values, load_starts
-from recur.strategies.chunk.segments import Walk, walks
-from recur.strategies.chunk.shape import Shape, chunk_access, mixed_dims
-from recur.strategies.chunk.stored_gates import scalar_gates
-from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values, signed
+from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, load_starts
+from recur.strategies.chunk.scales import split_scale
+from recur.strategies.chunk.segments import walks
+from recur.strategies.chunk.shape import Shape, chunk_access
+from recur.strategies.chunk.tiles import Rows, Tiles, Vector
+from recur.strategies.chunk.weights import Own, WeightedChunk, nonzero, unless_zero, weighted_chunk
 from recur.strategies.operands import argument_leaves, entries
 
 WIDEST = 64  # of a tile of the state
 FOUR_WARPS = 64 * 128  # entries of a tile of the state that four warps hold beside a chunk's rows
-MOST_ENTRIES = 128 * 128
 
 QUERY_EQUATIONS = ("dQ = 2^G dO S^T + E B,   E = tril(dO U^T) D", STATE_EQUATION)
 VALUE_EQUATIONS = ("dU = P^T dO + 2^(G_C - G) B R,   P = tril(Q B^T) D", "R <- 2^G_C R + Q~^T dO")
 KEY_EQUATIONS = ("dB = E^T Q + 2^(G_C - G) U R^T,   E = tril(dO U^T) D", "R <- 2^G_C R + Q~^T dO")
-DECAY_EQUATIONS = (
+GATE_EQUATIONS = (
     "dg = 2^G_C <S, R> + sum after of q . (2^G dO S^T) + sum before of b . (2^(G_C - G) U R^T)",
     "     + sum after of q . (E B) - sum after of b . (E^T Q)",
 )
@@ -55,185 +59,276 @@ PARTS = ("outer", "inner")  # of what a readout or a write is worth: in pairs wi
 BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of a dim
 
 
-def takes_passes(shape: Shape) -> bool:
-    """Whether these walks hold the stage: else every chunk's states go to memory."""
-    is_plain = all(
-        f.key
-        and not f.is_complex
-        and all(r.axis == "key" for r in f.readouts)
-        and all(not d.factor.dims and d.angle is None and not is_plain_factor(d) for d in f.decays)
-        for f in shape.forms
-    )
-    tiled = set(shape.key + shape.value)
-    mixes = any(tiled & mixed_dims(n) for n in topological(shape.nodes))
-    sizes = dict(shape.sizes)
-    fits = LEAST_WIDTH * max(entries(shape.key, sizes), entries(shape.value, sizes)) <= MOST_ENTRIES
-    return shape.splits and not shape.whole_values and not shape.fused and is_plain and not mixes and fits
+# --- what the walks leave for gates ----------------------------------------------------------------------------------
 
 
-def worth_buffer(form: MatrixForm, name: str, part: str) -> str:
-    return f"{part}_{form.state}_{name}"
+def credited_vectors(family: Family) -> list[tuple[str, int, Node]]:
+    """Those whose pairs' worth something needs: (name, position, expression)."""
+    events = family.lead.events
+    vectors = [(r.name, events.index(r), r.vector) for r in family.lead.readouts]
+    vectors += [(write_name(j), events.index(w), w.key) for j, w in enumerate(family.lead.writes)]
+    return [v for v in vectors if family.lead.decays or leaves([split_scale(v[2])[0]])]
 
 
-def across_buffer(form: MatrixForm) -> str:
-    return f"across_{form.state}"
-
-
-def pass_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """What the walks leave for the decays' gradients: numbers for every tile of the key dim."""
-    tiles = f"tiles:{shape.key[0]}"
-    decaying = [f for f in shape.forms if f.decays]
-    names = [worth_buffer(f, n, part) for f in decaying for n in _credited(f) for part in PARTS]
-    worths = [Buffer(name, ("B", "T", "H", tiles), doc="what it is worth in pairs") for name in names]
-    return (*worths, *(Buffer(across_buffer(f), ("B", "N", "H", tiles), doc="2^G_C <S, R>") for f in decaying))
-
-
-def worth_access(form: MatrixForm, name: str, part: str, key: str) -> Access:
-    return Access(worth_buffer(form, name, part), ("batch", "time", "head", f"tile:{key}"), "c")
-
-
-def across_access(form: MatrixForm, key: str) -> Access:
-    return Access(across_buffer(form), ("batch", "chunk", "head", f"tile:{key}"))
-
-
-def _credited(form: MatrixForm) -> list[str]:
-    return [r.name for r in form.readouts] + [_write_name(j) for j in range(len(form.writes))]
-
-
-def _write_name(j: int) -> str:
+def write_name(j: int) -> str:
     return f"write_{j}"
 
 
-@dataclass(frozen=True)
-class ChunkPass:
-    """One form in one chunk of a walk: its equations, and the readouts' two sides."""
+def has_gates(shape: Shape) -> bool:
+    """Whether there are decays, or factors that differ from token to token."""
+    return any(credited_vectors(f) for f in infer_families(shape))
 
-    chunk: Chunk
-    u: dict[int, Rows]
+
+def worth_buffer(family: Family, name: str, part: str) -> str:
+    return f"{part}_{family.name}_{name}"
+
+
+def across_buffer(family: Family) -> str:
+    return f"across_{family.name}"
+
+
+def pass_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    """What the walks leave for the gates' gradients: numbers for every tile of the key dim."""
+    tiles = f"tiles:{shape.key[0]}"
+    families = infer_families(shape)
+    names = [worth_buffer(f, n, part) for f in families for n, _, _ in credited_vectors(f) for part in PARTS]
+    worths = [Buffer(name, ("B", "T", "H", tiles), doc="what it is worth in pairs") for name in names]
+    decaying = [f for f in families if f.lead.decays]
+    return (*worths, *(Buffer(across_buffer(f), ("B", "N", "H", tiles), doc="2^G_C <S, R>") for f in decaying))
+
+
+def worth_access(family: Family, name: str, part: str, key: str) -> Access:
+    return Access(worth_buffer(family, name, part), ("batch", "time", "head", f"tile:{key}"), "c")
+
+
+def across_access(family: Family, key: str) -> Access:
+    return Access(across_buffer(family), ("batch", "chunk", "head", f"tile:{key}"))
+
+
+# --- a family in one chunk -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FormPass:
+    """One form in one chunk of a walk: its equations, and its readouts' two sides (q, dO), by readout the second."""
+
+    form: MatrixForm
+    chunk: WeightedChunk
     sides: list[KeySide]
     values: dict[str, Rows]
 
     @classmethod
-    def load(cls, shape: Shape, tiles: Tiles, form: MatrixForm) -> ChunkPass:
-        chunk = Chunk(tiles, load_values(tiles, load_keys(tiles, form)))
+    def load(cls, shape: Shape, tiles: Tiles, form: MatrixForm, tiled: str) -> FormPass:
+        chunk = weighted_chunk(shape, tiles, form, tiled)
         cotangents = load_cotangents(tiles.b, shape, form)
-        sides, values = readout_keys(chunk, cotangents), readout_values(chunk, cotangents)
-        return cls(chunk, known_values(tiles.b, chunk.form), sides, values)
+        return cls(form, chunk, readout_keys(chunk, cotangents), readout_values(chunk, cotangents))
 
-    def pairs(self, side: KeySide, j: int) -> Value:
-        """tril(dO U^T) of a readout and a write."""
-        later, earlier = side.vector.position, self.chunk.form.keys[j].position
-        e = self.chunk.value_scores(self.values[side.name], later, self.u[j], earlier, name="E")
-        return self.chunk.masked(e, later, earlier, "E")
+    def cotangent(self, n: int) -> Rows:
+        """dO of the readout number n."""
+        return self.values[self.form.readouts[n].name]
 
-    def settle(self, cotangents: Cotangents, form: MatrixForm, vector: Vector, name: str, terms: list[Value]) -> None:
+    def is_one(self, j: int) -> bool:
+        """Whether a write's value is the number one."""
+        value = self.form.writes[j].value
+        return value is not None and is_const(value, 1.0)
+
+    def written(self, j: int) -> Rows:
+        return self.chunk.form.values[j]
+
+    def next_state(self, state: Value) -> Value:
+        return self.chunk.next_state(state, dict(self.chunk.form.values))
+
+    def previous_adjoint(self, adjoint: Value) -> Value:
+        return previous_adjoint(self.chunk, self.sides, self.values, adjoint)
+
+
+@dataclass(frozen=True)
+class FamilyPass:
+    """A family in one chunk of a walk; the vectors, gates and weights that its forms share are the lead's."""
+
+    family: Family
+    forms: list[FormPass]
+
+    @classmethod
+    def load(cls, shape: Shape, tiles: Tiles, family: Family) -> FamilyPass:
+        return cls(family, [FormPass.load(shape, tiles, f, "key") for f in family.forms])
+
+    @property
+    def chunk(self) -> WeightedChunk:
+        return self.forms[0].chunk
+
+    @property
+    def sides(self) -> list[KeySide]:
+        return self.forms[0].sides
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return ("c", *self.chunk.key)
+
+    def pairs(self, n: int, j: int, own: Own) -> Value:
+        """E = tril(dO U^T) D of the readout number n and the write number j."""
+        chunk, query, key = self.chunk, self.sides[n].vector, self.chunk.form.keys[j]
+        terms = [
+            form.cotangent(n).tile
+            if form.is_one(j)
+            else form.chunk.value_scores(form.cotangent(n), query.position, form.written(j), key.position, "E")
+            for form in self.forms
+        ]
+        pairs = chunk.b.expand(chunk.sum_of(terms, "E"), ("c", "s"), "E")
+        return chunk.weighted(pairs, query, key, "E", own)
+
+    def from_states(self, n: int, states: list[Value]) -> Value:
+        """dO S^T of the readout number n."""
+        terms = [self._against(f, f.cotangent(n), s) for f, s in zip(self.forms, states, strict=True)]
+        return self.chunk.b.expand(self.chunk.sum_of(terms, "d_inter"), self.rows, "d_inter")
+
+    def to_adjoints(self, j: int, adjoints: list[Value]) -> Value:
+        """U R^T of a write."""
+        terms = [
+            adjoint if form.is_one(j) else self._against(form, form.written(j), adjoint)
+            for form, adjoint in zip(self.forms, adjoints, strict=True)
+        ]
+        return self.chunk.b.expand(self.chunk.sum_of(terms, "d_after"), self.rows, "d_after")
+
+    def _against(self, form: FormPass, rows: Rows, state: Value) -> Value:
+        return self.chunk.times(self.chunk.b.contract(rows.tile, state, form.form.value, name="U_R"), rows.scale)
+
+    def settle(self, cotangents: Cotangents, own: Vector, name: str, outer: Value, inner: list[Value]) -> None:
         """A key-side vector's cotangent, from other chunks and from its own: what the two are worth in pairs, and the
         pull to its expression."""
         chunk, b = self.chunk, self.chunk.b
-        total = chunk.sum_of(terms, "total")
-        if form.decays:
-            outer, both = (b.sum(b.mul(vector.tile, x, name="worth"), chunk.key, "worth") for x in (terms[0], total))
-            for part, worth in zip(PARTS, (outer, b.sub(both, outer, name="worth")), strict=True):
-                access = worth_access(form, name, part, chunk.key[0])
-                b.store(access, chunk.times(worth, vector.scale), "for the gradient of the decays")
-        unsigned = chunk.full(signed(b, chunk.form.key_gates, vector.position, Rows(total)))
-        cotangents.add(vector.node, unsigned)
+        total = chunk.sum_of([outer, *inner], "total")
+        if name in [n for n, _, _ in credited_vectors(self.family)]:
+            first, both = (b.sum(b.mul(own.tile, x, name="worth"), chunk.key, "worth") for x in (outer, total))
+            for part, worth in zip(PARTS, (first, b.sub(both, first, name="worth")), strict=True):
+                b.store(worth_access(self.family, name, part, chunk.key[0]), worth, "for the gradient of the gates")
+        cotangents.add(split_scale(own.node)[1], chunk.times(total, chunk.unless_zero(own.position)))
+
+
+def load_states(b: Builder, family: Family, prefix: str, walked: dict[str, Value]) -> list[Value]:
+    """Every form's state: those that are walked, and what the vectors' own walks have left."""
+    return [walked[f.state] if f.value else b.load(f.state, kept_access(f, prefix), f.key) for f in family.forms]
+
+
+def kept_access(form: MatrixForm, prefix: str) -> Access:
+    return chunk_access(f"{prefix}_{form.state}", kept_axes(form))
+
+
+# --- walks -----------------------------------------------------------------------------------------------------------
 
 
 def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """The cotangents of the readouts' vectors."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    first = load_starts(b, walks(shape))
+    forward = walks(matrix_part(shape))
+    first = load_starts(b, forward)
     inner = b.nested()
-    tiles, cotangents = Tiles(inner, stored=scalar_gates(shape)), Cotangents()
-    carries = []
-    for form, start in zip(shape.forms, first, strict=True):
-        state = inner.phi(form.state, start)
-        if form.decays:
-            inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state, "for that of the decays")
-        part = ChunkPass.load(shape, tiles, form)
-        for side in part.sides:
-            part.settle(cotangents, form, side.vector, side.name, query_cotangent(part, side, state))
-        carries.append(Carry(state, start, part.chunk.next_state(state, part.u)))
+    tiles, cotangents = Tiles(inner), Cotangents()
+    states = {w.form.state: inner.phi(w.form.state, start) for w, start in zip(forward, first, strict=True)}
+    for walk in forward:
+        if walk.form.decays:
+            access = kept_access(walk.form, "chunk")
+            inner.store(access, states[walk.form.state], "for that of the decays")
+    following: dict[str, Value] = {}
+    for family in infer_families(shape):
+        part = FamilyPass.load(shape, tiles, family)
+        members = load_states(inner, family, "chunk", states)
+        for n, side in enumerate(part.sides):
+            query_cotangent(part, cotangents, n, side, members)
+        matrices = [(f, s) for f, s in zip(part.forms, members, strict=True) if f.form.value]
+        following |= {f.form.state: f.next_state(s) for f, s in matrices}
+    carries = [Carry(states[s], start, following[s]) for s, start in zip(states, first, strict=True)]
     store_gradients(shape, tiles, cotangents, buffer_of, "queries", shape.key[0])
     b.loop("chunks", inner, tuple(carries))
     return pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS, shape.key)
 
 
-def query_cotangent(part: ChunkPass, side: KeySide, state: Value) -> list[Value]:
+def query_cotangent(part: FamilyPass, cotangents: Cotangents, n: int, side: KeySide, states: list[Value]) -> None:
     """2^G dO S^T, and E B of every write."""
-    chunk, position = part.chunk, side.vector.position
-    terms = [chunk.against_state(part.values[side.name], position, "start", state, "value", "d_inter")]
-    for j, key in chunk.form.keys.items():
-        terms.append(chunk.spread_keys(part.pairs(side, j), key, position, key.position))
-    return terms
+    chunk, own = part.chunk, side.vector
+    outer = chunk.times(part.from_states(n, states), chunk.reach(own.position, own.scale, "query"), name="outer")
+    inner = [chunk.spread(part.pairs(n, j, "query"), key) for j, key in chunk.form.keys.items()]
+    part.settle(cotangents, own, side.name, outer, inner)
 
 
 def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The cotangents of what is written, and of the initial state."""
-    return emit_reverse_pass(shape, "value", buffer_of)
+    """The cotangents of what is written, and of the initial states."""
+    matrices = matrix_part(shape)
+    b = Builder(complex_buffers=shape.complex_buffers)
+    backward = walks(matrices, adjoint=True)
+    last = load_starts(b, backward)
+    inner = b.nested()
+    tiles, cotangents = Tiles(inner), Cotangents()
+    carries = []
+    for walk, start in zip(backward, last, strict=True):
+        adjoint = inner.phi(walk.state, start)
+        part = FormPass.load(shape, tiles, walk.form, "value")
+        for j, write in enumerate(walk.form.writes):
+            d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
+            cotangents.add(write.value, d_u)
+        carries.append(Carry(adjoint, start, part.previous_adjoint(adjoint)))
+    store_gradients(shape, tiles, cotangents, buffer_of, "values", shape.value[0])
+    b.loop("chunks", inner, tuple(carries), reverse=True)
+    for walk, carry in zip(backward, carries, strict=True):
+        b.store(walk.end, carry.phi)
+    return pass_kernel("value_gradients", shape, b, VALUE_EQUATIONS, shape.value)
 
 
 def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The cotangents of the writes' vectors; and of what is written where the state has no value dim to tile."""
-    return emit_reverse_pass(shape, "key", buffer_of)
-
-
-def emit_reverse_pass(shape: Shape, tiled: str, buffer_of: BufferOf) -> Kernel:
-    """A walk from the last chunk to the first with tiles of R over the "key" or the "value" dims."""
+    """The cotangents of the writes' vectors."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    backward = [w for w in walks(shape, adjoint=True) if tiled == "key" or w.form.value]
+    backward = walks(matrix_part(shape), adjoint=True)
     last = load_starts(b, backward)
     inner = b.nested()
-    tiles, cotangents = Tiles(inner, stored=scalar_gates(shape)), Cotangents()
-    carries, adjoints = [], []
-    for walk, start in zip(backward, last, strict=True):
-        adjoint = inner.phi(walk.state, start)
-        adjoints.append(adjoint)
-        part = ChunkPass.load(shape, tiles, walk.form)
-        if tiled == "key":
-            write_key_cotangents(part, cotangents, walk.form, adjoint)
-            if walk.form.decays:
-                store_across(shape, part.chunk, walk, adjoint)
-        if (tiled == "value") == bool(walk.form.value):
-            for j in part.chunk.form.keys:
-                d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
-                cotangents.add(walk.form.writes[j].value, d_u)
-        carries.append(Carry(adjoint, start, previous_adjoint(part.chunk, part.sides, part.values, adjoint)))
-    dims = shape.key if tiled == "key" else shape.value
-    store_gradients(shape, tiles, cotangents, buffer_of, f"{tiled}s", dims[0])
+    tiles, cotangents = Tiles(inner), Cotangents()
+    adjoints = {w.form.state: inner.phi(w.state, start) for w, start in zip(backward, last, strict=True)}
+    previous: dict[str, Value] = {}
+    for family in infer_families(shape):
+        part = FamilyPass.load(shape, tiles, family)
+        members = load_states(inner, family, "chunk_R", adjoints)
+        for j, key in part.chunk.form.keys.items():
+            key_cotangent(part, cotangents, j, key, members)
+        if family.lead.decays:
+            store_across(shape, part, members)
+        matrices = [(f, r) for f, r in zip(part.forms, members, strict=True) if f.form.value]
+        previous |= {f.form.state: f.previous_adjoint(r) for f, r in matrices}
+    carries = [Carry(adjoints[s], start, previous[s]) for s, start in zip(adjoints, last, strict=True)]
+    store_gradients(shape, tiles, cotangents, buffer_of, "keys", shape.key[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
-    for walk, adjoint in zip(backward, adjoints, strict=True):
-        if (tiled == "value") == bool(walk.form.value):
-            b.store(walk.end, adjoint)
-    equations = KEY_EQUATIONS if tiled == "key" else VALUE_EQUATIONS
-    return pass_kernel(f"{tiled}_gradients", shape, b, equations, dims)
+    return pass_kernel("key_gradients", shape, b, KEY_EQUATIONS, shape.key)
 
 
-def write_key_cotangents(part: ChunkPass, cotangents: Cotangents, form: MatrixForm, adjoint: Value) -> None:
+def key_cotangent(part: FamilyPass, cotangents: Cotangents, j: int, key: Vector, adjoints: list[Value]) -> None:
     """2^(G_C - G) U R^T + E^T Q."""
     chunk = part.chunk
-    for j, key in chunk.form.keys.items():
-        terms = [chunk.against_state(part.u[j], key.position, "end", adjoint, "value", "d_after")]
-        for side in part.sides:
-            terms.append(chunk.gather_keys(part.pairs(side, j), side.vector, side.vector.position, key.position))
-        part.settle(cotangents, form, key, _write_name(j), terms)
+    outer = chunk.times(part.to_adjoints(j, adjoints), chunk.reach(key.position, key.scale, "key"), name="outer")
+    inner = [chunk.gather(part.pairs(n, j, "key"), side.vector) for n, side in enumerate(part.sides)]
+    part.settle(cotangents, key, write_name(j), outer, inner)
 
 
-def store_across(shape: Shape, chunk: Chunk, walk: Walk, adjoint: Value) -> None:
+def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
     """2^G_C <S, R> of a tile of the key dims."""
-    b, form = chunk.b, walk.form
-    state = b.load("S", chunk_access(f"chunk_{form.state}", walk.axes), walk.axes)
-    both = b.sum(b.mul(state, adjoint, name="S_R"), walk.axes, name="S_R")
-    across = b.mul(both, chunk.class_over_chunk("key"), name="across")
-    b.store(across_access(form, shape.key[0]), across, "for the gradient of the decays")
+    chunk, b = part.chunk, part.chunk.b
+    both = []
+    for form, adjoint in zip(part.family.forms, adjoints, strict=True):
+        state = b.load("S", kept_access(form, "chunk"), kept_axes(form))
+        both.append(b.sum(b.mul(state, adjoint, name="S_R"), kept_axes(form), name="S_R"))
+    across = b.mul(chunk.sum_of(both, "S_R"), chunk.class_over_chunk("key"), name="across")
+    b.store(across_access(part.family, shape.key[0]), across, "for the gradient of the gates")
 
 
 def store_gradients(
-    shape: Shape, tiles: Tiles, cotangents: Cotangents, buffer_of: BufferOf, part: str, dim: str
+    shape: Shape,
+    tiles: Tiles,
+    cotangents: Cotangents,
+    buffer_of: BufferOf,
+    part: str,
+    dim: str,
+    sources: list[Node] | None = None,
 ) -> None:
-    """The sources' gradients; where one lacks the dim that is tiled, a partial sum for every tile."""
-    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
+    """The sources' gradients (all of them, or some); where one lacks the dim that is tiled, a partial sum for every
+    tile."""
+    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes) if sources is None else sources):
         is_partial = dim not in source.dims
         buffer = buffer_of(source, part, dim if is_partial else "")
         partial = (f"tile:{dim}",) if is_partial else ()
@@ -246,7 +341,9 @@ def store_gradients(
 
 
 def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...], tiled: tuple[str, ...]) -> Kernel:
-    axes = tuple(Axis(a.name, a.kind, a.extent, "grid" if a.name in tiled else "whole") for a in shape.axes)
+    # Tiled dims come last: a product of scaled rows of a tile with the user's rows then has the user's on its left.
+    ordered = sorted(shape.axes, key=lambda a: a.name in tiled)
+    axes = tuple(Axis(a.name, a.kind, a.extent, "grid" if a.name in tiled else "whole") for a in ordered)
     width = tile_width(shape, tiled)
     others = shape.value if tiled == shape.key else shape.key
     warps = 4 if width * entries(others, dict(shape.sizes)) <= FOUR_WARPS else 8
@@ -265,38 +362,43 @@ def tile_width(shape: Shape, tiled: tuple[str, ...]) -> int:
     return width
 
 
-# --- decays ----------------------------------------------------------------------------------------------------------
+# --- gates -----------------------------------------------------------------------------------------------------------
 
 
-def emit_decay_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The cotangents of the decays, from what the walks found every readout and write to be worth."""
+def emit_gate_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
+    """The cotangents of decays and of factors of rows, from what the walks found every vector to be worth."""
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles, cotangents = Tiles(b), Cotangents()
-    for form in shape.forms:
-        if form.decays:
-            decay_cotangents(shape, b, cotangents, form)
+    for family in infer_families(shape):
+        gate_cotangents(shape, tiles, cotangents, family)
     for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
-        store_gradient(b, source, tile, buffer_of(source, "decays", ""))
+        store_gradient(b, source, tile, buffer_of(source, "gates", ""))
     key = shape.key[0]
     axes = tuple(Axis(a.name, a.kind, a.extent, "loop" if a.name == key else "whole") for a in shape.axes)
     widths = ((key, tile_width(shape, shape.key)),)
     grid = ("batch", "head", "chunk")
-    return Kernel("decay_gradients", grid, axes, tuple(b.statements), DECAY_EQUATIONS, "decay gradients", widths, 1)
+    return Kernel("gate_gradients", grid, axes, tuple(b.statements), GATE_EQUATIONS, "gate gradients", widths, 1)
 
 
-def decay_cotangents(shape: Shape, b: Builder, cotangents: Cotangents, form: MatrixForm) -> None:
-    """Every decay's cotangent in a chunk."""
-    key = shape.key[0]
-    across = over_tiles(shape, b, across_access(form, key), (), "across")
-
-    def worths(name: str, position: int) -> tuple[Value, Value, int]:
-        outer, inner = (over_tiles(shape, b, worth_access(form, name, p, key), ("c",), p) for p in PARTS)
-        return outer, inner, position
-
-    readouts = [worths(r.name, form.events.index(r)) for r in form.readouts]
-    writes = [worths(_write_name(j), form.events.index(w)) for j, w in enumerate(form.writes)]
-    for i, decay in class_decays(form, "key"):
+def gate_cotangents(shape: Shape, tiles: Tiles, cotangents: Cotangents, family: Family) -> None:
+    """The cotangents of every factor and decay of a family in a chunk."""
+    b, key = tiles.b, shape.key[0]
+    written = [i for i, e in enumerate(family.lead.events) if isinstance(e, Write)]
+    readouts: list[tuple[Value, Value, int]] = []
+    writes: list[tuple[Value, Value, int]] = []
+    for name, position, node in credited_vectors(family):
+        outer, inner = (over_tiles(shape, b, worth_access(family, name, p, key), ("c",), p) for p in PARTS)
+        scale = split_scale(node)[0]
+        if leaves([scale]):
+            factor = tiles.node(scale, "scale")
+            both = b.add(outer, inner, name="worth")
+            cotangents.add(scale, b.map("div", both, nonzero(b, factor), name="d_scale"))
+            outer, inner = (b.mul(x, unless_zero(b, factor), name=x.name) for x in (outer, inner))
+        (writes if position in written else readouts).append((outer, inner, position))
+    across = over_tiles(shape, b, across_access(family, key), (), "across") if family.lead.decays else None
+    for i, decay in class_decays(family.lead, "key"):
         d_log = across
+        assert d_log is not None
         for outer, inner, position in readouts:
             d_log = b.add(d_log, later_sum(b, Row(b.add(outer, inner, name="worth"), position), i), name="d_log")
         for outer, inner, position in writes:

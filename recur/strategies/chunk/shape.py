@@ -32,6 +32,7 @@ class Shape:
     fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
     views: tuple[tuple[str, tuple[str, ...]], ...] = ()
     folded: tuple[str, ...] = ()
+    pass_forms: tuple[MatrixForm, ...] = ()  # of a stage that takes passes (families.py): all, if these are a part
 
     @property
     def axes(self) -> tuple[Axis, ...]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from recur.ir.core import Node, apply, const, is_const, leaves, product, topological, where
+from recur.ir.core import Node, apply, const, is_const, leaves, topological, where
 from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
 from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
+from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.stored_gates import StoredGates
 from recur.strategies.pointwise import emit_nodes
-
-MOST_FACTORS = 64  # of a product taken apart
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Tiles:
 
     def inside(self, b: Builder) -> Tiles:
         """For a nested body: sees what is loaded here, keeps its own to itself."""
-        return Tiles(b, dict(self.values), dict(self.shared), dict(self.gates), self.rows_axis, self.stored)
+        return replace(self, b=b, values=dict(self.values), shared=dict(self.shared), gates=dict(self.gates))
 
     def leaf(self, node: Node) -> Value:
         if node not in self.values:
@@ -47,18 +46,20 @@ class Tiles:
 
     def node(self, node: Node, name: str, fill: float = 0.0) -> Value:
         """The expression's tile with axes (c, *dims): ``fill`` on rows past the sequence's end."""
-        for x in leaves([node]):
-            self.leaf(x)
-        (value,) = emit_nodes(self.b, [node], self.values, name)
-        axes = (self.rows_axis, *node.dims)
-        if value.axes != axes:
-            value = self.b.expand(value, axes, name)
+        value = self.unmasked(node, name)
         if fill == 0.0 and vanishes(node):
             return value
         key = ("valid", value.name, str(fill))
         if key not in self.shared:
             self.shared[key] = self.b.valid(value, self.rows_axis, fill, name)
         return self.shared[key]
+
+    def unmasked(self, node: Node, name: str) -> Value:
+        """The expression's tile with axes (c, *dims); whatever it may be on rows past the sequence's end."""
+        for x in leaves([node]):
+            self.leaf(x)
+        (value,) = emit_nodes(self.b, [node], self.values, name)
+        return self.b.expand(value, (self.rows_axis, *node.dims), name)
 
     def rows(self, node: Node, name: str) -> Rows:
         """The expression as rows, with what has no dims taken out of the tile."""
@@ -91,36 +92,6 @@ def _vanishes_with(node: Node, args: list[bool]) -> bool:
         return args[0]
     row = OPERATORS.get(node.op)
     return row is not None and row.keeps_zero and bool(args) and all(args)
-
-
-def split_scale(node: Node) -> tuple[Node, Node]:
-    """(scale without dims, the rest), a product taken apart: rows are scaled after the matrix units, not before.
-
-    Then a product's operands are the user's own tensors, exact and straight from memory.
-    """
-    scales: list[Node] = []
-    rest: list[Node] = []
-    stack = [node]
-    while stack:
-        if len(scales) + len(rest) > MOST_FACTORS:
-            return const(1), node
-        x = stack.pop()
-        if x.op == "mul":
-            stack.extend(reversed(x.args))
-        elif x.op == "neg":
-            scales.append(const(-1))
-            stack.append(x.args[0])
-        else:
-            (rest if x.dims else scales).append(x)
-    if not rest or not all(_finite_past_the_end(s) for s in scales):
-        return const(1), node
-    return product(scales), product(rest)
-
-
-def _finite_past_the_end(scale: Node) -> bool:
-    """Whether a scale is finite where its leaves are zero, so that zero rows stay zero."""
-    unsafe = ("div", "log", "log2", "rsqrt", "pow")
-    return not any(n.op in unsafe and leaves([n]) for n in topological([scale]))
 
 
 @dataclass(frozen=True)

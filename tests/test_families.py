@@ -1,0 +1,128 @@
+"""States without reads under scalar decays: families of states, weights in memory, and the passes over their tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compare import compare
+
+from recur.api import load, loads
+from recur.ir.plan import Plan
+from recur.strategies.chunkwise import plan
+from recur.zoo import path
+
+RECURRENCES = {
+    "a vector beside a matrix, with a factor that may be zero": """
+recurrence gated_normaliser:
+    dim    K, V
+    input  q[K], k[K], v[V], s in [0, 1], g in (-inf, 0]
+    state  n[K], S[K, V]
+    n = exp(g) * n + s * k
+    S = exp(g) * S + s * outer(k, v)
+    output o = (q @ S) / max(abs(q @ n), 1)
+""",
+    "two matrices and a vector, two readouts of each, one before the write": """
+recurrence wide:
+    dim    K, V
+    input  q[K], p[K], k[K], v[V], w[V], s, g in (-inf, 0]
+    state  A[K, V], B[K, V], n[K]
+    output before = s * (p @ A) + p @ B
+    output count = p @ n
+    A = exp(g) * A + s * outer(k, v)
+    B = exp(g) * B + s * outer(k, w)
+    n = exp(g) * n + s * k
+    output o = q @ A + (q @ n) * (q @ B)
+""",
+    "two writes a token around two decays, factors of queries": """
+recurrence twice:
+    dim    K, V
+    input  q[K], k[K], a[K], v[V], w[V], r, s, t, g in (-inf, 0], h in (-inf, 0]
+    state  S[K, V]
+    S = exp(g) * S + s * outer(k, v)
+    output between = t * (q @ S)
+    S = exp(h) * S + outer(a, r * w)
+    output after = K ** -0.5 * (q @ S)
+""",
+    "negative decays and a parameter's": """
+recurrence signs:
+    dim    K, V
+    input  q[K], k[K], v[V], b in [-1, 1], s
+    param  a
+    state  S[K, V], n[K]
+    S = -exp(-softplus(a)) * S + s * outer(k, v)
+    n = -exp(-softplus(a)) * n + s * k
+    output o = (q @ S) + (q @ n) * v
+""",
+    "factors alone": """
+recurrence undecayed:
+    dim    K, V
+    input  q[K], k[K], v[V], s
+    state  S[K, V], n[K]
+    S = S + s * outer(k, v)
+    n = n + s * k
+    output o = (q @ S) * tanh(q @ n)
+""",
+}
+
+
+@pytest.mark.parametrize("loss", ["both", "final"])
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_several_chunks(name: str, extreme: bool, loss: str) -> None:
+    op = loads(RECURRENCES[name])
+    assert any("query_gradients" in k for k in kernels(op.recurrence.name, RECURRENCES[name])), "takes passes"
+    compare(op, "chunkwise", T=150, sizes={"K": 5, "V": 3}, extreme=extreme, loss=loss, seed=3)
+
+
+@pytest.mark.parametrize("name", ["mlstm_exp", "mlstm_sig", "mamba2", "linear_attention_normalised"])
+@pytest.mark.parametrize("T", [1, 64, 65])
+def test_chunk_bounds(name: str, T: int) -> None:
+    compare(load(str(path(name))), "chunkwise" if name != "mlstm_exp" else "auto", T=T, B=1, extreme=True)
+
+
+def test_a_factor_that_is_zero_has_a_gradient() -> None:
+    op = loads(RECURRENCES["a vector beside a matrix, with a factor that may be zero"])
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 70, 1, 4, dtype=torch.float64) for _ in range(3))
+    s, g = torch.rand(1, 70, 1, dtype=torch.float64), -torch.rand(1, 70, 1, dtype=torch.float64)
+    s[:, ::3] = 0.0
+    s.requires_grad_()
+    found, wanted = (
+        torch.autograd.grad(call(q, k, v, s, g, **options)[0].square().sum(), s)[0]
+        for call, options in ((op, {"strategy": "chunkwise", "backend": "torch"}), (op.reference, {}))
+    )
+    assert wanted[:, ::3].abs().min() > 1e-6
+    assert (found - wanted).norm() < 1e-12 * wanted.norm()
+
+
+def kernels(name: str, source: str) -> list[str]:
+    return [k.name for k in planned(source).forward + planned(source).backward]
+
+
+def planned(source: str) -> Plan:
+    program = loads(source).program
+    found = plan(program.stages[-1], {"K": 128, "V": 128})
+    assert isinstance(found, Plan)
+    return found
+
+
+def test_a_family_has_one_tile_of_pairs() -> None:
+    """The vector beside the matrix costs the passes no product of their own."""
+    with_vector = RECURRENCES["a vector beside a matrix, with a factor that may be zero"]
+    alone = with_vector.replace("n[K], ", "").replace("    n = exp(g) * n + s * k\n", "")
+    alone = alone.replace(" / max(abs(q @ n), 1)", "")
+
+    def products(source: str) -> dict[str, int]:
+        return {k.name: str(k.body).count("op='contract'") for k in planned(source).backward}
+
+    both, one = products(with_vector), products(alone)
+    assert both["value_gradients"] == one["value_gradients"]
+    assert both["key_gradients"] <= one["key_gradients"] + 1
+    assert both["query_gradients"] <= one["query_gradients"] + 1
+
+
+def test_walks_have_no_exponentials() -> None:
+    for source in RECURRENCES.values():
+        for kernel in planned(source).forward + planned(source).backward:
+            if kernel.role in ("walk", "segments", "query gradients", "value gradients", "key gradients"):
+                assert "op='exp2'" not in str(kernel.body) and "op='cumsum'" not in str(kernel.body), kernel.name

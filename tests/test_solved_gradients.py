@@ -1,0 +1,84 @@
+"""Gradients where every write has read the state: pairs inside the chunk, then vector by vector."""
+
+from __future__ import annotations
+
+import pytest
+from compare import compare
+
+from recur.api import load, loads
+from recur.ir.plan import Plan
+from recur.ir.tile import Let
+from recur.strategies.chunkwise import plan
+from recur.zoo import path
+
+RECURRENCES = {
+    "a decay before, between and after, read at each": """
+recurrence between:
+    dim    K, V
+    input  q[K], k[K], v[V], a[K]
+    input  g in (-inf, 0], h in (-inf, 0], beta in (0, 2)
+    state  S[K, V]
+    output before = q @ S
+    S = exp(g) * S
+    S = S + beta * outer(k, v - k @ S)
+    output between = a @ S
+    S = exp(h) * S
+    S = S + outer(a, v - a @ S)
+    output after = k @ S
+""",
+    "a factor that may be zero or negative": """
+recurrence factor:
+    dim    K, V
+    input  q[K], k[K], v[V], f in (-1, 1), beta in (0, 2)
+    state  S[K, V]
+    S = f * S
+    S = S + beta * outer(k, v - k @ S)
+    output o = q @ S
+""",
+    "gates and rows with parameters, keys that mix their entries": """
+recurrence learned:
+    dim    K, V
+    input  q[K], k[K], v[V], dt
+    param  A, w[K], bias
+    state  S[K, V]
+    S = exp(-exp(A) * softplus(dt + bias)) * S
+    S = S + sigmoid(dt) * outer(l2norm(w * k), tanh(v) - l2norm(w * k) @ S)
+    output o = softmax(q) @ S
+""",
+}
+
+
+@pytest.mark.parametrize("loss", ["both", "final"])
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_several_chunks(name: str, extreme: bool, loss: str) -> None:
+    compare(RECURRENCES[name], "chunkwise", T=150, extreme=extreme, loss=loss, seed=5)
+
+
+@pytest.mark.parametrize("name", ["gated_delta_net", "comba", "gated_delta_product"])
+@pytest.mark.parametrize("T", [1, 64, 65])
+def test_chunk_bounds(name: str, T: int) -> None:
+    compare(load(str(path(name))), "chunkwise", T=T, B=1, extreme=True)
+
+
+def planned(text: str, K: int, V: int) -> Plan:
+    (normal,) = loads(text).program.stages
+    found = plan(normal, {"K": K, "V": V})
+    assert isinstance(found, Plan)
+    return found
+
+
+def test_left_operands_lie_in_memory() -> None:
+    """On Hopper a product whose left operand is a computed tile is under suspicion."""
+    for kernel in planned(path("gated_delta_net").read_text(), 128, 128).backward:
+        if kernel.name in ("pair_gradients", "gradients"):
+            made_by = {out.name: s.op for s in kernel.body if isinstance(s, Let) for out in s.outs}
+            products = [s for s in kernel.body if isinstance(s, Let) and s.op == "contract"]
+            assert products
+            assert all("load" in {made_by[a.name] for a in s.args} for s in products)
+
+
+def test_tiles_of_the_key_dims_give_partial_sums_of_what_lacks_them() -> None:
+    found = planned(path("gated_delta_net").read_text(), 128, 128)
+    assert found.buffer("d_g_keys").layout[-1] == found.buffer("d_beta_keys").layout[-1] == "tiles:K"
+    assert found.buffer("d_k").dtype == "input:k"

@@ -1,0 +1,41 @@
+"""What launches do, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+import recur
+from recur import zoo
+from recur.codegen.triton_printer.work import Extent, Work, count_work
+from recur.runtime.tuning.space import default_configs
+from recur.runtime.tuning.tune import plans_of
+
+B, T, H, K, V = 2, 1000, 3, 32, 64
+
+
+def work_of(name: str, kernel: str, strategy: str = "chunkwise") -> tuple[Work, int]:
+    op = recur.load(zoo.path(name))
+    sizes = {"K": K, "V": V}
+    (plan,) = plans_of(op.program, sizes, strategy)
+    (config,) = default_configs([plan], sizes)
+    found = next(k for k in plan.forward + plan.backward if k.name == kernel)
+    return count_work(plan, found, config, Extent(B, T, H)), -(-T // config.chunk)
+
+
+def test_a_walk_over_chunks() -> None:
+    """The states of DeltaNet: W S and B U for every chunk; b, a, y, Tm, beta in, every chunk's state out."""
+    work, chunks = work_of("delta_net", "states")
+    assert work.steps == chunks and work.programs % (B * H) == 0
+    states = 2 * B * chunks * H * K * V
+    rows = 2 * B * T * H
+    assert states + rows * (K + V) < work.bytes < states + rows * (2 * K + 2 * V + 64) + 4 * B * H * K * V
+    assert work.products >= 2 * B * H * chunks * 64 * K * V
+
+
+@pytest.mark.parametrize("name", ("gated_delta_net", "linear_attention"))
+def test_one_token_after_another(name: str) -> None:
+    work, _ = work_of(name, "S_forward", "sequential")
+    assert (work.steps, work.products) == (T, 0.0)
+    per_token = 2 * (2 * K + 2 * V) + (4 if name == "gated_delta_net" else 0)
+    before = 4 * K * V  # the state before every token, for the backward pass
+    assert work.bytes == B * H * (T * (per_token + before) + 2 * 4 * K * V)
