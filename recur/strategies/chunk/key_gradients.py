@@ -35,16 +35,17 @@ from recur.strategies.chunk.halves import Halves, own_products, own_weight
 from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
     WIDTH,
+    StoredChunk,
+    held_chunk,
     key_vectors,
     load_key_gates,
     load_log,
     place_keys,
-    stored_chunk,
     stored_chunk_length,
     tile_widths,
 )
 from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, token_access
-from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, signed
+from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_values, signed
 from recur.strategies.operands import argument_leaves
 
 IN_ORDER = "gradients, in order"  # the role of a kernel whose operations are in order
@@ -152,8 +153,9 @@ class ValueLoop:
 
     def __post_init__(self) -> None:
         self.b = self.outer.nested()
-        self.tiles = Tiles(self.b)
-        self.chunk = stored_chunk(self.tiles, self.form)
+        held = held_chunk(self.outer, self.form)
+        self.tiles = held.tiles.inside(self.b)
+        self.chunk = StoredChunk(self.tiles, load_values(self.tiles, held.form))
         self.cotangents = load_cotangents(self.b, self.shape, self.form)
 
     def state(self) -> Value:

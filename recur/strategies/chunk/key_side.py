@@ -295,17 +295,31 @@ class StoredChunk(PairedChunk):
 
 def stored_chunk(tiles: Tiles, form: MatrixForm) -> StoredChunk:
     """A chunk's tiles, its key side as `emit_key_side` has left it."""
+    return StoredChunk(tiles, load_values(tiles, stored_rows(tiles.b, form)))
+
+
+def held_chunk(b: Builder, form: MatrixForm) -> StoredChunk:
+    """The key side alone, pairs included, before a loop whose body is to find them loaded (`Tiles.inside`)."""
+    part = stored_rows(b, form)
+    chunk = StoredChunk(Tiles(b), part)
+    vectors = {v.position: v for v in [*part.queries.values(), *part.reads.values(), *part.keys.values()]}
+    for later, earlier in stored_pairs(form):
+        chunk.scores(vectors[later], vectors[earlier])
+    return chunk
+
+
+def stored_rows(b: Builder, form: MatrixForm) -> FormTiles:
     reads: dict[str, Vector] = {}
     keys: dict[int, Vector] = {}
     queries: dict[str, Vector] = {}
     for i, event in enumerate(form.events):
         if isinstance(event, Read):
-            reads[event.name] = _load_vector(tiles.b, form, i, "a")
+            reads[event.name] = _load_vector(b, form, i, "a")
         elif isinstance(event, Write):
-            keys[len(keys)] = _load_vector(tiles.b, form, i, "b")
+            keys[len(keys)] = _load_vector(b, form, i, "b")
         elif isinstance(event, Readout):
-            queries[event.name] = _load_vector(tiles.b, form, i, "q")
-    return StoredChunk(tiles, load_values(tiles, FormTiles(form, reads, keys, {}, queries, None, None)))
+            queries[event.name] = _load_vector(b, form, i, "q")
+    return FormTiles(form, reads, keys, {}, queries, None, None)
 
 
 def _load_vector(b: Builder, form: MatrixForm, position: int, name: str) -> Vector:
