@@ -32,6 +32,7 @@ from recur.strategies.chunk.gradients import (
     emit_gradients,
     emit_reverse_walk,
 )
+from recur.strategies.chunk.kept_scales import scale_buffers
 from recur.strategies.chunk.kernels import (
     STATE_EQUATION,
     ChunkOf,
@@ -251,6 +252,7 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
         buffers += key_side_buffers(shape)
     elif not shape.splits:
         buffers += [b for form in shape.forms for b in pair_buffers(form)]
+    buffers += scale_buffers(shape)
     for form in shape.forms:
         solved = [j for j, w in enumerate(form.writes) if w.read is not None]
         for i in solved:

@@ -27,6 +27,7 @@ from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, s
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
 from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_plain_factor
+from recur.strategies.chunk.kept_scales import kept_scales
 from recur.strategies.chunk.kernels import (
     ChunkOf,
     computed_chunk,
@@ -88,7 +89,7 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk, name: st
 
 def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
     """The step of R over a chunk in a body; it leaves the solved writes' Z in memory."""
-    tiles = Tiles(inner, stored=scalar_gates(shape))
+    tiles = Tiles(inner, stored=scalar_gates(shape), kept=kept_scales(shape))
 
     def advance(index: int, adjoint: Value) -> tuple[Value, Chunk]:
         form = shape.forms[index]

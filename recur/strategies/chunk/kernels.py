@@ -10,6 +10,7 @@ from recur.ir.core import Node, leaves
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
+from recur.strategies.chunk.kept_scales import kept_scales, store_scales
 from recur.strategies.chunk.pairs import pairs_name, stored_pairs
 from recur.strategies.chunk.scales import scale_last
 from recur.strategies.chunk.segments import Advance, Walk, walks
@@ -58,6 +59,7 @@ def emit_prepare(shape: Shape) -> Kernel:
             b.store(pair_access(pairs_name(form, later, earlier)), pairs)
         for (i, j), block in invert_system(b, chunk.system(), part.solved).items():
             b.store(pair_access(inverse_name(form.state, i, j)), block)
+    store_scales(shape, tiles)
     equations = ("L = strictly lower part of A~ B^T", "Tm = (I + L)^-1")
     return Kernel("prepare", ("batch", "head", "chunk"), key_only(shape), tuple(b.statements), equations, "prepare")
 
@@ -81,7 +83,7 @@ def emit_walk(
     first = load_starts(b, walks(shape))
     inner = b.nested()
     states = [inner.phi(f.state, s) for f, s in zip(shape.forms, first, strict=True)]
-    tiles = Tiles(inner, stored=scalar_gates(shape))
+    tiles = Tiles(inner, stored=scalar_gates(shape), kept=kept_scales(shape))
     readouts: dict[Node, Value] = {}
     following: list[Value] = []
     for form, state in zip(shape.forms, states, strict=True):
@@ -165,7 +167,7 @@ def load_starts(b: Builder, of: list[Walk]) -> list[Value]:
 
 def begin_states(shape: Shape, chunk_of: ChunkOf, b: Builder) -> Advance:
     """The step S <- 2^G_C S + (2^(G_C - G) B)^T U in a body, with the pseudo-values as the forward pass kept them."""
-    tiles = Tiles(b, stored=scalar_gates(shape))
+    tiles = Tiles(b, stored=scalar_gates(shape), kept=kept_scales(shape))
 
     def advance(index: int, state: Value) -> tuple[Value, Chunk]:
         chunk = chunk_of(tiles, shape.forms[index])

@@ -21,6 +21,7 @@ from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, n
 from recur.strategies.chunk.equations import Chunk, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
 from recur.strategies.chunk.halves import Pair, emit_scores, own_products
+from recur.strategies.chunk.kept_scales import store_scales
 from recur.strategies.chunk.kernels import inverse_name, key_only
 from recur.strategies.chunk.pairs import PairedChunk, pair_buffers, pairs_name, stored_pairs
 from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
@@ -237,7 +238,7 @@ def key_vectors(tiles: Tiles, form: MatrixForm, gates: Gates | None) -> dict[int
 
 
 def emit_inverse(shape: Shape) -> Kernel:
-    """Tm = (I + L)^{-1}, all chunks at once."""
+    """Tm = (I + L)^{-1}, all chunks at once; and the factors of rows."""
     b = Builder(complex_buffers=shape.complex_buffers)
     for form in shape.forms:
         solved = solved_writes(form)
@@ -246,6 +247,7 @@ def emit_inverse(shape: Shape) -> Kernel:
         }
         for (i, j), block in invert_system(b, system, solved).items():
             b.store(pair_access(inverse_name(form.state, i, j)), block)
+    store_scales(shape, Tiles(b))
     axes = tuple(a for a in shape.axes if a.kind == "rows")
     return Kernel("inverse", ("batch", "head", "chunk"), axes, tuple(b.statements), ("Tm = (I + L)^-1",), "inverse")
 

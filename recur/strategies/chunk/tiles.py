@@ -10,7 +10,7 @@ from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
 from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
 from recur.strategies.chunk.scales import split_scale
-from recur.strategies.chunk.stored_gates import StoredGates
+from recur.strategies.chunk.stored_gates import StoredGates, rows_access
 from recur.strategies.pointwise import emit_nodes
 
 
@@ -20,7 +20,8 @@ class Tiles:
 
     ``shared`` holds what the equations of several forms, or several equations of one, have in common (see `Chunk`);
     ``gates`` the gates of forms with the same decays at the same positions; ``rows_axis`` is the tokens' axis;
-    ``stored``: by state, the gates of the key class that are loaded and not computed.
+    ``stored``: by state, the gates of the key class that are loaded and not computed; ``kept``: the buffers of factors
+    of rows that are.
     """
 
     b: Builder
@@ -29,6 +30,7 @@ class Tiles:
     gates: dict[tuple[object, ...], Gates | None] = field(default_factory=dict)
     rows_axis: str = "c"
     stored: dict[str, StoredGates] = field(default_factory=dict)
+    kept: dict[Node, str] = field(default_factory=dict)
 
     def inside(self, b: Builder) -> Tiles:
         """For a nested body: sees what is loaded here, keeps its own to itself."""
@@ -69,6 +71,10 @@ class Tiles:
 
     def scale(self, node: Node, name: str) -> Value:
         """A factor of rows that vanish past the end already: constants stay numbers."""
+        if node in self.kept:
+            if node not in self.values:
+                self.values[node] = self.b.load(name, rows_access(self.kept[node], self.rows_axis), (self.rows_axis,))
+            return self.values[node]
         for x in leaves([node]):
             self.leaf(x)
         return emit_nodes(self.b, [node], self.values, name)[0]
