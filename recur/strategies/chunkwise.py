@@ -1,12 +1,13 @@
 """Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
 
-forward     gates         running sums of scalar decays, all chunks at once
+forward     gates         running sums of scalar decays, all chunks at once; or
+            weights       what they and the factors of vectors come to, where the backward pass is walks; see weights.py
             prepare       Tm = (I + L)^{-1} and the pairs outside the system, all chunks at once (where states are read)
             key_side      or, under decays over the key dims, every chunk's decayed vectors and pairs; see key_side.py
             local, starts the state at every segment's start (where it is not read, and several segments run)
             forward       walks the chunks with S in registers: pseudo-values, readouts, epilogue, next state
 backward    epilogue      cotangents of the readouts (only where results are more than readouts)
-            passes        without reads, under scalar decays: three walks and a sum; see passes.py. Else
+            passes        without reads, under scalar decays: three walks and a sum; see families.py, passes.py. Else
             states        walks again, leaving S at every chunk's start
             reverse       walks back, leaving R at every chunk's end, and Z
             gradients     all chunks at once: every coefficient's cotangent, pulled back to the inputs
