@@ -16,12 +16,14 @@ SCAN_TILE = 2048  # the same for elementwise kernels, which hold many tiles at o
 WIDEST_BLOCK = 128
 ROW_TILE = 32  # tokens in a tile of rows of a longer chunk: with 64, products of pairs read registers on Hopper
 PRESCANS = ("prescan", "maxprescan")
+SCAN_REGISTERS = 128  # of a thread of a forward scan of one state: four programs of four warps a multiprocessor
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How one kernel is launched. ``blocks``: the tile widths of the axes placed on the grid or in a loop.
+    """How one kernel is launched. ``blocks``: the tile widths of the axes placed on the grid or in a loop;
+    ``registers``: a thread's at most (0: as many as the compiler takes).
 
     Kernels of scans: ``vector``: how many neighbours along the innermost axis a thread holds, at most (0: what Triton
     chooses); ``relay``: a program for every chunk, ``anew``: which computes its tiles of tokens twice (see relay.py).
@@ -33,6 +35,7 @@ class Launch:
     vector: int = 0
     relay: bool = False
     anew: bool = False
+    registers: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,9 @@ def scan_launch(kernel: Kernel, sizes: Mapping[str, int]) -> Launch:
     relay = is_relayed(kernel)
     starts = any(isinstance(s, Let) and s.op == "load" and s.access is not None and "chunk" in s.access.index
                  for s in statements_of(kernel.body))  # fmt: skip
-    return Launch(kernel.widths, kernel.warps, 2, VECTOR if whole == 1 else 0, relay, anew=relay and starts)
+    anew = relay and starts
+    registers = SCAN_REGISTERS if whole == 1 and len(scans) == 1 and not anew else 0
+    return Launch(kernel.widths, kernel.warps, 2, VECTOR if whole == 1 else 0, relay, anew, registers)
 
 
 def is_relayed(kernel: Kernel) -> bool:
