@@ -28,8 +28,8 @@ LIMITS = {"output": 0.005, "final": 0.005, "gradient": 0.02}
 TIMEOUT = 150
 
 # rows: tokens in a chunk; width: channels in a tile; warps; runs: of tokens in a chunk; relay: a program for every
-# chunk; anew: which computes its tiles twice, forward and backward; vector: neighbouring channels of a thread; stages:
-# chunks in flight where one program walks.
+# chunk; anew: which computes its tiles twice, forward and backward; vector: neighbouring channels of a thread;
+# registers: of a thread, at most, forward and backward; stages: chunks in flight where one program walks.
 Launch = dict[str, Any]
 ELEMENTWISE: tuple[Launch, ...] = (
     {},
@@ -37,7 +37,10 @@ ELEMENTWISE: tuple[Launch, ...] = (
     {"anew": (True, True)},
     {"rows": 256, "warps": 8},
     {"warps": 8},
-    {"warps": 8, "vector": 2, "runs": 16},
+    {"registers": (128, 168)},
+    {"registers": (96, 128)},
+    {"warps": 8, "registers": (80, 128)},
+    {"warps": 8, "vector": 2, "runs": 16, "registers": (80, 128)},
     {"rows": 256, "width": 16},
     {"rows": 64, "width": 64},
     {"rows": 64, "width": 32},
@@ -116,9 +119,12 @@ def answer(work: Any, task: tuple[str, Launch], send: Any) -> None:
 
 
 def use_launch(launch: Launch) -> None:
-    """Scans of this process are planned and printed for the launch."""
+    """Scans of this process are planned and printed for the launch; modules of other launches are not found again."""
+    import os
+    import tempfile
     from dataclasses import replace
 
+    os.environ["RECUR_CACHE_DIR"] = tempfile.mkdtemp()
     from recur.codegen.triton_printer import config
     from recur.ir.tile import Kernel
     from recur.strategies.associative_scan import Scan
@@ -130,14 +136,16 @@ def use_launch(launch: Launch) -> None:
     if "width" in launch:
         fitted = Scan.widths.func
         Scan.widths = property(  # type: ignore[assignment,method-assign]
-            lambda scan: tuple((axis, min(launch["width"], width)) for axis, width in fitted(scan))
+            lambda scan: tuple((axis, launch["width"]) for axis, _ in fitted(scan))
         )
 
     def scan_launch(kernel: Kernel, *args: Any) -> config.Launch:
         found = chosen(kernel, *args)
         given = {key: launch[key] for key in ("relay", "vector") if key in launch}
         given["num_stages"] = launch.get("stages", found.num_stages)
-        given["anew"] = launch.get("anew", (found.anew, found.anew))[kernel.name.endswith("backward")]
+        for key in ("anew", "registers"):
+            if key in launch:
+                given[key] = launch[key][kernel.name.endswith("backward")]
         return replace(found, **given)
 
     config.scan_launch = scan_launch

@@ -17,7 +17,7 @@ from typing import Any
 
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a program, by compute capability
 FIXED = ("fp32", "i32")  # types of pointers that do not depend on the inputs'
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def build_kernel(
     from triton.compiler import compile as compile_source
     from triton.errors import TritonError
 
-    options = {name: constants[name] for name in OPTIONS}
+    options = {name: constants[name] for name in OPTIONS if name in constants}
     source, gpu = kernel_source(kernel, types, constants, dtype, absent), GPUTarget("cuda", capability(target), 32)
     try:
         compiled = compile_source(source, target=gpu, options=options)

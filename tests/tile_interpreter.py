@@ -37,7 +37,8 @@ class Run:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sizes = {**dict(self.plan.fixed_sizes), **self.sizes}
+        """A chunk shorter than the plan's may have fewer rows than the plan has runs."""
+        self.sizes = {**{n: min(size, self.chunk) for n, size in self.plan.fixed_sizes}, **self.sizes}
 
     @property
     def chunks(self) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from recur.ir.plan import Plan
 from recur.ir.tile import Axis, Kernel, Let, Loop, Statement, Value, next_power_of_two
+from recur.operators import OPERATORS
 from recur.strategies.associative_scan import VECTOR
 
 DEFAULT_CHUNK = 64
@@ -16,12 +17,15 @@ SCAN_TILE = 2048  # the same for elementwise kernels, which hold many tiles at o
 WIDEST_BLOCK = 128
 ROW_TILE = 32  # tokens in a tile of rows of a longer chunk: with 64, products of pairs read registers on Hopper
 PRESCANS = ("prescan", "maxprescan")
+SCAN_REGISTERS = 128  # of a thread of a forward scan of one state: four programs of four warps a multiprocessor
+CHEAP_FUNCTIONS = 1  # so many are computed twice rather than held
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How one kernel is launched. ``blocks``: the tile widths of the axes placed on the grid or in a loop.
+    """How one kernel is launched. ``blocks``: the tile widths of the axes placed on the grid or in a loop;
+    ``registers``: a thread's at most (0: as many as the compiler takes).
 
     Kernels of scans: ``vector``: how many neighbours along the innermost axis a thread holds, at most (0: what Triton
     chooses); ``relay``: a program for every chunk, ``anew``: which computes its tiles of tokens twice (see relay.py).
@@ -33,6 +37,7 @@ class Launch:
     vector: int = 0
     relay: bool = False
     anew: bool = False
+    registers: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = Non
     sizes = complete_sizes(plan, {**dict(plan.fixed_sizes), **sizes})
     rows = chunk or plan.chunk or DEFAULT_CHUNK
     kernels = plan.forward + plan.backward
+    scans = [s for k in kernels for s in statements_of(k.body) if isinstance(s, Let) and s.op in PRESCANS]
+    sizes |= {runs: min(sizes[runs], rows) for runs in {str(s.attr("runs")): None for s in scans}}
     launches = tuple((kernel.name, default_launch(kernel, sizes, rows)) for kernel in kernels)
     return StageConfig(tuple(sizes.items()), rows, launches)
 
@@ -137,7 +144,20 @@ def scan_launch(kernel: Kernel, sizes: Mapping[str, int]) -> Launch:
     relay = is_relayed(kernel)
     starts = any(isinstance(s, Let) and s.op == "load" and s.access is not None and "chunk" in s.access.index
                  for s in statements_of(kernel.body))  # fmt: skip
-    return Launch(kernel.widths, kernel.warps, 2, VECTOR if whole == 1 else 0, relay, anew=relay and starts)
+    anew = relay and starts and functions_before(scans, kernel) <= CHEAP_FUNCTIONS
+    registers = SCAN_REGISTERS if whole == 1 and len(scans) == 1 and not starts else 0
+    return Launch(kernel.widths, kernel.warps, 2, VECTOR if whole == 1 else 0, relay, anew, registers)
+
+
+def functions_before(scans: Sequence[Let], kernel: Kernel) -> int:
+    """How many functions, such as exponentials, the scans' operands are made of."""
+    needed = {v.name for scan in scans for v in scan.args}
+    count = 0
+    for s in reversed(list(statements_of(kernel.body))):
+        if isinstance(s, Let) and needed & {out.name for out in s.outs}:
+            needed |= {v.name for v in s.args}
+            count += s.op in OPERATORS and OPERATORS[s.op].symbol is None
+    return count
 
 
 def is_relayed(kernel: Kernel) -> bool:

@@ -111,7 +111,7 @@ class _Kernel:
 
     def load(self, source: _Source) -> Any:
         """The kernel from Triton's cache or compiled, on its GPU."""
-        settings = {name: self.options[name] for name in ("num_warps", "num_stages")}
+        settings = {k: v for k, v in self.options.items() if k in ("num_warps", "num_stages", "maxnreg")}
         major, minor = torch.cuda.get_device_capability(self.device)
         target = GPUTarget("cuda", 10 * major + minor, 32)
         with self.ready:  # once, and not in every thread

@@ -87,7 +87,7 @@ def launches(kernel: Kernel, config: StageConfig, effort: Effort) -> Iterator[La
     for blocks in itertools.product(*choices):
         for warps, stages in itertools.product(effort.warps, effort.stages):
             if stages > 1 or warps < 4:
-                yield Launch(blocks, warps, stages)
+                yield replace(current, blocks=blocks, num_warps=warps, num_stages=stages)
 
 
 def show(launch: Launch) -> str:
@@ -130,5 +130,6 @@ def _stage(value: Mapping[str, Any], plan: Plan, sizes: Mapping[str, int]) -> St
     found = []
     for (name, launch), plain in zip(config.launches, value["launches"], strict=True):
         blocks = zip((axis for axis, _ in launch.blocks), map(int, plain["widths"]), strict=True)
-        found.append((name, Launch(tuple(blocks), int(plain["warps"]), int(plain["stages"]))))
+        warps, stages = int(plain["warps"]), int(plain["stages"])
+        found.append((name, replace(launch, blocks=tuple(blocks), num_warps=warps, num_stages=stages)))
     return replace(config, launches=tuple(found))
