@@ -195,7 +195,7 @@ class Body:
         most = max(LEAST_WIDTH, 1 << (TILE // held).bit_length() - 1)  # a power of two
         width = size if mixes_keys(self.shape) else min(size, most)
         widths = {key: width} | ({} if self.whole_values else dict.fromkeys(self.shape.value, WIDEST_VALUES))
-        places = dict.fromkeys(widths, "loop") | {key: keys}
+        places: dict[str, Literal["loop", "grid"]] = {d: keys if d == key else "loop" for d in widths}
         axes = tuple(Axis(a.name, a.kind, a.extent, places.get(a.name, "whole")) for a in self.shape.axes)
         warps = 4 if chunk_length * width <= 2 * TILE else 8
         grid = ("batch", "head", "chunk", *((f"tile:{key}",) if keys == "grid" else ()))
@@ -259,7 +259,7 @@ class PairGradients(FormValues):
     def add_pairs(self, cotangents: Cotangents) -> None:
         b, straddling = self.body.b, self.straddling()
         for query in query_names(self.form):
-            products = self._products(query) if straddling else {}
+            products = self._products(query) if straddling else []
             found = self._evidence(query)
             chunk = self.open_chunk()
             vector = side_of(chunk, query)
