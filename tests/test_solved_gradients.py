@@ -82,3 +82,9 @@ def test_tiles_of_the_key_dims_give_partial_sums_of_what_lacks_them() -> None:
     found = planned(path("gated_delta_net").read_text(), 128, 128)
     assert found.buffer("d_g_keys").layout[-1] == found.buffer("d_beta_keys").layout[-1] == "tiles:K"
     assert found.buffer("d_k").dtype == "input:k"
+
+
+def test_entries_along_a_fixed_dim_are_loaded_and_stored_one_by_one() -> None:
+    """No tile holds all of a token's micro-steps: its entries could not be indexed."""
+    text = load(str(path("delta_product"))).source("triton", K=64, V=64)
+    assert "tl.store(\n        d_k_ptr" in text and "i_n" not in text

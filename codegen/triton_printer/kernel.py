@@ -13,6 +13,7 @@ from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, ali
 from recur.codegen.triton_printer.names import name_values
 from recur.codegen.triton_printer.operations import OperationPrinter, Pair, bare, is_reverse, middle_row
 from recur.codegen.triton_printer.padding import infer_padding
+from recur.codegen.triton_printer.placing import placed_values
 from recur.codegen.triton_printer.relay import as_relay, handed_at, handed_lanes, handed_words
 from recur.codegen.triton_printer.templates import render
 from recur.codegen.triton_printer.wrapping import wrapped
@@ -93,6 +94,7 @@ class KernelPrinter:
         self.operations = OperationPrinter(self.layout, names, infer_padding(kernel), inlinable)
         self.loads: dict[str, Access] = {}
         self.unseen: set[str] = set()  # buffers of which threads have not seen what others have stored
+        self.placed = placed_values(kernel)
         self.lines: list[Line] = []
         self.buffers: list[str] = []
         self.depth = 1
@@ -221,9 +223,11 @@ class KernelPrinter:
                 self._line(f"# {statement.comment}")
             if isinstance(statement, Store):
                 self._print_store(statement)
+            elif statement.out.name in self.placed:
+                continue
             elif statement.op == "load":
                 self._print_load(statement)
-            elif statement.op in ("middle", "last") and self._is_in_memory(statement):
+            elif statement.op in ("middle", "last", "index") and self._is_in_memory(statement):
                 self._print_other_row(statement)
             else:
                 for line in self.operations.print_let(statement):
@@ -241,7 +245,7 @@ class KernelPrinter:
             instead = self._absent_value(self.absent[let.access.buffer], axes, mask)
             loads = [f"{load} if {pointer_name(let.access.buffer)} is not None else {instead}" for load in loads]
         for line in self.operations.bind(let.out, Pair(*loads)):
-            self._line(line)
+            self.lines.append(Line(INDENT * self.depth + line, line.split(" = ", 1)[0]))
 
     def _wait_for(self, buffer: str) -> None:
         """Before threads read what others of the program have stored."""
@@ -252,17 +256,19 @@ class KernelPrinter:
     def _is_in_memory(self, let: Let) -> bool:
         """Whether all rows of the operation's tile lie in a buffer as they were loaded, one block a chunk."""
         access = self.loads.get(let.args[0].name)
-        return access is not None and let.attr("axis") in access.index and not is_reverse(let)
+        stays = access is not None and access.buffer not in self.unseen and access.buffer not in self.absent
+        return stays and let.attr("axis") in access.index and not is_reverse(let)  # type: ignore[union-attr]
 
     def _print_other_row(self, let: Let) -> None:
         """Other rows of a tile that was loaded: they are loaded where threads hold what they need of them."""
         access, axis = self.loads[let.args[0].name], str(let.attr("axis"))
         tile = self.layout.axes[axis]
-        row = middle_row(tile.index) if let.op == "middle" else f"{tile.block_name} - 1"
+        rows = {"middle": middle_row(tile.index), "last": f"{tile.block_name} - 1"}
+        row = str(let.attr("i")) if let.op == "index" else rows[let.op]
         axes = self.layout.order(let.out.axes)
         mask = self._mask(access, axes)
         masked = f", mask={mask}, other=0.0" if mask else ""
-        pointers = self._pointers(access, axes, {axis: f"({row})"})
+        pointers = self._pointers(access, axes, {axis: row if row.isdigit() else f"({row})"})
         loads = [f"tl.load({pointer}{masked}).to(tl.float32)" for pointer in pointers]
         for line in self.operations.bind(let.out, Pair(*loads)):
             self._line(line)
@@ -279,17 +285,31 @@ class KernelPrinter:
         if store.access.rows is not None:
             axes += (store.access.rows,)
         axes = self.layout.order(axes)
-        mask = self._mask(store.access, axes)
-        masked = f", mask={mask}" if mask else ""
-        parts = self.operations.expanded(store.value, axes)
         is_kept = store.access.buffer in self.kept
         if is_kept:
             self._line(f"if {pointer_name(store.access.buffer)} is not None:")
         self.depth += is_kept
-        for pointer, part in zip(self._pointers(store.access, axes), parts.parts(), strict=True):
-            self._line(f"tl.store({pointer}, {bare(part)}{masked})")
+        placed = self.placed.get(store.value.name)
+        if placed is None:
+            self._print_block_store(store.access, self.operations.expanded(store.value, axes), axes)
+        else:
+            axes = tuple(a for a in axes if a != placed.axis)
+            for i in range(self.layout.sizes[self.layout.axes[placed.axis].extent_name]):
+                entry = placed.entries.get(i)
+                zeros = f"tl.zeros({self.layout.shape(axes)}, tl.float32)"
+                parts = Pair(zeros, zeros if store.value.is_complex else None)
+                parts = self.operations.expanded(entry, axes) if entry is not None else parts
+                self._print_block_store(store.access, parts, axes, {placed.axis: str(i)})
         self.depth -= is_kept
         self.unseen.add(store.access.buffer)
+
+    def _print_block_store(
+        self, access: Access, parts: Pair, axes: tuple[str, ...], rows: Mapping[str, str] | None = None
+    ) -> None:
+        mask = self._mask(access, axes)
+        masked = f", mask={mask}" if mask else ""
+        for pointer, part in zip(self._pointers(access, axes, rows), parts.parts(), strict=True):
+            self._line(f"tl.store({pointer}, {bare(part)}{masked})")
 
     def _print_loop(self, loop: Loop) -> None:
         for line in self.operations.start_carries(loop):
@@ -417,6 +437,8 @@ class KernelPrinter:
             if tile_axis is not None:
                 stride = " * ".join(self._count(d) for d in dims[position + 1 :] if self._count(d) != "1")
                 index = rows.get(tile_axis, self.layout.axes[tile_axis].index)
+                if index == "0":
+                    continue
                 index = align(index, (tile_axis,), axes) if tile_axis in axes else index
                 offsets.append(f"{index} * ({stride})" if " " in stride else f"{index} * {stride}" if stride else index)
         return ([base] if base else []), offsets

@@ -85,6 +85,7 @@ from recur.strategies.prune import prune_kernel
 NAME = "chunkwise"
 
 CHUNK = 64  # tokens a chunk
+TWO_READS_CHUNK = 32  # where they are solved together and have gradients of their own (see solved_gradients)
 SHORT_CHUNK = 16  # where a decay runs over dims whose pairs are evaluated one by one, for two reads, and fused dims
 KEY_ENTRIES = 64 * 512  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
 
@@ -224,9 +225,11 @@ def chunk_length(shape: Shape) -> int:
     if has_stored_key_side(shape):
         return stored_chunk_length(shape)
     over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
-    many_reads = any(len(f.reads) > 1 for f in shape.forms)
-    if over_dims or many_reads or shape.fused or not shape.value or CHUNK * key_entries(shape) > KEY_ENTRIES:
+    reads = max(len(f.reads) for f in shape.forms)
+    if over_dims or reads > 2 or shape.fused or not shape.value or CHUNK * key_entries(shape) > KEY_ENTRIES:
         return SHORT_CHUNK
+    if reads == 2:
+        return TWO_READS_CHUNK if takes_solved_gradients(shape) else SHORT_CHUNK
     return CHUNK
 
 

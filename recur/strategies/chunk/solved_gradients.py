@@ -47,7 +47,7 @@ from recur.strategies.operands import argument_leaves
 PAIR_EQUATIONS = ("E = tril(Vx U^T) D,   dY = Z                  (kx, vx): (q, dO) for readouts, (a, -Z) for reads",)
 EQUATIONS = ("dKx = 2^G Vx S^T + E B,   dB = E^T Kx + 2^(G_C - G) U R^T", "dg = the sum of all pairs on either side")
 WIDEST_VALUES = 128  # of a tile of the value dims
-TILE = 64 * 64  # entries of a vector's rows in a tile of the key dims: four warps hold three of them
+TILE = 64 * 64  # entries in a tile of the key dims of every write's rows: four warps hold three of them
 
 BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of a dim
 
@@ -191,9 +191,11 @@ class Body:
         """With the tiles of the key dims in a loop or on the grid."""
         (key,) = self.shape.key
         size = next_power_of_two(dict(self.shape.sizes)[key])
-        width = size if mixes_keys(self.shape) else max(LEAST_WIDTH, min(size, TILE // chunk_length))
+        held = chunk_length * max(len(f.writes) for f in self.shape.forms)
+        most = max(LEAST_WIDTH, 1 << (TILE // held).bit_length() - 1)  # a power of two
+        width = size if mixes_keys(self.shape) else min(size, most)
         widths = {key: width} | ({} if self.whole_values else dict.fromkeys(self.shape.value, WIDEST_VALUES))
-        places = dict.fromkeys(widths, "loop") | {key: keys}
+        places: dict[str, Literal["loop", "grid"]] = {d: keys if d == key else "loop" for d in widths}
         axes = tuple(Axis(a.name, a.kind, a.extent, places.get(a.name, "whole")) for a in self.shape.axes)
         warps = 4 if chunk_length * width <= 2 * TILE else 8
         grid = ("batch", "head", "chunk", *((f"tile:{key}",) if keys == "grid" else ()))
@@ -257,7 +259,7 @@ class PairGradients(FormValues):
     def add_pairs(self, cotangents: Cotangents) -> None:
         b, straddling = self.body.b, self.straddling()
         for query in query_names(self.form):
-            products = self._products(query) if straddling else {}
+            products = self._products(query) if straddling else []
             found = self._evidence(query)
             chunk = self.open_chunk()
             vector = side_of(chunk, query)

@@ -73,6 +73,7 @@ class Tiles:
         """A factor of rows that vanish past the end already: constants stay numbers."""
         if node in self.kept:
             if node not in self.values:
+                name = str(node.attrs[1]) if node.op == "leaf" else name
                 self.values[node] = self.b.load(name, rows_access(self.kept[node], self.rows_axis), (self.rows_axis,))
             return self.values[node]
         for x in leaves([node]):
