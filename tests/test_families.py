@@ -53,6 +53,15 @@ recurrence signs:
     n = -exp(-softplus(a)) * n + s * k
     output o = (q @ S) + (q @ n) * v
 """,
+    "a factor that divides": """
+recurrence divided:
+    dim    K, V
+    input  q[K], k[K], v[V], s, r, g in (-inf, 0]
+    state  S[K, V], n[K]
+    S = exp(g) * S + s / (1 + square(r)) * outer(k, v)
+    n = exp(g) * n + s / (1 + square(r)) * k
+    output o = (q @ S) / (1 + square(q @ n))
+""",
     "factors alone": """
 recurrence undecayed:
     dim    K, V

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from recur.ir.core import Node, leaf, topological
+from recur.ir.core import Node, is_const, leaf, topological
 from recur.ir.normal import Decay, MatrixForm, Readout, Write
 from recur.strategies.chunk.gates import is_plain_factor
 from recur.strategies.chunk.scales import scale_keys
@@ -33,7 +33,9 @@ def takes_passes(shape: Shape) -> bool:
     mixes = any(tiled & mixed_dims(n) for n in topological(shape.nodes))
     sizes = dict(shape.sizes)
     fits = LEAST_WIDTH * max(entries(shape.key, sizes), entries(shape.value, sizes)) <= MOST_ENTRIES
-    return shape.splits and not shape.whole_values and not shape.fused and is_plain and not mixes and fits
+    written = [w.value for f in map(scale_keys, shape.forms) if not f.value for w in f.writes]
+    has_ones = all(value is not None and is_const(value, 1.0) for value in written)
+    return shape.splits and not shape.whole_values and not shape.fused and is_plain and has_ones and not mixes and fits
 
 
 def prepare_passes(shape: Shape) -> Shape:
