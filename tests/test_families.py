@@ -62,6 +62,15 @@ recurrence divided:
     n = exp(g) * n + s / (1 + square(r)) * k
     output o = (q @ S) / (1 + square(q @ n))
 """,
+    "rows that are computed": """
+recurrence mapped:
+    dim    K, V
+    input  q[K], k[K], v[V], s, g in (-inf, 0]
+    state  S[K, V], n[K]
+    S = exp(g) * S + s * outer(elu(k) + 1, v)
+    n = exp(g) * n + s * (elu(k) + 1)
+    output o = silu(q) @ S + (silu(q) @ n) * v
+""",
     "factors alone": """
 recurrence undecayed:
     dim    K, V
@@ -128,6 +137,13 @@ def test_a_family_has_one_tile_of_pairs() -> None:
     assert both["value_gradients"] == one["value_gradients"]
     assert both["key_gradients"] <= one["key_gradients"] + 1
     assert both["query_gradients"] <= one["query_gradients"] + 1
+
+
+def test_computed_rows_are_worked_out_once() -> None:
+    plan = planned(RECURRENCES["rows that are computed"])
+    assert plan.forward[0].name == "rows" and plan.backward[-1].name == "rows_gradient"
+    for kernel in plan.forward[1:] + plan.backward[:-1]:
+        assert "op='expm1'" not in str(kernel.body) and "op='silu'" not in str(kernel.body), kernel.name
 
 
 def test_walks_have_no_exponentials() -> None:

@@ -157,32 +157,31 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     return forward, backward, ()
 
 
-def pass_schedule(shape: Shape, ledger: Ledger) -> Schedule:
+def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     """Walks over tiles of the state, forward and backward; vectors beside matrices have walks of their own."""
-    chunk_of, buffer_of = partial(weighted_chunk, shape), ledger.buffer_of
+    shape, kept = keep_rows(user_shape)
+    chunk_of, buffer_of = partial(weighted_chunk, shape), gradient_buffers(kept, ledger)
     vectors, matrices = vector_part(shape), matrix_part(shape)
-    forward = [emit_weights(shape)] if any(infer_weights(shape)) else []
+    forward = [emit_rows(user_shape, kept)] if kept else []
+    forward += [emit_weights(shape)] if any(infer_weights(shape)) else []
     forward += starting_kernels(shape, chunk_of, adjoint=False)
     if vectors is not None:
         forward.append(emit_walk(vectors, True, chunk_of, keep_states=True, name="vector_forward"))
     forward.append(fit_walk(matrices, emit_walk(matrices, True, chunk_of)))
-    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, buffer_of)]
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     if vectors is not None:
         backward.append(emit_reverse_walk(vectors, chunk_of, name="vector_reverse"))
     backward += [emit_query_pass(shape, buffer_of), emit_value_pass(shape, buffer_of), emit_key_pass(shape, buffer_of)]
     backward += [emit_gate_pass(shape, buffer_of)] if has_gates(shape) else []
-    return forward, backward, ()
+    backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
+    return forward, backward, kept
 
 
 def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     """The key side of every chunk goes to memory first; the other kernels have plain products to do."""
     shape, kept = keep_rows(user_shape)
-    symbols = {k.symbol: k.gradient.name for k in kept}
-
-    def buffer_of(source: Node, part: str, tiles: str) -> str:
-        return symbols[source] if source in symbols else ledger.buffer_of(source, part, tiles)
-
+    buffer_of = gradient_buffers(kept, ledger)
     forward = [emit_rows(user_shape, kept)] if kept else []
     forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
     forward += starting_kernels(shape, stored_chunk, adjoint=False)
@@ -194,6 +193,16 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     backward += [emit_value_gradients(shape, buffer_of), emit_key_gradients(shape, buffer_of)]
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
     return forward, backward, kept
+
+
+def gradient_buffers(kept: tuple[KeptRows, ...], ledger: Ledger) -> Callable[[Node, str, str], str]:
+    """Where kernels put gradients: those of kept rows in tensors of their own."""
+    symbols = {k.symbol: k.gradient.name for k in kept}
+
+    def buffer_of(source: Node, part: str, tiles: str = "") -> str:
+        return symbols[source] if source in symbols else ledger.buffer_of(source, part, tiles)
+
+    return buffer_of
 
 
 def starting_kernels(shape: Shape, chunk_of: ChunkOf, adjoint: bool) -> list[Kernel]:

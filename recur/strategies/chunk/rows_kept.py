@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from recur.ir.core import Node, leaf, substitute, topological
 from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Buffer, Builder, Kernel
+from recur.operators import OPERATORS
 from recur.strategies.chunk.gradients import Cotangents, store_gradient
 from recur.strategies.chunk.kernels import key_only
+from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.shape import Shape, key_side_nodes, mixed_dims, token_access
 from recur.strategies.chunk.tiles import Tiles
 from recur.strategies.operands import argument_leaves, tensor_name
@@ -39,17 +41,26 @@ class KeptRows:
 
 
 def keep_rows(shape: Shape) -> tuple[Shape, tuple[KeptRows, ...]]:
-    """The stage with its mixing rows as leaves, and what those stand for."""
+    """The stage with rows that kernels shall not work out as leaves, and what those stand for: rows that mix their
+    entries; where a stage takes passes, all that are computed, since every tile of the state would do it again."""
     key = set(shape.key)
     events = [(f, e) for f in shape.forms for e in f.events]
     gates = {n for f, e in events if isinstance(e, Decay) for n in _mixing(key_side_nodes(f, e), key)}
     roots = [n for f, e in events for n in key_side_nodes(f, e)]
+    found = _computed(shape) if shape.pass_forms else _mixing(roots, key)
     kept = tuple(
-        KeptRows(node, leaf("value", f"rows_{i}", node.dims), node in gates)
-        for i, node in enumerate(_mixing(roots, key))
+        KeptRows(node, leaf("value", f"rows_{i}", node.dims), node in gates) for i, node in enumerate(found)
     )
     symbols = {k.node: k.symbol for k in kept}
-    return replace(shape, forms=tuple(_with_symbols(f, symbols) for f in shape.forms)), kept
+    forms, pass_forms = (tuple(_with_symbols(f, symbols) for f in fs) for fs in (shape.forms, shape.pass_forms))
+    return replace(shape, forms=forms, pass_forms=pass_forms), kept
+
+
+def _computed(shape: Shape) -> list[Node]:
+    """The keys and queries that are more than a tensor and factors without dims."""
+    events = [(f, e) for f in shape.pass_forms for e in f.events if not isinstance(e, Decay)]
+    rows = dict.fromkeys(split_scale(n)[1] for f, e in events for n in key_side_nodes(f, e))
+    return [n for n in rows if any(x.op in OPERATORS for x in topological([n]))]
 
 
 def _mixing(roots: list[Node], key: set[str]) -> list[Node]:
