@@ -174,7 +174,7 @@ def rms(found: Any, wanted: Any) -> float:
 
 
 def is_causal(op: Any, inputs: dict[str, Any], strategy: str, tokens: int) -> bool:
-    """Changes every input from the middle on: earlier outputs keep their bits. Both runs by the kernels of inference."""
+    """Changes every input from the middle on: earlier outputs keep their bits. Both runs are without gradients."""
     import torch
 
     outputs, _ = run(op, {n: x.detach() for n, x in inputs.items()}, strategy)

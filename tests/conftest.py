@@ -40,7 +40,8 @@ def scan_slices(scan: Any, tiles: tuple[Any, ...]) -> list[Any]:
             [scan.to_tensor(x, t.dtype) for x, t in zip(row, tiles, strict=True)] for row in rows[r - 1 : r + 1]
         )
         combined = scan.combine_fn.fn(*earlier, *later)
-        rows[r] = [x.handle.data for x in (combined if isinstance(combined, tuple) else (combined,))]
+        parts = combined if isinstance(combined, tuple) else (combined,)
+        rows[r] = [x.handle.data.reshape(first.shape) for x, first in zip(parts, rows[0], strict=True)]
     joined = [np.moveaxis(np.stack(parts), 0, scan.axis) for parts in zip(*rows, strict=True)]
     return [scan.to_tensor(x, t.dtype) for x, t in zip(joined, tiles, strict=True)]
 
