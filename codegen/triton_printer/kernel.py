@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recur.codegen.torch_printer.loops import defines, uses
+from recur.codegen.triton_printer.complex_numbers import Pair
 from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.inlining import inlinable_values
 from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, print_tuple, safe_name
 from recur.codegen.triton_printer.names import name_values
-from recur.codegen.triton_printer.operations import OperationPrinter, Pair, bare, is_reverse, middle_row
+from recur.codegen.triton_printer.operations import OperationPrinter, is_reverse, middle_row
 from recur.codegen.triton_printer.padding import infer_padding
 from recur.codegen.triton_printer.placing import placed_values
 from recur.codegen.triton_printer.relay import as_relay, handed_at, handed_lanes, handed_words
 from recur.codegen.triton_printer.templates import render
+from recur.codegen.triton_printer.values import bare
 from recur.codegen.triton_printer.wrapping import wrapped
 from recur.ir.tile import Access, Carry, Kernel, Let, Loop, Statement, Store
 

@@ -1,11 +1,10 @@
-"""Tile operations as Triton expressions: axes aligned by indexing, padding masked where a sum would see it."""
+"""Tile operations as Triton expressions, on values as values.py gives them."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from recur.codegen.triton_printer import complex_numbers
 from recur.codegen.triton_printer.complex_numbers import Pair
@@ -13,7 +12,8 @@ from recur.codegen.triton_printer.config import is_matrix_product, statements_of
 from recur.codegen.triton_printer.inlining import LONGEST
 from recur.codegen.triton_printer.layout import Layout, align
 from recur.codegen.triton_printer.padding import Fill, Fills
-from recur.ir.tile import Kernel, Let, Loop, Value
+from recur.codegen.triton_printer.values import Tile, Values, bare
+from recur.ir.tile import Kernel, Let, Value
 from recur.operators import OPERATORS
 
 ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg"})
@@ -27,21 +27,6 @@ LOOSER = {
     **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), (_SUMS | _PRODUCTS, _SUMS | _PRODUCTS)),
 }
 IEEE_SIDE = 32  # larger float32 products go through the matrix units in three tf32 passes
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A printed value: its parts, its axes in layout order, and whether it is a number known at compile time.
-
-    ``op``: the operation whose text stands for the value, where it has no name of its own.
-    """
-
-    parts: Pair
-    axes: tuple[str, ...]
-    is_number: bool = False
-    op: str = ""
-
-
 WARP_GROUP_ROWS = 64  # of the least product that the four warps of a group work out together
 
 
@@ -56,114 +41,18 @@ def worked_out(kernel: Kernel) -> frozenset[str]:
     return frozenset(found)
 
 
-class OperationPrinter:
-    """Prints single-assignment operations of one kernel; remembers what every value is called."""
+class OperationPrinter(Values):
+    """Prints single-assignment operations of one kernel; an operation `x` is printed by `_print_x`, if there is one."""
 
     def __init__(
         self, layout: Layout, names: Mapping[str, str], padding: Mapping[str, Fills], inlinable: frozenset[str]
     ) -> None:
         """``inlinable``: values that are written where they are used if that is short, or if they have no name."""
-        self.layout, self.names, self.padding, self.inlinable = layout, names, padding, inlinable
-        self.tiles: dict[str, Tile] = {}
+        super().__init__(layout, names, padding)
+        self.inlinable = inlinable
         self.inlined: set[str] = set()
         self.selections: dict[str, Let] = {}
         self.worked_out = worked_out(layout.kernel)
-
-    # values
-
-    def tile(self, value: Value) -> Tile:
-        return self.tiles[value.name]
-
-    def aligned(self, value: Value, axes: tuple[str, ...]) -> Pair:
-        tile = self.tile(value)
-        return tile.parts.map(lambda part: align(part, tile.axes, axes))
-
-    def expanded(self, value: Value, axes: tuple[str, ...]) -> Pair:
-        """The value in the full shape of ``axes``."""
-        tile = self.tile(value)
-        if tile.axes == axes and not tile.is_number:
-            return tile.parts
-        shape = self.layout.shape(axes)
-        if not tile.axes:
-            return tile.parts.map(lambda part: f"tl.full({shape}, {part}, tl.float32)")
-        return self.aligned(value, axes).map(lambda part: f"tl.broadcast_to({part}, {shape})")
-
-    def masked(self, value: Value, over: tuple[str, ...], fill: str = "0.0") -> Pair:
-        """The value with ``fill`` on the padding of the axes ``over``."""
-        tile = self.tile(value)
-        masks = [align(self.layout.axes[a].mask, (a,), tile.axes) for a in tile.axes if a in over]
-        if not masks:
-            return tile.parts
-        return tile.parts.map(lambda part: f"tl.where({' & '.join(masks)}, {part}, {fill})")
-
-    def unclean(self, value: Value, over: tuple[str, ...], least: Fill = Fill.ZERO) -> tuple[str, ...]:
-        """Those of the axes ``over`` along which the value's padding is not known to be ``least`` or better."""
-        fills = self.padding[value.name]
-        return tuple(a for a in over if a in value.axes and self.layout.axes[a].padded and fills[a] < least)
-
-    def summable(self, x: Value, y: Value, over: tuple[str, ...]) -> tuple[Pair, Pair]:
-        """x and y such that on the padding of ``over`` one is zero and the other is finite."""
-        masks: dict[str, list[str]] = {x.name: [], y.name: []}
-        for axis in over:
-            if not self.layout.axes[axis].padded:
-                continue
-            clean = [v for v in (x, y) if axis in v.axes and not self.unclean(v, (axis,))]
-            wild = [v for v in (x, y) if self.unclean(v, (axis,), Fill.FINITE)]
-            to_mask = wild if clean or len(wild) == 2 else wild or [x if axis in x.axes else y]
-            for v in to_mask:
-                masks[v.name].append(axis)
-        return self.masked(x, tuple(masks[x.name])), self.masked(y, tuple(masks[y.name]))
-
-    def bind(self, out: Value, parts: Pair) -> list[str]:
-        """Assigns the parts to the value's variable."""
-        name = self.names[out.name]
-        axes = self.layout.order(out.axes)
-        if out.is_complex:
-            self.tiles[out.name] = Tile(Pair(f"{name}_re", f"{name}_im"), axes)
-            return [f"{name}_re = {bare(parts.re)}", f"{name}_im = {bare(parts.im or '0.0')}"]
-        self.tiles[out.name] = Tile(Pair(name), axes)
-        return [f"{name} = {bare(parts.re)}"]
-
-    def alias(self, out: Value, parts: Pair, is_number: bool = False) -> list[str]:
-        """The value is another name of what is already there: nothing to print."""
-        self.tiles[out.name] = Tile(parts, self.layout.order(out.axes), is_number)
-        return []
-
-    # carried values
-
-    def start_carries(self, loop: Loop) -> list[str]:
-        lines: list[str] = []
-        for carry in loop.carries:
-            start = self.expanded(carry.init, self.layout.order(carry.phi.axes))
-            lines += self._rebind(
-                carry.phi,
-                start
-                if carry.phi.axes or not self.tile(carry.init).is_number
-                else start.map(lambda part: f"tl.full((), {part}, tl.float32)"),
-            )
-        return lines
-
-    def end_carries(self, loop: Loop) -> list[str]:
-        """All carried values move at once: a next may be another one's previous."""
-        targets: list[str] = []
-        sources: list[str] = []
-        for carry in loop.carries:
-            target = self.tile(carry.phi).parts.parts()
-            source = self.expanded(carry.next, self.layout.order(carry.phi.axes)).parts()
-            moved = [(t, s) for t, s in zip(target, (*source, "0.0"), strict=False) if t != s]
-            targets += [t for t, _ in moved]
-            sources += [s for _, s in moved]
-        if set(targets) & set(sources):
-            return [f"{', '.join(targets)} = {', '.join(sources)}"]
-        return [f"{t} = {s}" for t, s in zip(targets, sources, strict=True)]
-
-    def _rebind(self, phi: Value, parts: Pair) -> list[str]:
-        lines = self.bind(phi, parts)
-        if phi.is_complex and parts.im is None:
-            lines[1] = f"{lines[1].split(' = ')[0]} = tl.zeros_like({lines[0].split(' = ')[0]})"
-        return [line for line in lines if len(set(line.split(" = ", 1))) == 2]
-
-    # operations
 
     def print_let(self, let: Let) -> list[str]:
         printer: Callable[[Let], list[str]] | None = getattr(self, f"_print_{let.op}", None)
@@ -647,18 +536,6 @@ def summed_along(position: int) -> Callable[[str], str]:
 
 def is_reverse(let: Let) -> bool:
     return bool(dict(let.attrs).get("reverse", False))
-
-
-def bare(text: str) -> str:
-    """The expression without parentheses that surround all of it."""
-    if not (text.startswith("(") and text.endswith(")")):
-        return text
-    depth = 0
-    for position, ch in enumerate(text):
-        depth += (ch == "(") - (ch == ")")
-        if depth == 0 and position < len(text) - 1:
-            return text
-    return text[1:-1]
 
 
 def is_number(text: str) -> bool:
