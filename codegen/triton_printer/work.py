@@ -18,9 +18,8 @@ from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
 
 @dataclass(frozen=True)
 class Work:
-    """``bytes``: of the tensors that the kernel touches, each once. ``products``: operations of matrix products.
-
-    ``steps``: chunks, tokens or segments that a program goes through one after the other.
+    """``bytes``: of the tensors that the kernel touches, each once. ``products``: additions and multiplications in
+    products of matrices. ``steps``: chunks, tokens or segments that a program goes through one after the other.
     """
 
     bytes: float
@@ -50,13 +49,15 @@ def count_work(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) 
         "chunks": -(-chunks // extent.segments) if "segment" in kernel.grid else chunks,
         "segments": extent.segments,
         "steps": config.chunk if "chunk" in kernel.grid else extent.tokens,
+        "levels": (config.chunk - 1).bit_length(),
     }
 
     def trips_of(loop: Loop) -> int:
         return trips[loop.over] if loop.axis is None else layout.axes[loop.axis].tiles
 
     products = sum(times * _product(let, layout) for let, times in _repeated(kernel.body, trips_of) if is_dot(let))
-    steps = max((trips_of(s) for s in kernel.body if isinstance(s, Loop) and s.axis is None), default=1)
+    walks = [s for s in kernel.body if isinstance(s, Loop) and s.over in ("chunks", "segments", "steps")]
+    steps = max(map(trips_of, walks), default=1)
     return Work(_bytes(plan, kernel, config, extent), float(programs * products), programs, steps)
 
 
@@ -71,8 +72,10 @@ def _repeated(body: tuple[Statement, ...], trips_of: Callable[[Loop], int]) -> I
 
 
 def _product(let: Let, layout: Layout) -> int:
-    axes = {a for arg in let.args[:2] for a in arg.axes}
-    return 2 * math.prod(layout.axes[a].block for a in axes)
+    """Additions and multiplications of one product, padding included; a complex operand doubles them."""
+    x, y = let.args[:2]
+    real = 2 * math.prod(layout.axes[a].block for a in {*x.axes, *y.axes})
+    return real * (1 + x.is_complex) * (1 + y.is_complex)
 
 
 def _bytes(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) -> float:
