@@ -179,7 +179,7 @@ class Shell:
         for normal, plan in zip(self.program.stages, self.plans, strict=True):
             lines += self.call_lines(normal, plan)
         outputs = [f"_output({self.variables[o.name]}, {first})" for o in self.rec.outputs]
-        return [*lines, *self.return_lines(outputs, first, heads, dtype)]
+        return [*lines, *self.return_lines(outputs, heads, dtype)]
 
     def lead_lines(self, first: str, heads: str) -> list[str]:
         """H is put in where the caller has one head and left it out."""
@@ -313,7 +313,7 @@ class Shell:
         self.variables[buffer.name] = self.names.take(buffer.name)
         return self.variables[buffer.name]
 
-    def return_lines(self, outputs: list[str], first: str, heads: str, dtype: str) -> list[str]:
+    def return_lines(self, outputs: list[str], heads: str, dtype: str) -> list[str]:
         """Outputs and final state, without H where it came without."""
         result, final = self.names.take("outputs"), self.names.take("final")
         lines = [f"{result} = ({', '.join(outputs)}{',' * (len(outputs) == 1)})", f"{final} = {{"]

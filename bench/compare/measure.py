@@ -174,7 +174,7 @@ class Floors:
     both_arithmetic: float
 
 
-def floors(op: Any, what: Operator, shape: Shape, inputs: Tensors, output: Tensor, machine: Machine) -> Floors:
+def floors(what: Operator, shape: Shape, inputs: Tensors, output: Tensor, machine: Machine) -> Floors:
     read = sum(x.numel() * x.element_size() for x in inputs.values())
     written = output.numel() * output.element_size()
     entries = shape.head * (shape.value or shape.head)
@@ -190,7 +190,7 @@ def floors(op: Any, what: Operator, shape: Shape, inputs: Tensors, output: Tenso
     )
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
+# --- kernels ----------------------------------------------------------------------------------------------------------
 
 
 def kernel_floors(op: Any, shape: Shape, inputs: Tensors, machine: Machine) -> dict[str, dict[str, Any]]:

@@ -279,7 +279,7 @@ def floors_of(task: Task, op: Any, what: Any, shape: Any, inputs: dict[str, Any]
 
     output = m.forward(peer, inputs)()
     rates = m.Machine(task.copy, task.matmul)
-    return dataclasses.asdict(m.floors(op, what, shape, inputs, output, rates))
+    return dataclasses.asdict(m.floors(what, shape, inputs, output, rates))
 
 
 def time_one(task: Task, peer: Any, sets: list[dict[str, Any]], label: str) -> dict[str, Any]:

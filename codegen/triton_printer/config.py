@@ -25,7 +25,7 @@ MANY_DOTS = 4  # products with a largest tile that spill from four warps
 @dataclass(frozen=True)
 class Launch:
     """How one kernel is launched. ``blocks``: the tile widths of the axes placed on the grid or in a loop;
-    ``registers``: a thread's at most (0: as many as the compiler takes).
+    ``registers``: a thread's at most, Triton's ``maxnreg`` (0: as many as the compiler takes).
 
     Kernels of scans: ``vector``: how many neighbours along the innermost axis a thread holds, at most (0: what Triton
     chooses); ``relay``: a program for every chunk, ``anew``: which computes its tiles of tokens twice (see relay.py).
@@ -135,17 +135,20 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
 
 
 def scan_launch(kernel: Kernel, sizes: Mapping[str, int]) -> Launch:
-    """Threads hold neighbouring channels where these are all that a row has; runs of tokens are the plan's."""
+    """Threads hold neighbouring channels where these are all that a row has; runs of tokens are the plan's.
+
+    Backward scans are those that load the states that the forward pass left of every chunk.
+    """
     assert kernel.warps is not None
     scans = [s for s in statements_of(kernel.body) if isinstance(s, Let) and s.op in PRESCANS]
     tiled = dict(kernel.widths)
     aside = {str(s.attr("runs")) for s in scans} | set(tiled)
     whole = math.prod(extent_size(a.extent, sizes) for a in kernel.axes if a.kind == "size" and a.name not in aside)
     relay = is_relayed(kernel)
-    starts = any(isinstance(s, Let) and s.op == "load" and s.access is not None and "chunk" in s.access.index
-                 for s in statements_of(kernel.body))  # fmt: skip
-    anew = relay and starts and functions_before(scans, kernel) <= CHEAP_FUNCTIONS
-    registers = SCAN_REGISTERS if whole == 1 and len(scans) == 1 and not starts else 0
+    is_backward = any(isinstance(s, Let) and s.op == "load" and s.access is not None and "chunk" in s.access.index
+                      for s in statements_of(kernel.body))  # fmt: skip
+    anew = relay and is_backward and functions_before(scans, kernel) <= CHEAP_FUNCTIONS
+    registers = SCAN_REGISTERS if whole == 1 and len(scans) == 1 and not is_backward else 0
     return Launch(kernel.widths, kernel.warps, 2, VECTOR if whole == 1 else 0, relay, anew, registers)
 
 

@@ -14,7 +14,7 @@ from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, ali
 from recur.codegen.triton_printer.names import name_values
 from recur.codegen.triton_printer.operations import OperationPrinter, is_reverse, middle_row
 from recur.codegen.triton_printer.padding import infer_padding
-from recur.codegen.triton_printer.placing import placed_values
+from recur.codegen.triton_printer.placing import Placed, placed_values
 from recur.codegen.triton_printer.relay import as_relay, handed_at, handed_lanes, handed_words
 from recur.codegen.triton_printer.templates import render
 from recur.codegen.triton_printer.values import bare
@@ -37,8 +37,9 @@ class PrintedKernel:
     """The function's text and what its launch must hand over, in order.
 
     ``buffers``: names of tensors; ``counts``: runtime integers, of B, T, H, G, L; ``constants``: name and value;
-    ``grid``: names of counts, or numbers, whose product is the grid; ``relay``: how many words each program hands on to
-    the next chunk's, in a buffer that is handed over after the others.
+    ``has_dot_type``: there is a constant DOT as well, the operand type. ``grid``: what each entry counts, and its size:
+    the name of a count, or a number. ``relay``: how many words each program hands on to the next chunk's, in a buffer
+    that is handed over after the others. ``kept``: buffers that are None where no backward pass follows.
     """
 
     name: str
@@ -295,15 +296,20 @@ class KernelPrinter:
         if placed is None:
             self._print_block_store(store.access, self.operations.expanded(store.value, axes), axes)
         else:
-            axes = tuple(a for a in axes if a != placed.axis)
-            for i in range(self.layout.sizes[self.layout.axes[placed.axis].extent_name]):
-                entry = placed.entries.get(i)
-                zeros = f"tl.zeros({self.layout.shape(axes)}, tl.float32)"
-                parts = Pair(zeros, zeros if store.value.is_complex else None)
-                parts = self.operations.expanded(entry, axes) if entry is not None else parts
-                self._print_block_store(store.access, parts, axes, {placed.axis: str(i)})
+            self._print_entries_store(store, placed, tuple(a for a in axes if a != placed.axis))
         self.depth -= is_kept
         self.unseen.add(store.access.buffer)
+
+    def _print_entries_store(self, store: Store, placed: Placed, axes: tuple[str, ...]) -> None:
+        """One entry after another along the axis that is not among ``axes``, zeros where there is none."""
+        zeros = f"tl.zeros({self.layout.shape(axes)}, tl.float32)"
+        nothing = Pair(zeros, zeros if store.value.is_complex else None)
+        extent = self.layout.axes[placed.axis].extent
+        assert extent is not None  # entries are not placed along rows
+        for i in range(extent):
+            entry = placed.entries.get(i)
+            parts = nothing if entry is None else self.operations.expanded(entry, axes)
+            self._print_block_store(store.access, parts, axes, {placed.axis: str(i)})
 
     def _print_block_store(
         self, access: Access, parts: Pair, axes: tuple[str, ...], rows: Mapping[str, str] | None = None
@@ -365,21 +371,21 @@ class KernelPrinter:
         self._define("chunk", f"{self.words['N']} - 1 - step" if loop.reverse else "step")
         self._define_rows_masks()
         starts = dict(zip((c.phi.name for c in loop.carries), handed_at(loop, self.layout), strict=True))
-        waiting, kept = list(loop.carries), list(loop.carries)
+        to_take, to_hand_on = list(loop.carries), list(loop.carries)
         known: set[str] = set()
         for statement in loop.body:
             read = {v.name for v in uses(statement)}
-            for carry in [c for c in waiting if c.phi.name in read]:
+            for carry in [c for c in to_take if c.phi.name in read]:
                 self._print_take(carry, starts[carry.phi.name])
-                waiting.remove(carry)
+                to_take.remove(carry)
             self._print_block((statement,))
             known |= set(defines(statement))
-            for carry in [c for c in kept if c.next.name in known]:
+            for carry in [c for c in to_hand_on if c.next.name in known]:
                 self._print_hand_on(carry, starts[carry.phi.name])
-                kept.remove(carry)
-        for carry in waiting:  # carried along unread
+                to_hand_on.remove(carry)
+        for carry in to_take:  # carried along unread
             self._print_take(carry, starts[carry.phi.name])
-        for carry in kept:
+        for carry in to_hand_on:
             self._print_hand_on(carry, starts[carry.phi.name])
         for line in self.operations.end_carries(loop):
             self._line(line)

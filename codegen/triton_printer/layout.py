@@ -132,7 +132,7 @@ class Layout:
         self.sizes = dict(config.sizes)
         self.config = config
         self.kernel = kernel
-        self.words = _words(kernel, self.sizes)
+        self.words = _words(self.sizes)
         lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
         scans = [s for s in lets if s.op in PRESCANS]
         self.runs = str(scans[0].attr("runs")) if scans else None  # the axis of runs of rows, in a scan
@@ -196,7 +196,7 @@ def align(tile: str, axes: tuple[str, ...], to: tuple[str, ...]) -> str:
     return f"{tile}[{', '.join(':' if a in axes else 'None' for a in to)}]"
 
 
-def _words(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
+def _words(sizes: Mapping[str, int]) -> dict[str, str]:
     """The kernel's own names for counts, spelled out where a dimension of the recurrence has taken the letter."""
     plain = {"C": "CHUNK", "R": "ROWS", "T": "TOKENS", "H": "HEADS", "N": "CHUNKS", "G": "SEGMENTS", "L": "SEGMENT"}
     return {letter: word if letter in sizes else letter for letter, word in plain.items()}

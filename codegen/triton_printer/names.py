@@ -29,7 +29,7 @@ def name_values(kernel: Kernel, layout: Layout, nameless: frozenset[str] = froze
             owner = shared[owner]
         owners[value.name] = owner
         shortest[owner] = min(shortest.get(owner, value.name), value.name, key=len)
-    taken = _reserved(kernel, layout)
+    taken = _reserved(layout)
     names: dict[str, str] = {}
     for value in values_of(kernel.body):
         if value.name not in owners:
@@ -58,7 +58,7 @@ def values_of(body: tuple[Statement, ...]) -> Iterator[Value]:
                 yield carry.phi
 
 
-def _reserved(kernel: Kernel, layout: Layout) -> set[str]:
+def _reserved(layout: Layout) -> set[str]:
     taken = {"tl", "triton", "torch", "os", "program", "batch", "head", "segment", "first", "end", "chunk", "token"}
     taken |= {"level", "step", "B", "DOT"}
     taken |= {"walk", "walks", "place", "slot", "relay_ptr"}

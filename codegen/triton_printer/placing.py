@@ -21,7 +21,7 @@ class Placed:
 
 
 def placed_values(kernel: Kernel) -> dict[str, Placed]:
-    """Those values of a kernel that are read by stores alone, and by each other."""
+    """The values made of entries along an axis that only stores along that axis read, or others of these values."""
     found: dict[str, Placed] = {}
     readers: defaultdict[str, list[Statement]] = defaultdict(list)
     for statement in statements_of(kernel.body):
@@ -38,6 +38,7 @@ def placed_values(kernel: Kernel) -> dict[str, Placed]:
 
 
 def _placed(let: Let, found: dict[str, Placed]) -> Placed | None:
+    """The entries that the operation puts together, or joins, or passes on as they are."""
     if let.op == "place":
         return Placed(str(let.attr("axis")), {int(let.attr("i")): let.args[0]})  # type: ignore[arg-type]
     parts = [found[a.name] for a in let.args if a.name in found]
@@ -53,6 +54,7 @@ def _placed(let: Let, found: dict[str, Placed]) -> Placed | None:
 
 
 def _splits(reader: Statement, axis: str, found: dict[str, Placed]) -> bool:
+    """Whether a reader takes the value entry by entry."""
     if isinstance(reader, Store):
         return axis in reader.access.index
     return isinstance(reader, Let) and reader.out.name in found

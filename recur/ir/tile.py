@@ -2,8 +2,8 @@
 
 A kernel runs one program per point of its grid. A tile is a block of a tensor that a program holds; its axes have
 names, elementwise operations align them by name and broadcast the rest, so no operation states a layout. The printers
-decide orders, padding and data types: values are float32 (float64 where the inputs are), except that `dot` rounds its
-operands to the kernel's operand type. A program holds tokens
+decide orders, padding and data types: values are float32 (float64 where the inputs are), except that `contract` and
+`weigh` may round their operands to the kernel's operand type. A program holds tokens
 
 * as rows: an axis of kind "rows" is the block of `C` tokens of the current chunk (chunk n holds tokens n C + row), or
   a tile of R of them, where chunks are longer than what a tile holds (rows r R ... r R + R - 1 of the chunk), or
@@ -65,8 +65,8 @@ class Axis:
     """A named tile axis.
 
     kind "rows": the C tokens of a chunk. Otherwise the axis runs over a dimension of size `extent` (a name, or a
-    number where the size is fixed). Either is whole in one tile, or in tiles of `block` whose index comes from the grid
-    ("grid") or from a loop inside the program ("loop"). Tiles of rows have one width in a kernel, which divides C. Two
+    number where the size is fixed). Either is whole in one tile, or in tiles whose index comes from the grid ("grid")
+    or from a loop inside the program ("loop"). Tiles of rows have one width in a kernel, which divides C. Two
     axes of rows that are tiles hold different tokens: no tile is renamed from one to the other.
     """
 
@@ -201,7 +201,8 @@ class Buffer:
 class Kernel:
     """One launch. `grid` in order: "batch", "head", "segment", "chunk" and "tile:X" for an axis X placed on the grid.
 
-    `equations`: the mathematics that the body implements, a line each, for the header of the printed kernel.
+    `role`, `equations`: what the kernel does, and the mathematics that its body implements, a line each, for the header
+    of the printed kernel.
     `widths`: for axes in tiles on the grid, the widths with which the body's tiles fit `warps` warps' registers, where
     the strategy knows them; `stages`: how many chunks a walk then has in flight. ``joins_segments``: it is launched
     only where the sequence has several segments.
