@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from triton_plans import plan
 
 import recur
 from recur import zoo
+from recur.codegen.triton_printer.config import Launch, StageConfig
 from recur.codegen.triton_printer.work import Extent, Work, count_work
+from recur.ir.tile import Axis, Kernel, Let, Value
+from recur.passes.plan_dims import clear_dims
 from recur.runtime.tuning.space import default_configs
 from recur.runtime.tuning.tune import plans_of
 
@@ -39,3 +43,30 @@ def test_one_token_after_another(name: str) -> None:
     per_token = 2 * (2 * K + 2 * V) + (4 if name == "gated_delta_net" else 0)
     before = 4 * K * V  # the state before every token, for the backward pass
     assert work.bytes == B * H * (T * (per_token + before) + 2 * 4 * K * V)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_kernel_is_counted(name: str) -> None:
+    op = recur.load(zoo.path(name))
+    given = {d.name: d.size or 16 for d in op.recurrence.dims}
+    _, sizes = clear_dims(op.program, given)
+    plans = plans_of(op.program, given, "auto")
+    for plan, config in zip(plans, default_configs(plans, sizes), strict=True):
+        for kernel in plan.forward + plan.backward:
+            work = count_work(plan, kernel, config, Extent(B, T, H))
+            assert work.bytes > 0 and work.programs > 0 and work.steps > 0 and work.products >= 0, kernel.name
+
+
+def test_complex_operands_multiply_the_work() -> None:
+    """Both operands complex: four real products."""
+    axes = (Axis("K", "size", "K"), Axis("V", "size", "V"), Axis("J", "size", "K"))
+
+    def products(is_complex: bool) -> float:
+        x, y = Value("x", ("K", "V"), is_complex), Value("y", ("V", "J"), is_complex)
+        dot = Let((Value("o", ("K", "J"), is_complex),), "contract", (x, y), (("over", ("V",)),))
+        kernel = Kernel("dot", ("batch", "head"), axes, (dot,))
+        config = StageConfig((("K", K), ("V", V)), 64, (("dot", Launch()),))
+        return count_work(plan("dot", (), (kernel,)), kernel, config, Extent(B, T, H)).products
+
+    assert products(False) == B * H * 2 * K * V * K
+    assert products(True) == 4 * products(False)
