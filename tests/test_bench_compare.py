@@ -13,8 +13,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench import decode
 from bench.compare import __main__ as command
-from bench.compare import check, report, worker
+from bench.compare import check, measure, report, worker
 from bench.compare.operators import OPERATORS, Operator, Shape, draw, load, operator
 from bench.compare.peers import PEERS, Peer, recur_itself
 
@@ -208,3 +209,32 @@ def test_reports_are_written_whole(tmp_path: Path) -> None:
     text = (tmp_path / "compare.md").read_text()
     assert "| simple_gla | B4 T2048 H16 D128 | auto | 3.00 (-) fla chunk_simple_gla |" in text
     assert json.loads((tmp_path / "compare.json").read_text())["summary"]
+
+
+def test_a_kernel_far_from_both_floors_waits() -> None:
+    kernel = {"kernel": "k", "launches": 1, "memory": 10.0, "arithmetic": 4.0, "programs": 64, "steps": 32}
+    assert report.limits(kernel | {"microseconds": 12.0}) == ["10.0", "4.0", "64", "32", "bytes"]
+    assert report.limits(kernel | {"microseconds": 12.0, "arithmetic": 11.0})[-1] == "arithmetic"
+    assert report.limits(kernel | {"microseconds": 40.0})[-1] == "latency"
+    assert report.limits({"kernel": "of another library", "microseconds": 12.0}) == [""] * 5
+
+
+@pytest.mark.parametrize("name", ["gla", "delta_net"])
+def test_kernels_have_floors(name: str) -> None:
+    op, what = load(operator(name)), operator(name)
+    found = measure.kernel_floors(op, TINY, draw(op, what, TINY, "cpu"), measure.Machine(1e12, 1e14))
+    assert found and all(k["memory"] > 0 and k["steps"] > 0 for k in found.values())
+
+
+@pytest.mark.parametrize("name", ["gla", "mlstm_sig"])
+def test_decoding_is_judged_by_output_and_state(name: str) -> None:
+    op, what = load(operator(name)), operator(name)
+    inputs = draw(op, what, Shape(4, 1, 2, 8), "cpu")
+    per_token = {v.name for v in op.recurrence.inputs if v.role == "input"}
+    token = {n: x.squeeze(1) if n in per_token else x for n, x in inputs.items()}
+    with torch.no_grad():
+        _, state = op.step(None, **token)
+        output, final = op.step(state, **token)
+    assert decode.judge(op, inputs, state, (output, final)) < decode.LIMIT
+    wrong = {n: 1.1 * x for n, x in decode.entries(final).items()}
+    assert decode.judge(op, inputs, state, (output, wrong if isinstance(final, dict) else wrong["state"])) > 0.05

@@ -27,7 +27,15 @@ def test_entries_are_joined_up_to_the_store() -> None:
     both = b.valid(b.add(place(b, x, 0), place(b, y, 1)), "c")
     b.store(WHOLE, both)
     found = placed(b)
-    assert found[both.name] == Placed("n", {0: x, 1: y}) and len(found) == 4
+    assert found[both.name] == Placed("n", {0: x, 1: y}, frozenset({"c"})) and len(found) == 4
+
+
+def test_a_buffer_of_whole_chunks_holds_zeros_past_the_end() -> None:
+    """Such a store is not masked, so `valid` is not the store's to do."""
+    b = Builder()
+    first = place(b, load(b, "x"), 0)
+    b.store(Access("y", ("batch", "chunk", "head", "c", "n")), b.valid(first, "c"))
+    assert placed(b) == {}
 
 
 def test_entries_that_overlap_are_added() -> None:

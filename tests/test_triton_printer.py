@@ -16,6 +16,7 @@ from triton_plans import linear_attention as gated_attention
 import recur
 from recur import load, zoo
 from recur.codegen.triton_printer import print_helpers
+from recur.codegen.triton_printer.config import SCAN_REGISTERS
 from recur.ir.plan import Plan
 from recur.runtime.build import (
     LINTS,
@@ -147,6 +148,13 @@ def test_register_dots_are_counted() -> None:
 
 def test_functions_print(tmp_path: Path) -> None:
     assert "_softplus(x)" in print_source(elementwise_kernel("softplus"), {"D": 4}, 16)
+
+
+def test_a_bound_on_registers_is_an_option_of_its_kernel() -> None:
+    """The forward scan of one state has it, and the backward pass, which holds more, has none."""
+    source = load(str(path("hgrn"))).source("triton", D=128)
+    forward, backward = source.split("h_FORWARD = ")[1].split("h_BACKWARD = ")
+    assert f"maxnreg={SCAN_REGISTERS})" in forward and "maxnreg" not in backward.split("\ndef ")[0]
 
 
 def test_a_relay_hands_on_before_it_finishes() -> None:

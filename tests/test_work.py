@@ -51,9 +51,9 @@ def test_every_kernel_is_counted(name: str) -> None:
     given = {d.name: d.size or 16 for d in op.recurrence.dims}
     _, sizes = clear_dims(op.program, given)
     plans = plans_of(op.program, given, "auto")
-    for plan, config in zip(plans, default_configs(plans, sizes), strict=True):
-        for kernel in plan.forward + plan.backward:
-            work = count_work(plan, kernel, config, Extent(B, T, H))
+    for stage, config in zip(plans, default_configs(plans, sizes), strict=True):
+        for kernel in stage.forward + stage.backward:
+            work = count_work(stage, kernel, config, Extent(B, T, H))
             assert work.bytes > 0 and work.programs > 0 and work.steps > 0 and work.products >= 0, kernel.name
 
 
