@@ -358,13 +358,6 @@ class Program:
             states.append(a * states[-1] + x if states else x + 0 * a)
         return self.rows_back(s, products), self.rows_back(s, states)
 
-    def op_maxscan(self, s: Let) -> tuple[Tensor, Tensor]:
-        sums, states = [], []
-        for g, x in zip(*self.rows_first(s), strict=True):
-            sums.append(g + sums[-1] if sums else g)
-            states.append(torch.maximum(states[-1] + g, x) if states else x)
-        return self.rows_back(s, sums), self.rows_back(s, states)
-
     def op_prescan(self, s: Let) -> tuple[Tensor, ...]:
         return self.before_runs(s, 1.0, 0.0, torch.mul, lambda a, x, h: a * h + x)
 

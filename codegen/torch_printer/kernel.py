@@ -16,7 +16,7 @@ from recur.ir.tile import Carry, Kernel, Let, Loop, Statement, Store, Value
 from recur.operators import OPERATORS
 
 SIGNS = {"add": "+", "sub": "-", "mul": "*"}
-SCANS = ("scan", "maxscan", "prescan", "maxprescan", "resume", "maxresume")
+SCANS = ("scan", "prescan", "maxprescan", "resume", "maxresume")
 WITH_SHAPES = ("contract", "weigh", *SCANS, "inverse", "cumsum")
 
 

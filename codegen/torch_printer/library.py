@@ -127,16 +127,6 @@ def _scan(a: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False) -> 
     return a.movedim(0, dim), x.movedim(0, dim)
 
 
-def _maxscan(g: torch.Tensor, x: torch.Tensor, dim: int, reverse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Running sums of g, and m_r = max(m_{r-1} + g_r, x_r) from minus infinity, along dim."""
-    gain = g.movedim(dim, 0)
-    g, x = gain.clone(), x.movedim(dim, 0).clone()
-    for row, before in _row_pairs(x.shape[0], reverse):
-        torch.maximum(x[row], x[before] + gain[row], out=x[row])
-        g[row].add_(g[before])
-    return g.movedim(0, dim), x.movedim(0, dim)
-
-
 def _prescan(
     a: torch.Tensor, x: torch.Tensor, dim: int, runs: int, reverse: bool = False
 ) -> tuple[torch.Tensor, ...]:

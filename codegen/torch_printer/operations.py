@@ -469,7 +469,7 @@ def number(attr: Attr) -> str:
 OPERATIONS: dict[str, Operation] = {
     "const": const, "size": size, "zeros": zeros, "full": full, "eye": eye, "select": select,
     "contract": contract, "weigh": weigh, "sum": reduce_sum, "amax": reduce_amax,
-    "cumsum": cumsum, "scan": scan, "maxscan": scan, "prescan": prescan, "maxprescan": prescan,
+    "cumsum": cumsum, "scan": scan, "prescan": prescan, "maxprescan": prescan,
     "resume": resume, "maxresume": resume, "inverse": inverse,
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
     "rename": rename, "expand": expand, "after": after, "valid": valid,

@@ -224,14 +224,6 @@ def _reshaped(parts, shape: tl.constexpr):
         shaped = shaped + (tl.reshape(parts[i], shape),)
     return shaped
 """,
-    "_expanded": """
-@triton.jit
-def _expanded(parts, axis: tl.constexpr):
-    wider = ()
-    for i in tl.static_range(len(parts)):
-        wider = wider + (tl.expand_dims(parts[i], axis),)
-    return wider
-""",
     "_in_order": '''
 @triton.jit
 def _in_order(parts, reverse: tl.constexpr):

@@ -37,9 +37,9 @@ class PrintedKernel:
     """The function's text and what its launch must hand over, in order.
 
     ``buffers``: names of tensors; ``counts``: runtime integers, of B, T, H, G, L; ``constants``: name and value;
-    ``has_dot_type``: there is a constant DOT as well, the operand type. ``grid``: what each entry counts, and its size:
-    the name of a count, or a number. ``relay``: how many words each program hands on to the next chunk's, in a buffer
-    that is handed over after the others. ``kept``: buffers that are None where no backward pass follows.
+    ``grid``: what each entry counts, and its size: the name of a count, or a number. ``relay``: how many words each
+    program hands on to the next chunk's, in a buffer that is handed over after the others. ``kept``: buffers that are
+    None where no backward pass follows.
     """
 
     name: str
@@ -47,7 +47,6 @@ class PrintedKernel:
     buffers: tuple[str, ...]
     counts: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, int], ...]
-    has_dot_type: bool
     grid: tuple[tuple[str, str], ...]
     relay: int = 0
     kept: frozenset[str] = frozenset()
@@ -129,9 +128,8 @@ class KernelPrinter:
             body=lines,
         )
         return PrintedKernel(
-            name, text, tuple(self.buffers), counts, constants, "DOT" in words, self._grid(), self._handed_words(),
-            self.kept,
-        )  # fmt: skip
+            name, text, tuple(self.buffers), counts, constants, self._grid(), self._handed_words(), self.kept
+        )
 
     def _constants(self, words: set[str]) -> tuple[tuple[str, int], ...]:
         values = {**self.layout.sizes, self.words["C"]: self.config.chunk}

@@ -264,12 +264,6 @@ class OperationPrinter(Values):
         less = (lambda part: f" - {part}") if let.attr("exclusive") else (lambda part: "")
         return self.bind(let.out, clean.map(lambda part: f"tl.cumsum({part}, {position}){less(part)}"))
 
-    def _print_scan(self, let: Let) -> list[str]:
-        return self._print_composed(let, "_compose_complex" if let.out.is_complex else "_compose")
-
-    def _print_maxscan(self, let: Let) -> list[str]:
-        return self._print_composed(let, "_compose_max")
-
     def _print_prescan(self, let: Let) -> list[str]:
         return self._print_before_runs(let, "_prescan_complex" if let.out.is_complex else "_prescan")
 
@@ -325,7 +319,7 @@ class OperationPrinter(Values):
     def _flags(self, let: Let) -> str:
         return "".join(f", {flag}=True" for flag in ("reverse", "inclusive") if dict(let.attrs).get(flag))
 
-    def _print_composed(self, let: Let, combine: str) -> list[str]:
+    def _print_scan(self, let: Let) -> list[str]:
         """From the first row to the last; the other way on rows turned round (Triton's own `reverse` is not sound)."""
         axes = self.layout.order(let.out.axes)
         axis = str(let.attr("axis"))
@@ -341,6 +335,7 @@ class OperationPrinter(Values):
             turn = [
                 f"{out} = {self._row(out, axis, axes, f'{block} - 1 - {self.layout.axes[axis].index}')}" for out in outs
             ]
+        combine = "_compose_complex" if let.out.is_complex else "_compose"
         scanned = f"tl.associative_scan(({', '.join(inputs)}), {axes.index(axis)}, {combine})"
         return [f"{', '.join(outs)} = {scanned}", *turn]
 

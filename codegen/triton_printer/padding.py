@@ -88,7 +88,7 @@ def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
             return fills[0]
         case "previous":
             return min(min(fills), Fill.FINITE) if axis == let.attr("axis") else min(fills)
-        case "scan" | "maxscan" | "prescan" | "maxprescan" | "resume" | "maxresume":
+        case "scan" | "prescan" | "maxprescan" | "resume" | "maxresume":
             return min(min(fills), Fill.FINITE)
         case "inverse" | "hadamard":
             return Fill.FINITE

@@ -27,7 +27,6 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     cumsum x (axis, exclusive)      running sum along a rows axis
     scan a, x (axis)                two results: running products of a, and h_r = a_r h_{r-1} + x_r with h_{-1} = 0
                                     (an attr `reverse`: from the block's last row to its first, h_r = a_r h_{r+1} + x_r)
-    maxscan g, x (axis)             two results: running sums of g, and m_r = max(m_{r-1} + g_r, x_r), m_{-1} = -inf
     prescan a, x (axis, runs)       four results: the running products of a and h_r = a_r h_{r-1} + x_r from h_{-1} = 0,
                                     both *before* every run of rows (the axis `runs` in the place of the rows: runs of
                                     equal length, in order), then both after the block's last row (`reverse`:
@@ -346,19 +345,13 @@ class Builder:
         return self.let(name, "cumsum", (x,), x.axes, (("axis", axis), ("exclusive", exclusive)), comment=comment)
 
     def scan(
-        self,
-        a: Value,
-        x: Value,
-        axis: str,
-        op: str = "scan",
-        names: tuple[str, str] = ("decay", "h"),
-        reverse: bool = False,
+        self, a: Value, x: Value, axis: str, names: tuple[str, str] = ("decay", "h"), reverse: bool = False
     ) -> tuple[Value, Value]:
         axes = tuple(dict.fromkeys(a.axes + x.axes))
         is_complex = a.is_complex or x.is_complex
         first = Value(self.name(names[0]), axes, is_complex)
         second = Value(self.name(names[1]), axes, is_complex)
-        self.statements.append(Let((first, second), op, (a, x), _along(axis, reverse)))
+        self.statements.append(Let((first, second), "scan", (a, x), _along(axis, reverse)))
         return first, second
 
     def prescan(
