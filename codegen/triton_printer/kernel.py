@@ -149,7 +149,7 @@ class KernelPrinter:
         """The last entry of the grid varies fastest, so programs that read the same tokens run together."""
         chunks = f"tl.cdiv({self.words['T']}, {self.words['C']})"
         if self.launch.relay:
-            self._print_place(chunks)
+            self._print_step_of_walk(chunks)
             rest = "walk"
         else:
             self._define(self.words["N"], chunks)
@@ -169,7 +169,7 @@ class KernelPrinter:
             named = ("batch", "head", "segment", "chunk")
             self._define(entry if entry in named else self._tile_index(entry), value)
 
-    def _print_place(self, chunks: str) -> None:
+    def _print_step_of_walk(self, chunks: str) -> None:
         """Which step of which walk, in the order in which programs begin: all walks' first steps, then their second."""
         self._define(self.words["N"], f"tl.maximum({chunks}, 1)")
         self._define("walks", f"tl.num_programs(0) // {self.words['N']}")

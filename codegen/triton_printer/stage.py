@@ -77,7 +77,10 @@ class StagePrinter:
         return pointers + ["*i32"] * bool(kernel.relay) + ["i32"] * len(kernel.counts)
 
     def _typed(self, kernels: tuple[Kernel, ...], given: tuple[str, ...]) -> tuple[str, ...]:
-        """The tensors of a pass whose types decide those of all others: the arguments, and what may be absent."""
+        """The tensors of a pass whose types decide those of all others: the arguments, and what may be absent.
+
+        What is kept for the backward pass is there or absent together: the first stands for all.
+        """
         used = dict.fromkeys([*given, *(b for k in kernels for b in self.printed[k.name].buffers)])
         arguments = self._given_forward()
         absent = tuple(name for name in used if name in self.absent and name not in arguments)
