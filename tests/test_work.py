@@ -39,3 +39,10 @@ def test_one_token_after_another(name: str) -> None:
     per_token = 2 * (2 * K + 2 * V) + (4 if name == "gated_delta_net" else 0)
     before = 4 * K * V  # the state before every token, for the backward pass
     assert work.bytes == B * H * (T * (per_token + before) + 2 * 4 * K * V)
+
+
+def test_levels_of_pairs() -> None:
+    """GLA's pairs: for every level of halves a product of all rows with all rows; no step follows another."""
+    work, chunks = work_of("gla", "key_side")
+    assert work.steps == 1
+    assert work.products == B * H * chunks * 6 * 2 * 64 * 64 * K
