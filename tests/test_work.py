@@ -45,6 +45,13 @@ def test_one_token_after_another(name: str) -> None:
     assert work.bytes == B * H * (T * (per_token + before) + 2 * 4 * K * V)
 
 
+def test_levels_of_pairs() -> None:
+    """GLA's pairs: for every level of halves a product of all rows with all rows; no step follows another."""
+    work, chunks = work_of("gla", "key_side")
+    assert work.steps == 1
+    assert work.products == B * H * chunks * 6 * 2 * 64 * 64 * K
+
+
 @pytest.mark.parametrize("name", zoo.names())
 def test_every_kernel_is_counted(name: str) -> None:
     op = recur.load(zoo.path(name))

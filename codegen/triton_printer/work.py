@@ -49,14 +49,14 @@ def count_work(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) 
         "chunks": -(-chunks // extent.segments) if "segment" in kernel.grid else chunks,
         "segments": extent.segments,
         "steps": config.chunk if "chunk" in kernel.grid else extent.tokens,
-        "levels": (config.chunk - 1).bit_length(),
+        "levels": config.chunk.bit_length() - 1,
     }
 
     def trips_of(loop: Loop) -> int:
         return trips[loop.over] if loop.axis is None else layout.axes[loop.axis].tiles
 
     products = sum(times * _product(let, layout) for let, times in _repeated(kernel.body, trips_of) if is_dot(let))
-    walks = [s for s in kernel.body if isinstance(s, Loop) and s.over in ("chunks", "segments", "steps")]
+    walks = [s for s in kernel.body if isinstance(s, Loop) and s.axis is None and s.over != "levels"]
     steps = max(map(trips_of, walks), default=1)
     return Work(_bytes(plan, kernel, config, extent), float(programs * products), programs, steps)
 
