@@ -47,7 +47,7 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
-from recur.strategies.chunk.key_gradients import IN_ORDER, emit_key_gradients, emit_value_gradients, evidence_buffers
+from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients, evidence_buffers
 from recur.strategies.chunk.key_side import (
     emit_inverse,
     emit_key_side,
@@ -69,7 +69,7 @@ from recur.strategies.chunk.passes import (
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
-from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
+from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes
 from recur.strategies.chunk.solved_gradients import (
     emit_pair_gradients,
     emit_vector_gradients,
@@ -110,8 +110,8 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
         saved=saved_buffers(shape) + tuple(k.buffer for k in kept),
         workspace=workspace_buffers(shape) + tuple(k.gradient for k in kept) + ledger.buffers(arguments),
-        forward=tuple(in_order(prune_kernel(k)) for k in forward),
-        backward=tuple(in_order(prune_kernel(k)) for k in backward),
+        forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
+        backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
@@ -121,10 +121,6 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         views=shape.views,
         limits=shape.limits,
     )
-
-
-def in_order(kernel: Kernel) -> Kernel:
-    return kernel if kernel.role == IN_ORDER else order_kernel(kernel)
 
 
 Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have
@@ -143,7 +139,7 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, keep_values=True, chunk_of=chunk_of)))
+    forward.append(fit_walk(shape, emit_walk(shape, chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
@@ -166,8 +162,8 @@ def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward += [emit_weights(shape)] if any(infer_weights(shape)) else []
     forward += starting_kernels(shape, chunk_of, adjoint=False)
     if vectors is not None:
-        forward.append(emit_walk(vectors, True, chunk_of, keep_states=True, name="vector_forward"))
-    forward.append(fit_walk(matrices, emit_walk(matrices, True, chunk_of)))
+        forward.append(emit_walk(vectors, chunk_of, keep_states=True, name="vector_forward"))
+    forward.append(fit_walk(matrices, emit_walk(matrices, chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     if vectors is not None:
@@ -185,7 +181,7 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward = [emit_rows(user_shape, kept)] if kept else []
     forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
     forward += starting_kernels(shape, stored_chunk, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, keep_values=True, chunk_of=stored_chunk)))
+    forward.append(fit_walk(shape, emit_walk(shape, stored_chunk)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, stored_chunk, adjoint=True)
     backward.append(fit_walk(shape, emit_states(shape, stored_chunk)))
@@ -267,7 +263,7 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
         buffers += [b for form in shape.forms for b in pair_buffers(form)]
     buffers += scale_buffers(shape)
     for form in shape.forms:
-        solved = [j for j, w in enumerate(form.writes) if w.read is not None]
+        solved = solved_writes(form)
         for i in solved:
             buffers += [Buffer(inverse_name(form.state, i, j), ("B", "T", "H", "C"), "operand") for j in solved]
         buffers += [Buffer(values_name(form.state, j), ("B", "T", "H", *form.value), "operand") for j in solved]
@@ -304,9 +300,8 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
             buffers.append(states)
         buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
-        for j, write in enumerate(form.writes):
-            if write.read is not None:
-                buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
+        for j in solved_writes(form):
+            buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
     if not shape.trivial_epilogue:
         buffers += [
             Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)

@@ -28,19 +28,14 @@ from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
 from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_plain_factor
 from recur.strategies.chunk.kept_scales import kept_scales
-from recur.strategies.chunk.kernels import (
-    ChunkOf,
-    computed_chunk,
-    known_values,
-    load_inverse,
-    load_starts,
-    readout_leaves,
-)
+from recur.strategies.chunk.kernels import ChunkOf, known_values, load_inverse, load_starts, readout_leaves
 from recur.strategies.chunk.segments import Advance, walks
-from recur.strategies.chunk.shape import Shape, chunk_access, token_access
+from recur.strategies.chunk.shape import Shape, chunk_access, looped_values, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
+
+BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of an axis
 
 ADJOINT_EQUATION = "R <- 2^G_C R + Q~^T dO - A~^T Z"
 REVERSE_EQUATIONS = ("dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU", ADJOINT_EQUATION)
@@ -69,7 +64,7 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
-def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk, name: str = "reverse") -> Kernel:
+def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf, name: str = "reverse") -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
     last = load_starts(b, walks(shape, adjoint=True))
@@ -212,11 +207,8 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
         store_gradient(b, source, total, buffer_of(source, "keys"))
     for source, total in row_sums.items():
         store_gradient(b, source, total, buffer_of(source, "keys"))
-    axes = tuple(
-        Axis(a.name, a.kind, a.extent, "loop") if a.name in shape.value and not shape.whole_values else a
-        for a in shape.axes
-    )
-    return Kernel("gradients", ("batch", "head", "chunk"), axes, tuple(b.statements), GRADIENT_EQUATIONS, "gradients")
+    grid, axes = ("batch", "head", "chunk"), looped_values(shape)
+    return Kernel("gradients", grid, axes, tuple(b.statements), GRADIENT_EQUATIONS, "gradients")
 
 
 def is_zero(node: Node) -> bool:

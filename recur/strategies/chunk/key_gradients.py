@@ -15,16 +15,16 @@ is plain, else Z. It has all of vx and u at hand, and leaves E + E^T in memory, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from recur.ir.core import Node
 from recur.ir.normal import Decay, MatrixForm, Read
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
+from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import adjoint_values, read_keys, readout_keys
 from recur.strategies.chunk.equations import Chunk, sum_of
 from recur.strategies.chunk.gates import Gates, class_decays
 from recur.strategies.chunk.gradients import (
+    BufferOf,
     Cotangents,
     add_decay,
     adjoint_name,
@@ -42,17 +42,15 @@ from recur.strategies.chunk.key_side import (
     load_log,
     place_keys,
     stored_chunk_length,
-    tile_widths,
 )
-from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, token_access
+from recur.strategies.chunk.shape import Shape, chunk_access, looped_values, pair_access, tile_widths, token_access
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_values, signed
 from recur.strategies.operands import argument_leaves
+from recur.strategies.order import IN_ORDER
 
-IN_ORDER = "gradients, in order"  # the role of a kernel whose operations are in order
 TILE = 2048  # entries of a chunk's rows in a tile of the key dims
 FEW_VECTORS = 2  # for which four warps have the registers
 
-BufferOf = Callable[[Node, str, str], str]  # source, part, the axis whose tiles give partial sums or ""
 EQUATIONS = (
     "dkx = 2^G vx S^T + E B^,   db = E^T kx~ + 2^(G_C - G) u R^T,   E = tril(vx u^T)",
     "(kx, vx): (q, dO) for readouts, (a, -Z) for reads",
@@ -89,10 +87,6 @@ def own_name(form: MatrixForm, query: Query, j: int) -> str:
     return f"own_{evidence_name(form, query, j)}"
 
 
-def own_access(buffer: str) -> Access:
-    return Access(buffer, ("batch", "time", "head"), "c")
-
-
 def evidence_buffers(shape: Shape) -> tuple[Buffer, ...]:
     """E + E^T of every query and write, and its diagonal, between the kernels that write and read them."""
     pairs = [(f, q, j) for f in shape.forms for q in queries_of(f) for j in range(len(f.writes))]
@@ -119,12 +113,6 @@ def warps_for(shape: Shape) -> int:
     """Each vector's cotangent stays in registers, and so does what the decays take from it."""
     vectors = sum(not isinstance(e, Decay) for f in shape.forms for e in f.events)
     return 4 if vectors <= FEW_VECTORS else 8
-
-
-def looped_values(shape: Shape) -> tuple[Axis, ...]:
-    """The axes, with the value dims in tiles that a loop goes through."""
-    looped = () if shape.whole_values else shape.value
-    return tuple(replace(a, place="loop") if a.name in looped else a for a in shape.axes)
 
 
 def store_share(b: Builder, shape: Shape, source: Node, tile: Value, buffer_of: BufferOf) -> None:
@@ -294,7 +282,7 @@ class FormGradients:
             pair = (query.position, self.writes[j])
             if pair[1] > pair[0]:
                 continue
-            own = b.load("E_own", own_access(own_name(self.form, query, j)), ("c",))
+            own = b.load("E_own", token_access(own_name(self.form, query, j), ()), ("c",))
             weight = own_weight(b, gates, pair)
             for position, other in (pair, pair[::-1]):
                 rows = self.chunk.times(self.rows[other], own, weight, name="own")
@@ -377,7 +365,7 @@ def store_evidence(b: Builder, form: MatrixForm, query: Query, j: int, pairs: Va
     both = b.where(b.after("c", "s", 0), pairs, turned, name="E_both")
     b.store(pair_access(evidence_name(form, query, j)), both)
     diagonal = b.mul(pairs, b.let("is_own", "eye", (), ("c", "s")), name="E_own")
-    b.store(own_access(own_name(form, query, j)), b.sum(diagonal, ("s",), name="E_own"))
+    b.store(token_access(own_name(form, query, j), ()), b.sum(diagonal, ("s",), name="E_own"))
 
 
 def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:

@@ -17,14 +17,24 @@ from typing import Literal
 
 from recur.ir.core import topological
 from recur.ir.normal import MatrixForm, Read, Readout, Write
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
+from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Chunk, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
 from recur.strategies.chunk.halves import Pair, emit_scores, own_products
 from recur.strategies.chunk.kept_scales import store_scales
-from recur.strategies.chunk.kernels import inverse_name, key_only
+from recur.strategies.chunk.kernels import inverse_name
 from recur.strategies.chunk.pairs import PairedChunk, pair_buffers, pairs_name, stored_pairs
-from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
+from recur.strategies.chunk.shape import (
+    Shape,
+    chunk_access,
+    key_only,
+    key_side_nodes,
+    mixed_dims,
+    pair_access,
+    solved_writes,
+    tile_widths,
+    token_access,
+)
 from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, key_vector, load_gates, load_values
 
 KEY_SIDE_EQUATIONS = (
@@ -261,16 +271,7 @@ def system_pairs(form: MatrixForm) -> dict[tuple[int, int], Pair]:
     }
 
 
-def solved_writes(form: MatrixForm) -> list[int]:
-    return [j for j, w in enumerate(form.writes) if w.read is not None]
-
-
 WIDTH = 32  # entries of the key or value dims in a tile
-
-
-def tile_widths(shape: Shape, dims: tuple[str, ...], width: int) -> tuple[tuple[str, int], ...]:
-    sizes = dict(shape.sizes)
-    return tuple((d, max(16, min(width, next_power_of_two(sizes[d])))) for d in dims)
 
 
 def stored_chunk_length(shape: Shape) -> int:

@@ -25,7 +25,6 @@ the vector whose cotangent it finds as one where it is zero, and divides by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from recur.ir.core import Node, is_const, leaves
@@ -35,11 +34,11 @@ from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adj
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, kept_axes, matrix_part
 from recur.strategies.chunk.gates import class_decays
-from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
-from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, load_starts
+from recur.strategies.chunk.gradients import BufferOf, Cotangents, add_decay, load_cotangents, store_gradient
+from recur.strategies.chunk.kernels import STATE_EQUATION, load_starts
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import walks
-from recur.strategies.chunk.shape import Shape, chunk_access
+from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, chunk_access
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector
 from recur.strategies.chunk.weights import Own, WeightedChunk, nonzero, unless_zero, weighted_chunk
 from recur.strategies.operands import argument_leaves, entries
@@ -55,8 +54,6 @@ GATE_EQUATIONS = (
     "     + sum after of q . (E B) - sum after of b . (E^T Q)",
 )
 PARTS = ("outer", "inner")  # of what a readout or a write is worth: in pairs with other chunks, and with its own
-
-BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of a dim
 
 
 # --- what the walks leave for gates ----------------------------------------------------------------------------------
@@ -238,7 +235,7 @@ def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
         matrices = [(f, s) for f, s in zip(part.forms, members, strict=True) if f.form.value]
         following |= {f.form.state: f.next_state(s) for f, s in matrices}
     carries = [Carry(states[s], start, following[s]) for s, start in zip(states, first, strict=True)]
-    store_gradients(shape, tiles, cotangents, buffer_of, "queries", shape.key[0])
+    store_gradients(tiles, cotangents, buffer_of, "queries", shape.key[0])
     b.loop("chunks", inner, tuple(carries))
     return pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS, shape.key)
 
@@ -267,7 +264,7 @@ def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
             d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
             cotangents.add(write.value, d_u)
         carries.append(Carry(adjoint, start, part.previous_adjoint(adjoint)))
-    store_gradients(shape, tiles, cotangents, buffer_of, "values", shape.value[0])
+    store_gradients(tiles, cotangents, buffer_of, "values", shape.value[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
     for walk, carry in zip(backward, carries, strict=True):
         b.store(walk.end, carry.phi)
@@ -293,7 +290,7 @@ def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
         matrices = [(f, r) for f, r in zip(part.forms, members, strict=True) if f.form.value]
         previous |= {f.form.state: f.previous_adjoint(r) for f, r in matrices}
     carries = [Carry(adjoints[s], start, previous[s]) for s, start in zip(adjoints, last, strict=True)]
-    store_gradients(shape, tiles, cotangents, buffer_of, "keys", shape.key[0])
+    store_gradients(tiles, cotangents, buffer_of, "keys", shape.key[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
     return pass_kernel("key_gradients", shape, b, KEY_EQUATIONS, shape.key)
 
@@ -318,7 +315,6 @@ def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
 
 
 def store_gradients(
-    shape: Shape,
     tiles: Tiles,
     cotangents: Cotangents,
     buffer_of: BufferOf,

@@ -27,9 +27,15 @@ from recur.strategies.chunk.adjoint import read_keys, readout_keys
 from recur.strategies.chunk.decay_gradient import Row, Straddling
 from recur.strategies.chunk.equations import Chunk, sum_of
 from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
-from recur.strategies.chunk.gradients import Cotangents, add_decay, adjoint_name, load_cotangents, store_gradient
+from recur.strategies.chunk.gradients import (
+    BufferOf,
+    Cotangents,
+    add_decay,
+    adjoint_name,
+    load_cotangents,
+    store_gradient,
+)
 from recur.strategies.chunk.kernels import values_name
-from recur.strategies.chunk.key_gradients import IN_ORDER
 from recur.strategies.chunk.passes import store_gradients
 from recur.strategies.chunk.shape import (
     LEAST_WIDTH,
@@ -43,13 +49,12 @@ from recur.strategies.chunk.shape import (
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, signed
 from recur.strategies.operands import argument_leaves
+from recur.strategies.order import IN_ORDER
 
 PAIR_EQUATIONS = ("E = tril(Vx U^T) D,   dY = Z                  (kx, vx): (q, dO) for readouts, (a, -Z) for reads",)
 EQUATIONS = ("dKx = 2^G Vx S^T + E B,   dB = E^T Kx + 2^(G_C - G) U R^T", "dg = the sum of all pairs on either side")
 WIDEST_VALUES = 128  # of a tile of the value dims
 TILE = 64 * 64  # entries in a tile of the key dims of every write's rows: four warps hold three of them
-
-BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of a dim
 
 
 def takes_solved_gradients(shape: Shape) -> bool:
@@ -121,7 +126,7 @@ def emit_vector_gradients(shape: Shape, buffer_of: BufferOf, chunk_length: int) 
         still_open = set(argument_leaves([n for later in phases[number + 1 :] for n in later.nodes]))
         ready = [s for s in argument_leaves(cotangents.nodes) if s not in still_open | stored]
         stored.update(ready)
-        store_gradients(shape, body.tiles(), cotangents, buffer_of, "keys", shape.key[0], ready)
+        store_gradients(body.tiles(), cotangents, buffer_of, "keys", shape.key[0], ready)
         cotangents.drop(still_open)
     return body.kernel("gradients", EQUATIONS, chunk_length, "grid")
 

@@ -15,7 +15,6 @@ writes before t that outlive the chunk, and 2^G_C <S_0, R>. Nothing cancels, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from recur.ir.core import Node, leaves
@@ -24,6 +23,7 @@ from recur.ir.tile import Access, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.gates import is_plain_factor
 from recur.strategies.chunk.gradients import (
+    BufferOf,
     Cotangents,
     add_decay,
     emit_epilogue_gradient,
@@ -46,8 +46,6 @@ from recur.strategies.chunk.shape import Shape, chunk_access, state_access, toke
 from recur.strategies.chunk.tiled_forward import Stored, load_state, tiled_axes
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector, signed
 from recur.strategies.operands import argument_leaves
-
-BufferOf = Callable[[Node, str, str], str]  # source, part, the axis of rows whose tiles give partial sums
 
 
 @dataclass(frozen=True)

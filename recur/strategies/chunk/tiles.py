@@ -10,6 +10,7 @@ from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
 from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
 from recur.strategies.chunk.scales import split_scale
+from recur.strategies.chunk.shape import solved_writes
 from recur.strategies.chunk.stored_gates import StoredGates, rows_access
 from recur.strategies.pointwise import emit_nodes
 
@@ -136,7 +137,7 @@ class FormTiles:
     @property
     def solved(self) -> list[int]:
         """The numbers of the writes that read the state: the rows of the triangular system."""
-        return [j for j, w in enumerate(self.form.writes) if w.read is not None]
+        return solved_writes(self.form)
 
     @property
     def plain(self) -> list[int]:
