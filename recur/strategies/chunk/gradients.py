@@ -24,7 +24,7 @@ from recur.strategies.chunk.adjoint import (
     solved_adjoint,
 )
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
-from recur.strategies.chunk.equations import Chunk
+from recur.strategies.chunk.equations import Chunk, carry_sum
 from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
 from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_plain_factor
 from recur.strategies.chunk.kept_scales import kept_scales
@@ -35,7 +35,8 @@ from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
-BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of an axis
+# The buffer of a source's gradient from a part; partial over tiles of an axis, where one is named.
+BufferOf = Callable[[Node, str, str], str]
 
 ADJOINT_EQUATION = "R <- 2^G_C R + Q~^T dO - A~^T Z"
 REVERSE_EQUATIONS = ("dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU", ADJOINT_EQUATION)
@@ -281,10 +282,8 @@ class FormGradients:
         """Accumulates an amount over the tiles; the total after the loop. A form without value dims has no loop."""
         if not self.form.value:
             return amount
-        zero = self.b.zeros(amount.axes, f"{name}_0", amount.is_complex)
-        phi = b.phi(name, zero)
-        self.carries.append(Carry(phi, zero, b.add(phi, amount, name=name)))
-        return phi
+        self.carries.append(carry_sum(self.b, b, name, amount))
+        return self.carries[-1].phi
 
     def _accumulate(
         self, b: Builder, chunk: Chunk, state: Value, adjoint: Value, u: dict[int, Rows], values: dict[str, Rows]

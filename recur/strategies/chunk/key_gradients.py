@@ -18,10 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from recur.ir.core import Node
-from recur.ir.normal import Decay, MatrixForm, Read
+from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
-from recur.strategies.chunk.adjoint import adjoint_values, read_keys, readout_keys
-from recur.strategies.chunk.equations import Chunk, sum_of
+from recur.strategies.chunk.adjoint import Query, adjoint_values, queries_of, read_keys, readout_keys
+from recur.strategies.chunk.equations import Chunk, carry_sum, sum_of
 from recur.strategies.chunk.gates import Gates, class_decays
 from recur.strategies.chunk.gradients import (
     BufferOf,
@@ -43,6 +43,7 @@ from recur.strategies.chunk.key_side import (
     place_keys,
     stored_chunk_length,
 )
+from recur.strategies.chunk.pairs import evidence_name
 from recur.strategies.chunk.shape import Shape, chunk_access, looped_values, pair_access, tile_widths, token_access
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_values, signed
 from recur.strategies.operands import argument_leaves
@@ -56,31 +57,6 @@ EQUATIONS = (
     "(kx, vx): (q, dO) for readouts, (a, -Z) for reads",
     "dg = reverse running sum of kx dkx - b db, plus 2^G_C <S, R> and what the writes leave to R",
 )
-
-
-@dataclass(frozen=True)
-class Query:
-    """A readout, or the read of a solved write: its vector's expression and position."""
-
-    name: str
-    node: Node
-    position: int
-    write: int | None = None
-
-
-def queries_of(form: MatrixForm) -> list[Query]:
-    """The readouts, then the reads of the solved writes, in the order of `readout_keys` and `read_keys`."""
-    reads = {e.name: (i, e.vector) for i, e in enumerate(form.events) if isinstance(e, Read)}
-    found = [Query(r.name, r.vector, form.events.index(r)) for r in form.readouts]
-    for j, write in enumerate(form.writes):
-        if write.read is not None:
-            position, node = reads[write.read]
-            found.append(Query(f"solved_{j}", node, position, j))
-    return found
-
-
-def evidence_name(form: MatrixForm, query: Query, j: int) -> str:
-    return f"E_{form.state}_{query.name}_{j}"
 
 
 def own_name(form: MatrixForm, query: Query, j: int) -> str:
@@ -185,10 +161,8 @@ class ValueLoop:
 
     def add(self, name: str, amount: Value) -> Value:
         """The amount's sum over all tiles, after the loop."""
-        zero = self.outer.zeros(amount.axes, f"{name}_0")
-        phi = self.b.phi(name, zero)
-        self.carries.append(Carry(phi, zero, self.b.add(phi, amount, name=name)))
-        return phi
+        self.carries.append(carry_sum(self.outer, self.b, name, amount))
+        return self.carries[-1].phi
 
     def close(self) -> None:
         self.outer.loop("tiles", self.b, tuple(self.carries), axis=self.form.value[0])

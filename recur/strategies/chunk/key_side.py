@@ -18,7 +18,7 @@ from typing import Literal
 from recur.ir.core import topological
 from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
-from recur.strategies.chunk.equations import Chunk, invert_system, sum_of
+from recur.strategies.chunk.equations import Chunk, carry_sum, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
 from recur.strategies.chunk.halves import Pair, emit_scores, own_products
 from recur.strategies.chunk.kept_scales import store_scales
@@ -165,11 +165,8 @@ class FormKeySide:
 
     def _add(self, name: str, amount: Value) -> Value:
         """The amount's sum over all tiles, after the loop."""
-        body = self.tiles.b
-        zero = self.b.zeros(amount.axes, f"{name}_0")
-        phi = body.phi(name, zero)
-        self.carries.append(Carry(phi, zero, body.add(phi, amount, name=name)))
-        return phi
+        self.carries.append(carry_sum(self.b, self.tiles.b, name, amount))
+        return self.carries[-1].phi
 
     def store_pairs(self) -> None:
         for pair in stored_pairs(self.form):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from recur.ir.normal import Event, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Buffer, Value
+from recur.strategies.chunk.adjoint import Query
 from recur.strategies.chunk.equations import Chunk
 from recur.strategies.chunk.shape import pair_access
 from recur.strategies.chunk.tiles import Tiles, Vector, load_keys, load_values
@@ -32,6 +33,11 @@ def stored_pairs(form: MatrixForm) -> list[tuple[int, int]]:
 
 def _reads_keys(event: Event) -> bool:
     return isinstance(event, Readout) and event.axis == "key"
+
+
+def evidence_name(form: MatrixForm, query: Query, j: int) -> str:
+    """The buffer of E, a query's pairs with the write number j over the value dims."""
+    return f"E_{form.state}_{query.name}_{j}"
 
 
 def pair_buffers(form: MatrixForm) -> list[Buffer]:
