@@ -1,16 +1,29 @@
 """Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
 
-forward     gates         running sums of scalar decays, all chunks at once; or
-            weights       what they and the factors of vectors come to, where the backward pass is walks; see weights.py
-            prepare       Tm = (I + L)^{-1} and the pairs outside the system, all chunks at once (where states are read)
-            key_side      or, under decays over the key dims, every chunk's decayed vectors and pairs; see key_side.py
-            local, starts the state at every segment's start (where it is not read, and several segments run)
-            forward       walks the chunks with S in registers: pseudo-values, readouts, epilogue, next state
-backward    epilogue      cotangents of the readouts (only where results are more than readouts)
-            passes        without reads, under scalar decays: three walks and a sum; see families.py, passes.py. Else
-            states        walks again, leaving S at every chunk's start
-            reverse       walks back, leaving R at every chunk's end, and Z
-            gradients     all chunks at once: every coefficient's cotangent, pulled back to the inputs
+Three schedules: passes for states that are not read, under scalar decays (families.py); a stored key side under decays
+over the key dims (key_side.py); everything computed where it is needed for the rest. Kernels in order, each for all
+chunks at once unless it walks:
+
+forward     rows             vectors and gates that no kernel shall work out twice (passes, stored; rows_kept.py)
+            gates            running sums of scalar decays (computed)
+            weights          what decays and the factors of vectors come to (passes; weights.py)
+            prepare          Tm = (I + L)^{-1} and the pairs outside the system (computed, where states are read)
+            key_side,        every chunk's decayed vectors and pairs (stored); then Tm from L where states are read
+            inverse
+            local, starts    the state at every segment's start (where it is not read, and several segments run)
+            vector_forward   walks with the states that are vectors (passes)
+            forward          walks with a tile of S in registers: pseudo-values, readouts, epilogue, next state
+backward    epilogue         cotangents of the readouts (only where results are more than readouts)
+            reverse_local,   R at every segment's end, as forward
+            reverse_starts
+  passes    vector_reverse   walks back with the vectors' R
+            query, value, key, gate gradients: three walks and a sum; see passes.py
+  others    states           walks again, leaving S at every chunk's start
+            reverse          walks back, leaving R at every chunk's end, and Z
+            gradients        every coefficient's cotangent, pulled back to the inputs: one kernel, or two where E is
+                             left in memory between them: value_gradients first (stored; key_gradients.py) or
+                             pair_gradients (every write has read the state; solved_gradients.py)
+  both      rows_gradient    the cotangents of kept rows, pulled back to the inputs (passes, stored)
 """
 
 from __future__ import annotations

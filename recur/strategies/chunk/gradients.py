@@ -1,5 +1,8 @@
 """The kernels of the chunkwise schedule, backward: the reverse walk, and every chunk's gradients at once.
 
+The gradients here are the general ones, of every form that a chunk can hold; key_gradients.py, solved_gradients.py and
+passes.py have those of the common forms in more kernels, with less in registers.
+
 The reverse walk carries the adjoint state R from the last chunk to the first and solves for Z. With the states at the
 chunks' starts and R at their ends in memory, all gradients of a chunk are local to it: one program a chunk, walking
 the tiles of the value dims, then pulling the coefficients' cotangents back to the inputs where they stand.

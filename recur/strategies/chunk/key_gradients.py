@@ -108,7 +108,7 @@ def store_share(b: Builder, shape: Shape, source: Node, tile: Value, buffer_of: 
 
 @dataclass
 class ValueLoop:
-    """A loop over the tiles of the value dims and the sums that it carries; see `rows` and `states` for its tiles."""
+    """A loop over the tiles of the value dims and the sums that it carries."""
 
     shape: Shape
     form: MatrixForm

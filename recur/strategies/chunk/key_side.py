@@ -35,7 +35,17 @@ from recur.strategies.chunk.shape import (
     tile_widths,
     token_access,
 )
-from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, key_vector, load_gates, load_values
+from recur.strategies.chunk.tiles import (
+    FormTiles,
+    KeyEvent,
+    Tiles,
+    Vector,
+    key_symbol,
+    key_tiles,
+    key_vector,
+    load_gates,
+    load_values,
+)
 
 KEY_SIDE_EQUATIONS = (
     "X = x 2^G for queries and reads,  B = b 2^(G_C - G) for writes",
@@ -235,13 +245,9 @@ def load_key_gates(tiles: Tiles, form: MatrixForm) -> Gates | None:
 
 def key_vectors(tiles: Tiles, form: MatrixForm, gates: Gates | None) -> dict[int, Vector]:
     """Every read, write and readout by position: its rows on the key dims, signs included."""
-    found: dict[int, Vector] = {}
-    for i, event in enumerate(form.events):
-        if isinstance(event, Write):
-            found[i] = key_vector(tiles, gates, event.key, i, "b", conjugate=True)
-        elif isinstance(event, Read | Readout):
-            found[i] = key_vector(tiles, gates, event.vector, i, "a" if isinstance(event, Read) else "q")
-    return found
+    return {
+        i: key_vector(tiles, gates, e, i) for i, e in enumerate(form.events) if isinstance(e, Read | Write | Readout)
+    }
 
 
 def emit_inverse(shape: Shape) -> Kernel:
@@ -309,21 +315,9 @@ def held_chunk(b: Builder, form: MatrixForm) -> StoredChunk:
 
 
 def stored_rows(b: Builder, form: MatrixForm) -> FormTiles:
-    reads: dict[str, Vector] = {}
-    keys: dict[int, Vector] = {}
-    queries: dict[str, Vector] = {}
-    for i, event in enumerate(form.events):
-        if isinstance(event, Read):
-            reads[event.name] = _load_vector(b, form, i, "a")
-        elif isinstance(event, Write):
-            keys[len(keys)] = _load_vector(b, form, i, "b")
-        elif isinstance(event, Readout):
-            queries[event.name] = _load_vector(b, form, i, "q")
-    return FormTiles(form, reads, keys, {}, queries, None, None)
+    def vector_of(event: KeyEvent, position: int) -> Vector:
+        node, name = key_symbol(event)
+        rows = b.load(name, token_access(vector_name(form, position), form.key), ("c", *form.key))
+        return Vector(rows, None, node, position)
 
-
-def _load_vector(b: Builder, form: MatrixForm, position: int, name: str) -> Vector:
-    event = form.events[position]
-    node = event.key if isinstance(event, Write) else event.vector  # type: ignore[union-attr]
-    access: Access = token_access(vector_name(form, position), form.key)
-    return Vector(b.load(name, access, ("c", *form.key)), None, node, position)
+    return key_tiles(form, None, vector_of)
