@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from recur.ir.core import Node, apply, const, div, is_const, leaf, leaves, mul, where
 from recur.ir.normal import Decay, MatrixForm
-from recur.ir.tile import Access, Axis, Builder, Carry, Kernel, Value
+from recur.ir.tile import Axis, Builder, Carry, Kernel, Value
 from recur.passes.autodiff import pull_back
 from recur.strategies.chunk.adjoint import (
     KeySide,
@@ -220,12 +220,29 @@ def is_zero(node: Node) -> bool:
     return is_const(node.args[0] if node.op == "expand" else node, 0.0)
 
 
-def store_gradient(b: Builder, source: Node, tile: Value, buffer: str) -> None:
+def store_gradient(b: Builder, source: Node, tile: Value, buffer: str, tiled: str = "") -> None:
+    """``tiled``: the dim over whose tiles the buffer has partial sums."""
+    dims = (f"tile:{tiled}", *source.dims) if tiled else source.dims
     if source.attrs[0] == "param":
         rows = b.sum(tile, ("c",), name=tile.name)
-        b.store(Access(buffer, ("batch", "chunk", "head", *source.dims)), rows, "one partial sum a chunk")
+        b.store(chunk_access(buffer, dims), rows, "one partial sum a chunk")
     else:
-        b.store(token_access(buffer, source.dims), tile)
+        b.store(token_access(buffer, dims), tile)
+
+
+def store_gradients(
+    tiles: Tiles,
+    cotangents: Cotangents,
+    buffer_of: BufferOf,
+    part: str,
+    dim: str,
+    sources: list[Node] | None = None,
+) -> None:
+    """The sources' gradients (all of them, or some); where one lacks the dim that is tiled, a partial sum for every
+    tile."""
+    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes) if sources is None else sources):
+        tiled = "" if dim in source.dims else dim
+        store_gradient(tiles.b, source, tile, buffer_of(source, part, tiled), tiled)
 
 
 @dataclass

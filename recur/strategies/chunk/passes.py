@@ -34,7 +34,14 @@ from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adj
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, kept_axes, matrix_part
 from recur.strategies.chunk.gates import class_decays
-from recur.strategies.chunk.gradients import BufferOf, Cotangents, add_decay, load_cotangents, store_gradient
+from recur.strategies.chunk.gradients import (
+    BufferOf,
+    Cotangents,
+    add_decay,
+    load_cotangents,
+    store_gradient,
+    store_gradients,
+)
 from recur.strategies.chunk.kernels import STATE_EQUATION, load_starts
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import walks
@@ -312,28 +319,6 @@ def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
         both.append(b.sum(b.mul(state, adjoint, name="S_R"), kept_axes(form), name="S_R"))
     across = b.mul(chunk.sum_of(both, "S_R"), chunk.class_over_chunk("key"), name="across")
     b.store(across_access(part.family, shape.key[0]), across, "for the gradient of the gates")
-
-
-def store_gradients(
-    tiles: Tiles,
-    cotangents: Cotangents,
-    buffer_of: BufferOf,
-    part: str,
-    dim: str,
-    sources: list[Node] | None = None,
-) -> None:
-    """The sources' gradients (all of them, or some); where one lacks the dim that is tiled, a partial sum for every
-    tile."""
-    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes) if sources is None else sources):
-        is_partial = dim not in source.dims
-        buffer = buffer_of(source, part, dim if is_partial else "")
-        partial = (f"tile:{dim}",) if is_partial else ()
-        if source.attrs[0] == "param":
-            rows = tiles.b.sum(tile, ("c",), name=tile.name)
-            access = Access(buffer, ("batch", "chunk", "head", *partial, *source.dims))
-            tiles.b.store(access, rows, "one partial sum a chunk")
-        else:
-            tiles.b.store(Access(buffer, ("batch", "time", "head", *partial, *source.dims), "c"), tile)
 
 
 def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...], tiled: tuple[str, ...]) -> Kernel:

@@ -34,10 +34,10 @@ from recur.strategies.chunk.gradients import (
     adjoint_name,
     load_cotangents,
     store_gradient,
+    store_gradients,
 )
 from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.pairs import evidence_name
-from recur.strategies.chunk.passes import store_gradients
 from recur.strategies.chunk.shape import (
     LEAST_WIDTH,
     Shape,
