@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from recur.ir.core import Node, apply, const, div, is_const, leaf, leaves, mul, where
 from recur.ir.normal import Decay, MatrixForm
-from recur.ir.tile import Axis, Builder, Carry, Kernel, Value
+from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.passes.autodiff import pull_back
 from recur.strategies.chunk.adjoint import (
     KeySide,
@@ -33,7 +33,7 @@ from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_
 from recur.strategies.chunk.kept_scales import kept_scales
 from recur.strategies.chunk.kernels import ChunkOf, known_values, load_inverse, load_starts, readout_leaves
 from recur.strategies.chunk.segments import Advance, walks
-from recur.strategies.chunk.shape import Shape, chunk_access, looped_values, token_access
+from recur.strategies.chunk.shape import Shape, chunk_access, looped_values, placed_axes, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
@@ -211,7 +211,7 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
         store_gradient(b, source, total, buffer_of(source, "keys"))
     for source, total in row_sums.items():
         store_gradient(b, source, total, buffer_of(source, "keys"))
-    grid, axes = ("batch", "head", "chunk"), looped_values(shape)
+    grid, axes = ("batch", "head", "chunk"), placed_axes(shape, looped_values(shape))
     return Kernel("gradients", grid, axes, tuple(b.statements), GRADIENT_EQUATIONS, "gradients")
 
 
@@ -598,5 +598,5 @@ def emit_epilogue_gradient(
     for x in flat:
         zero = b.zeros(("c", *x.dims), f"d_{x.attrs[1]}", x.is_complex)
         b.store(token_access(f"d_{x.attrs[1]}", x.dims), zero, "no result's gradient reaches it")
-    axes = tuple(Axis(a.name, a.kind, a.extent) for a in shape.axes)
-    return Kernel("epilogue_gradient", ("batch", "head", "chunk"), axes, tuple(b.statements), (), "pointwise")
+    grid, axes = ("batch", "head", "chunk"), placed_axes(shape, {})
+    return Kernel("epilogue_gradient", grid, axes, tuple(b.statements), (), "pointwise")

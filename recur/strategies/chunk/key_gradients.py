@@ -40,11 +40,18 @@ from recur.strategies.chunk.key_side import (
     key_vectors,
     load_key_gates,
     load_log,
-    place_keys,
     stored_chunk_length,
 )
 from recur.strategies.chunk.pairs import evidence_name
-from recur.strategies.chunk.shape import Shape, chunk_access, looped_values, pair_access, tile_widths, token_access
+from recur.strategies.chunk.shape import (
+    Shape,
+    chunk_access,
+    looped_values,
+    pair_access,
+    placed_axes,
+    tile_widths,
+    token_access,
+)
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_values, signed
 from recur.strategies.operands import argument_leaves
 from recur.strategies.order import IN_ORDER
@@ -78,8 +85,9 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
         FormGradients(shape, form, b, cotangents).emit()
     for source, tile in cotangents.pull_each(Tiles(b), argument_leaves(cotangents.nodes)):
         store_share(b, shape, source, tile, buffer_of)
-    axes = tuple(place_keys(shape, a, "grid") for a in looped_values(shape))
-    grid = ("batch", "head", "chunk", f"tile:{shape.key[0]}")
+    (key,) = shape.key
+    axes = placed_axes(shape, looped_values(shape) | {key: "grid"})
+    grid = ("batch", "head", "chunk", f"tile:{key}")
     widths = tile_widths(shape, shape.key, TILE // stored_chunk_length(shape))
     widths += tile_widths(shape, shape.value, 2 * WIDTH)
     return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, warps_for(shape))
@@ -371,7 +379,7 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     for source, tile in sums.items():
         store_gradient(b, source, tile, buffer_of(source, "values", ""))
     widths = tile_widths(shape, shape.value, WIDTH)
+    grid, axes = ("batch", "head", "chunk"), placed_axes(shape, looped_values(shape))
     return Kernel(
-        "value_gradients", ("batch", "head", "chunk"), looped_values(shape), tuple(b.statements), VALUE_EQUATIONS,
-        "value_gradients", widths, 4,
-    )  # fmt: skip
+        "value_gradients", grid, axes, tuple(b.statements), VALUE_EQUATIONS, "value_gradients", widths, 4
+    )

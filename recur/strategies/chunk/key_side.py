@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 from recur.ir.core import topological
 from recur.ir.normal import MatrixForm, Read, Readout, Write
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
+from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.equations import Chunk, carry_sum, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
 from recur.strategies.chunk.halves import Pair, emit_scores, own_products
@@ -121,7 +120,7 @@ def emit_key_side(shape: Shape) -> Kernel:
     b.loop("tiles", body, tuple(c for side in sides for c in side.carries), axis=shape.key[0])
     for side in sides:
         side.store_pairs()
-    axes = tuple(place_keys(shape, a, "loop") for a in key_only(shape))
+    axes = tuple(replace(a, place="loop") if a.name in shape.key else a for a in key_only(shape))
     return Kernel(
         "key_side", ("batch", "head", "chunk"), axes, tuple(b.statements), KEY_SIDE_EQUATIONS, "key_side",
         tile_widths(shape, shape.key, WIDTH), 4,
@@ -280,10 +279,6 @@ WIDTH = 32  # entries of the key or value dims in a tile
 def stored_chunk_length(shape: Shape) -> int:
     """Systems are inverted in float32: longer ones spill."""
     return 32 if any(f.reads for f in shape.forms) else 64
-
-
-def place_keys(shape: Shape, axis: Axis, place: Literal["grid", "loop"]) -> Axis:
-    return replace(axis, place=place) if axis.name in shape.key else axis
 
 
 @dataclass

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from recur.ir.core import Node, is_const, leaves
 from recur.ir.normal import MatrixForm, Write
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
+from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, kept_axes, matrix_part
@@ -42,16 +42,15 @@ from recur.strategies.chunk.gradients import (
     store_gradient,
     store_gradients,
 )
-from recur.strategies.chunk.kernels import STATE_EQUATION, load_starts
+from recur.strategies.chunk.kernels import STATE_ENTRIES, STATE_EQUATION, load_starts
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import walks
-from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, chunk_access
+from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, chunk_access, placed_axes
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector
 from recur.strategies.chunk.weights import Own, WeightedChunk, nonzero, unless_zero, weighted_chunk
 from recur.strategies.operands import argument_leaves, entries
 
 WIDEST = 64  # of a tile of the state
-FOUR_WARPS = 64 * 128  # entries of a tile of the state that four warps hold beside a chunk's rows
 
 QUERY_EQUATIONS = ("dQ = 2^G dO S^T + E B,   E = tril(dO U^T) D", STATE_EQUATION)
 VALUE_EQUATIONS = ("dU = P^T dO + 2^(G_C - G) B R,   P = tril(Q B^T) D", "R <- 2^G_C R + Q~^T dO")
@@ -323,11 +322,10 @@ def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
 
 def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...], tiled: tuple[str, ...]) -> Kernel:
     # Tiled dims come last: a product of scaled rows of a tile with the user's rows then has the user's on its left.
-    ordered = sorted(shape.axes, key=lambda a: a.name in tiled)
-    axes = tuple(Axis(a.name, a.kind, a.extent, "grid" if a.name in tiled else "whole") for a in ordered)
+    axes = tuple(sorted(placed_axes(shape, {tiled[0]: "grid"}), key=lambda a: a.name in tiled))
     width = tile_width(shape, tiled)
     others = shape.value if tiled == shape.key else shape.key
-    warps = 4 if width * entries(others, dict(shape.sizes)) <= FOUR_WARPS else 8
+    warps = 4 if width * entries(others, dict(shape.sizes)) <= STATE_ENTRIES else 8
     grid = ("batch", "head", "segment", f"tile:{tiled[0]}")
     widths = ((tiled[0], width),)
     return Kernel(name, grid, axes, tuple(b.statements), equations, name.replace("_", " "), widths, warps)
@@ -355,9 +353,8 @@ def emit_gate_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
         store_gradient(b, source, tile, buffer_of(source, "gates", ""))
     key = shape.key[0]
-    axes = tuple(Axis(a.name, a.kind, a.extent, "loop" if a.name == key else "whole") for a in shape.axes)
     widths = ((key, tile_width(shape, shape.key)),)
-    grid = ("batch", "head", "chunk")
+    grid, axes = ("batch", "head", "chunk"), placed_axes(shape, {key: "loop"})
     return Kernel("gate_gradients", grid, axes, tuple(b.statements), GATE_EQUATIONS, "gate gradients", widths, 1)
 
 

@@ -22,7 +22,7 @@ from typing import Literal
 
 from recur.ir.core import Node, topological
 from recur.ir.normal import MatrixForm
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
+from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.adjoint import Query, queries_of, read_keys, readout_keys
 from recur.strategies.chunk.decay_gradient import Row, Straddling
 from recur.strategies.chunk.equations import Chunk, carry_sum, sum_of
@@ -45,6 +45,7 @@ from recur.strategies.chunk.shape import (
     key_side_nodes,
     mixed_dims,
     pair_access,
+    placed_axes,
     token_access,
 )
 from recur.strategies.chunk.stored_gates import scalar_gates
@@ -190,8 +191,7 @@ class Body:
         most = max(LEAST_WIDTH, 1 << (TILE // held).bit_length() - 1)  # a power of two
         width = size if mixes_keys(self.shape) else min(size, most)
         widths = {key: width} | ({} if self.whole_values else dict.fromkeys(self.shape.value, WIDEST_VALUES))
-        places: dict[str, Literal["loop", "grid"]] = {d: keys if d == key else "loop" for d in widths}
-        axes = tuple(Axis(a.name, a.kind, a.extent, places.get(a.name, "whole")) for a in self.shape.axes)
+        axes = placed_axes(self.shape, {d: keys if d == key else "loop" for d in widths})
         warps = 4 if chunk_length * width <= 2 * TILE else 8
         grid = ("batch", "head", "chunk", *((f"tile:{key}",) if keys == "grid" else ()))
         return Kernel(name, grid, axes, tuple(self.b.statements), equations, IN_ORDER, tuple(widths.items()), warps)

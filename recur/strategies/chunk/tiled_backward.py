@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, Readout, Write
-from recur.ir.tile import Access, Builder, Carry, Kernel, Value
+from recur.ir.tile import Access, Builder, Carry, Kernel, Place, Value
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.gates import is_plain_factor
 from recur.strategies.chunk.gradients import (
@@ -109,7 +109,7 @@ def emit_tiled_reverse(shape: Shape, stored: Stored) -> Kernel:
     for form, adjoint in zip(shape.forms, adjoints, strict=True):
         b.store(state_access(f"d_{form.state}", shape.state_axes(form)), adjoint)
     equations = ("R <- 2^G_C R + sum over the chunk's tiles of (2^G Q)^T dO",)
-    axes = tiled_axes(shape, "loop", "", "grid")
+    axes = tiled_axes(shape, "loop", None, "grid")
     return Kernel("reverse", shape.grid, axes, tuple(b.statements), equations, "reverse_walk")
 
 
@@ -181,8 +181,9 @@ class Gradients:
             store_partial(self.b, source, tile, self.owner, buffer_of(source, part, partial_over(source, self.owner)))
 
     def kernel(self, name: str, equations: tuple[str, ...]) -> Kernel:
-        places = ("grid", "loop") if self.owner == "c" else ("loop", "grid")
-        axes = tiled_axes(self.shape, *places, "whole")
+        queries: Place = "grid" if self.owner == "c" else "loop"
+        keys: Place = "loop" if self.owner == "c" else "grid"
+        axes = tiled_axes(self.shape, queries, keys, "whole")
         return Kernel(
             name, ("batch", "head", "chunk", f"tile:{self.owner}"), axes, tuple(self.b.statements), equations, name
         )
@@ -362,7 +363,7 @@ def emit_decay_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> K
             add_decay(cotangents, b, x.decay, *decay_parts(found[x.family.name, x.position]))
     for source, tile in cotangents.pull(Tiles(b), argument_leaves(cotangents.nodes)).items():
         store_gradient(b, source, tile, buffer_of(source, "decays", ""))
-    axes = tiled_axes(shape, "whole", "", "loop")
+    axes = tiled_axes(shape, "whole", None, "loop")
     equations = ("dg_t = M summed over the pairs around t + reads after t + writes before t + 2^G_C <S, R>",)
     return Kernel(
         "decay_gradients", ("batch", "head", "chunk"), axes, tuple(b.statements), equations, "decay_gradients"
@@ -420,5 +421,5 @@ def emit_tiled_epilogue_gradient(shape: Shape, buffer_of: BufferOf) -> Kernel:
     kernel = emit_epilogue_gradient(
         shape, lambda source, part: buffer_of(source, part, partial_over(source, "c")), store
     )
-    axes = tiled_axes(shape, "grid", "", "whole")
+    axes = tiled_axes(shape, "grid", None, "whole")
     return replace(kernel, grid=(*kernel.grid, "tile:c"), axes=axes)
