@@ -60,7 +60,7 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
-from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients, evidence_buffers
+from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients, own_buffers
 from recur.strategies.chunk.key_side import (
     emit_inverse,
     emit_key_side,
@@ -70,7 +70,7 @@ from recur.strategies.chunk.key_side import (
     stored_chunk_length,
     system_buffers,
 )
-from recur.strategies.chunk.pairs import pair_buffers, paired_chunk
+from recur.strategies.chunk.pairs import evidence_buffers, pair_buffers, paired_chunk
 from recur.strategies.chunk.passes import (
     emit_gate_pass,
     emit_key_pass,
@@ -86,7 +86,6 @@ from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_si
 from recur.strategies.chunk.solved_gradients import (
     emit_pair_gradients,
     emit_vector_gradients,
-    pair_gradient_buffers,
     takes_solved_gradients,
 )
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
@@ -305,8 +304,9 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
     buffers += pass_buffers(shape) if shape.pass_forms else []
-    buffers += [*system_buffers(shape), *evidence_buffers(shape)] if has_stored_key_side(shape) else []
-    buffers += pair_gradient_buffers(shape) if takes_solved_gradients(shape) else []
+    buffers += system_buffers(shape) if has_stored_key_side(shape) else []
+    buffers += evidence_buffers(shape) if has_stored_key_side(shape) or takes_solved_gradients(shape) else []
+    buffers += own_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         states = kept_states(shape, form)
         if form.value or not shape.pass_forms:

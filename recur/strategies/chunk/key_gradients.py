@@ -70,11 +70,10 @@ def own_name(form: MatrixForm, query: Query, j: int) -> str:
     return f"own_{evidence_name(form, query, j)}"
 
 
-def evidence_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """E + E^T of every query and write, and its diagonal, between the kernels that write and read them."""
+def own_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    """The diagonal of E of every query and write, between the kernels that write and read it."""
     pairs = [(f, q, j) for f in shape.forms for q in queries_of(f) for j in range(len(f.writes))]
-    both = [Buffer(evidence_name(*pair), ("B", "T", "H", "C"), "operand") for pair in pairs]
-    return (*both, *(Buffer(own_name(*pair), ("B", "T", "H")) for pair in pairs))
+    return tuple(Buffer(own_name(*pair), ("B", "T", "H")) for pair in pairs)
 
 
 def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -82,7 +81,7 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     b = Builder(complex_buffers=shape.complex_buffers)
     cotangents = Cotangents()
     for form in shape.forms:
-        FormGradients(shape, form, b, cotangents).emit()
+        FormKeyGradients(shape, form, b, cotangents).emit()
     for source, tile in cotangents.pull_each(Tiles(b), argument_leaves(cotangents.nodes)):
         store_share(b, shape, source, tile, buffer_of)
     (key,) = shape.key
@@ -177,7 +176,7 @@ class ValueLoop:
 
 
 @dataclass
-class FormGradients:
+class FormKeyGradients:
     """One form's cotangents, in order.
 
     ``grown``: the cotangent of every vector so far, by position; ``taken``: what the decays get from the vectors, by

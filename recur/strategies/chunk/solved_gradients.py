@@ -22,7 +22,7 @@ from typing import Literal
 
 from recur.ir.core import Node, topological
 from recur.ir.normal import MatrixForm
-from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
+from recur.ir.tile import Access, Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.adjoint import Query, queries_of, read_keys, readout_keys
 from recur.strategies.chunk.decay_gradient import Row, Straddling
 from recur.strategies.chunk.equations import Chunk, carry_sum, sum_of
@@ -69,16 +69,6 @@ def takes_solved_gradients(shape: Shape) -> bool:
         and all(w.read is not None for w in f.writes)
         and all(not d.factor.dims and d.angle is None for d in f.decays)
         for f in shape.forms
-    )
-
-
-def pair_gradient_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """E of every query and write."""
-    return tuple(
-        Buffer(evidence_name(form, query, j), ("B", "T", "H", "C"), "operand")
-        for form in shape.forms
-        for query in queries_of(form)
-        for j in range(len(form.writes))
     )
 
 
