@@ -75,7 +75,7 @@ def straddles(stored: Stored) -> list[Straddle]:
     return found
 
 
-def load_cotangent(b: Builder, shape: Shape, form: MatrixForm, readout: str, rows: str) -> Value:
+def load_cotangent(b: Builder, shape: Shape, readout: str, rows: str) -> Value:
     dims = next(x.dims for x in readout_leaves(shape) if x.attrs[1] == readout)
     return b.load("dO", token_access(readout_cotangent(shape, readout), dims, rows), (rows, *dims))
 
@@ -100,7 +100,7 @@ def emit_tiled_reverse(shape: Shape, stored: Stored) -> Kernel:
         for readout in form.readouts:
             q = tile.query(form, readout)
             scale = joint(body, q.scale, tile.factor(form, q.position, "start"))
-            cotangent = times(body, load_cotangent(body, shape, form, readout.name, "c"), scale)
+            cotangent = times(body, load_cotangent(body, shape, readout.name, "c"), scale)
             total = body.add(total, body.contract(q.tile, cotangent, ("c",), name="read"), name=adjoint.name)
         carries.append(Carry(phi, decayed, total))
     inner.loop("tiles", body, tuple(carries), axis="c")
@@ -218,7 +218,7 @@ def emit_query_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> K
         writes = list(zip(g.keys.keys(form), g.keys.values(form), strict=True))
         for readout in form.readouts:
             q = g.queries.query(form, readout)
-            cotangent = load_cotangent(b, shape, form, readout.name, "c")
+            cotangent = load_cotangent(b, shape, readout.name, "c")
             from_state = b.contract(cotangent, state, form.value, name="dO_S")
             inter = times(b, from_state, g.queries.factor(form, q.position, "start"), name="d_q")
             phi = g.carry("d_q", inter)
@@ -256,7 +256,7 @@ def emit_key_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Ker
     found = []
     for form in shape.forms:
         adjoint = load_state(b, shape, form, "R", f"chunk_R_{form.state}")
-        queries = [(g.queries.query(form, r), load_cotangent(g.body, shape, form, r.name, "c")) for r in form.readouts]
+        queries = [(g.queries.query(form, r), load_cotangent(g.body, shape, r.name, "c")) for r in form.readouts]
         values = [w.value for w in form.writes if w.value is not None]
         for k, v, node in zip(g.keys.keys(form), g.keys.values(form), values, strict=True):
             remaining = g.keys.factor(form, k.position, "end")
