@@ -58,6 +58,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Place = Literal["whole", "grid", "loop"]
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -72,7 +74,7 @@ class Axis:
     name: str
     kind: Literal["rows", "size"]
     extent: str
-    place: Literal["whole", "grid", "loop"] = "whole"
+    place: Place = "whole"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,29 @@
 """Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
 
-forward     gates         running sums of scalar decays, all chunks at once; or
-            weights       what they and the factors of vectors come to, where the backward pass is walks; see weights.py
-            prepare       Tm = (I + L)^{-1} and the pairs outside the system, all chunks at once (where states are read)
-            key_side      or, under decays over the key dims, every chunk's decayed vectors and pairs; see key_side.py
-            local, starts the state at every segment's start (where it is not read, and several segments run)
-            forward       walks the chunks with S in registers: pseudo-values, readouts, epilogue, next state
-backward    epilogue      cotangents of the readouts (only where results are more than readouts)
-            passes        without reads, under scalar decays: three walks and a sum; see families.py, passes.py. Else
-            states        walks again, leaving S at every chunk's start
-            reverse       walks back, leaving R at every chunk's end, and Z
-            gradients     all chunks at once: every coefficient's cotangent, pulled back to the inputs
+Three schedules: passes for states that are not read, under scalar decays (families.py); a stored key side under decays
+over the key dims (key_side.py); everything computed where it is needed for the rest. Kernels in order, each for all
+chunks at once unless it walks:
+
+forward     rows             vectors and gates that no kernel shall work out twice (passes, stored; rows_kept.py)
+            gates            running sums of scalar decays (computed)
+            weights          what decays and the factors of vectors come to (passes; weights.py)
+            prepare          Tm = (I + L)^{-1} and the pairs outside the system (computed, where states are read)
+            key_side,        every chunk's decayed vectors and pairs (stored); then Tm from L where states are read
+            inverse
+            local, starts    the state at every segment's start (where it is not read, and several segments run)
+            vector_forward   walks with the states that are vectors (passes)
+            forward          walks with a tile of S in registers: pseudo-values, readouts, epilogue, next state
+backward    epilogue         cotangents of the readouts (only where results are more than readouts)
+            reverse_local,   R at every segment's end, as forward
+            reverse_starts
+  passes    vector_reverse   walks back with the vectors' R
+            query, value, key, gate gradients: three walks and a sum; see passes.py
+  others    states           walks again, leaving S at every chunk's start
+            reverse          walks back, leaving R at every chunk's end, and Z
+            gradients        every coefficient's cotangent, pulled back to the inputs: one kernel, or two where E is
+                             left in memory between them: value_gradients first (stored; key_gradients.py) or
+                             pair_gradients (every write has read the state; solved_gradients.py)
+  both      rows_gradient    the cotangents of kept rows, pulled back to the inputs (passes, stored)
 """
 
 from __future__ import annotations
@@ -47,7 +60,7 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
-from recur.strategies.chunk.key_gradients import IN_ORDER, emit_key_gradients, emit_value_gradients, evidence_buffers
+from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients, own_buffers
 from recur.strategies.chunk.key_side import (
     emit_inverse,
     emit_key_side,
@@ -57,7 +70,7 @@ from recur.strategies.chunk.key_side import (
     stored_chunk_length,
     system_buffers,
 )
-from recur.strategies.chunk.pairs import pair_buffers, paired_chunk
+from recur.strategies.chunk.pairs import evidence_buffers, pair_buffers, paired_chunk
 from recur.strategies.chunk.passes import (
     emit_gate_pass,
     emit_key_pass,
@@ -69,11 +82,10 @@ from recur.strategies.chunk.passes import (
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
-from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes
+from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes
 from recur.strategies.chunk.solved_gradients import (
     emit_pair_gradients,
     emit_vector_gradients,
-    pair_gradient_buffers,
     takes_solved_gradients,
 )
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
@@ -110,8 +122,8 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
         saved=saved_buffers(shape) + tuple(k.buffer for k in kept),
         workspace=workspace_buffers(shape) + tuple(k.gradient for k in kept) + ledger.buffers(arguments),
-        forward=tuple(in_order(prune_kernel(k)) for k in forward),
-        backward=tuple(in_order(prune_kernel(k)) for k in backward),
+        forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
+        backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape),
         chunk=chunk_length(shape),
@@ -121,10 +133,6 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         views=shape.views,
         limits=shape.limits,
     )
-
-
-def in_order(kernel: Kernel) -> Kernel:
-    return kernel if kernel.role == IN_ORDER else order_kernel(kernel)
 
 
 Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have
@@ -143,7 +151,7 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, keep_values=True, chunk_of=chunk_of)))
+    forward.append(fit_walk(shape, emit_walk(shape, chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
@@ -166,8 +174,8 @@ def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward += [emit_weights(shape)] if any(infer_weights(shape)) else []
     forward += starting_kernels(shape, chunk_of, adjoint=False)
     if vectors is not None:
-        forward.append(emit_walk(vectors, True, chunk_of, keep_states=True, name="vector_forward"))
-    forward.append(fit_walk(matrices, emit_walk(matrices, True, chunk_of)))
+        forward.append(emit_walk(vectors, chunk_of, keep_states=True, name="vector_forward"))
+    forward.append(fit_walk(matrices, emit_walk(matrices, chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     if vectors is not None:
@@ -185,7 +193,7 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward = [emit_rows(user_shape, kept)] if kept else []
     forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
     forward += starting_kernels(shape, stored_chunk, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, keep_values=True, chunk_of=stored_chunk)))
+    forward.append(fit_walk(shape, emit_walk(shape, stored_chunk)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, stored_chunk, adjoint=True)
     backward.append(fit_walk(shape, emit_states(shape, stored_chunk)))
@@ -267,7 +275,7 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
         buffers += [b for form in shape.forms for b in pair_buffers(form)]
     buffers += scale_buffers(shape)
     for form in shape.forms:
-        solved = [j for j, w in enumerate(form.writes) if w.read is not None]
+        solved = solved_writes(form)
         for i in solved:
             buffers += [Buffer(inverse_name(form.state, i, j), ("B", "T", "H", "C"), "operand") for j in solved]
         buffers += [Buffer(values_name(form.state, j), ("B", "T", "H", *form.value), "operand") for j in solved]
@@ -296,17 +304,17 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
     buffers += pass_buffers(shape) if shape.pass_forms else []
-    buffers += [*system_buffers(shape), *evidence_buffers(shape)] if has_stored_key_side(shape) else []
-    buffers += pair_gradient_buffers(shape) if takes_solved_gradients(shape) else []
+    buffers += system_buffers(shape) if has_stored_key_side(shape) else []
+    buffers += evidence_buffers(shape) if has_stored_key_side(shape) or takes_solved_gradients(shape) else []
+    buffers += own_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         states = kept_states(shape, form)
         if form.value or not shape.pass_forms:
             buffers.append(states)
         buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
-        for j, write in enumerate(form.writes):
-            if write.read is not None:
-                buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
+        for j in solved_writes(form):
+            buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
     if not shape.trivial_epilogue:
         buffers += [
             Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)

@@ -15,8 +15,11 @@ from recur.ir.tile import Kernel, Let, Loop, Statement, Store
 PRODUCTS = ("contract", "weigh", "inverse")
 
 
+IN_ORDER = "gradients, in order"  # the role of a kernel whose emitter has put its operations in order
+
+
 def order_kernel(kernel: Kernel) -> Kernel:
-    return replace(kernel, body=order_statements(kernel.body, ()))
+    return kernel if kernel.role == IN_ORDER else replace(kernel, body=order_statements(kernel.body, ()))
 
 
 def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> tuple[Statement, ...]:

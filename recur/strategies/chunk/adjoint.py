@@ -17,9 +17,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from recur.ir.core import Node
+from recur.ir.normal import MatrixForm, Read
 from recur.ir.tile import Value
 from recur.strategies.chunk.equations import Blocks, Chunk
 from recur.strategies.chunk.tiles import Rows, Vector, conj, conj_rows, signed
+
+
+@dataclass(frozen=True)
+class Query:
+    """A readout, or the read of a solved write: its vector's expression and position."""
+
+    name: str
+    node: Node
+    position: int
+    write: int | None = None
+
+
+def queries_of(form: MatrixForm) -> list[Query]:
+    """The readouts, then the reads of the solved writes, in the order of `readout_keys` and `read_keys`."""
+    reads = {e.name: (i, e.vector) for i, e in enumerate(form.events) if isinstance(e, Read)}
+    found = [Query(r.name, r.vector, form.events.index(r)) for r in form.readouts]
+    for j, write in enumerate(form.writes):
+        if write.read is not None:
+            position, node = reads[write.read]
+            found.append(Query(f"solved_{j}", node, position, j))
+    return found
 
 
 @dataclass(frozen=True)

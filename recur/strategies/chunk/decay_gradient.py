@@ -38,14 +38,23 @@ def earlier_sum(b: Builder, row: Row, decay: int, name: str = "earlier") -> Valu
 def straddling_sum(b: Builder, pairs: Value, later: int, earlier: int, decay: int) -> Value:
     """For each token t the sum of M[c, s] over the pairs on either side of the decay at position ``decay``.
 
-    Those read after it, less those written after it. A token's own pair is left out first where both its events are on
-    one side of every decay: it is large where decays are strong, and would leave its rounding behind.
+    Those read after it, less those written after it.
+    """
+    read, written = pair_rows(b, pairs, later, earlier, decay)
+    return b.sub(later_sum(b, read, decay), later_sum(b, written, decay), name="straddling")
+
+
+def pair_rows(b: Builder, pairs: Value, later: int, earlier: int, decay: int) -> tuple[Row, Row]:
+    """What every token reads, and what is read of it, in pairs M[c, s].
+
+    A token's own pair is left out where both its events are on one side of the decay: it is large where decays are
+    strong, and would leave its rounding behind.
     """
     if not earlier < decay < later:
         pairs = b.where(b.after("c", "s", 1), pairs, b.const(0.0, name="zero"), name="M")
-    read = later_sum(b, Row(b.sum(pairs, ("s",), name="M_rows"), later), decay)
+    rows = b.sum(pairs, ("s",), name="M_rows")
     columns = b.rename(b.sum(pairs, ("c",), name="M_columns"), "s", "c", name="M_columns")
-    return b.sub(read, later_sum(b, Row(columns, earlier), decay), name="straddling")
+    return Row(rows, later), Row(columns, earlier)
 
 
 @dataclass
@@ -53,12 +62,11 @@ class Straddling:
     """The sum of all pairs on either side of the scalar decay at position ``decay``, as its parts come.
 
     Rows are added up first and summed along the tokens once: scans are slow beside products. They may come from a body
-    nested in that of ``b`` if they are sums that leave it. ``across``: <S_0, dS_C>, where it is known.
+    nested in that of ``b`` if they are sums that leave it.
     """
 
     b: Builder
     decay: int
-    across: Value | None = None
     after: dict[bool, list[tuple[Row, int]]] = field(default_factory=dict)
     before: dict[bool, list[tuple[Row, int]]] = field(default_factory=dict)
 
@@ -72,15 +80,12 @@ class Straddling:
 
     def add_pairs(self, pairs: Value, later: int, earlier: int) -> None:
         """Pairs [c, s] inside the chunk; see `straddling_sum`."""
-        b = self.b
-        if not earlier < self.decay < later:
-            pairs = b.where(b.after("c", "s", 1), pairs, b.const(0.0, name="zero"), name="M")
-        self.add_read(Row(b.sum(pairs, ("s",), name="M_rows"), later))
-        columns = b.rename(b.sum(pairs, ("c",), name="M_columns"), "s", "c", name="M_columns")
-        self.add_read(Row(columns, earlier), sign=-1)
+        read, written = pair_rows(self.b, pairs, later, earlier, self.decay)
+        self.add_read(read)
+        self.add_read(written, sign=-1)
 
     def total(self) -> Value:
-        """All but ``across``."""
+        """All but what goes across the whole chunk, 2^{G_C} <S_0, dS_C>."""
         parts = [later_sum(self.b, self._sum(rows), self.decay) for rows in self.after.values()]
         parts += [earlier_sum(self.b, self._sum(rows), self.decay) for rows in self.before.values()]
         total = parts[0]

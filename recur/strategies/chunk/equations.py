@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from recur.ir.normal import Readout
-from recur.ir.tile import Builder, Value
+from recur.ir.tile import Builder, Carry, Value
 from recur.strategies.chunk.gates import Gates, between, from_start, to_end, uncut, whole_chunk
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, conj, conj_rows, signed
 
@@ -281,6 +281,13 @@ def sum_of(b: Builder, terms: list[Value], name: str) -> Value:
     for term in terms[1:]:
         result = b.add(result, term, name=name)
     return result
+
+
+def carry_sum(outer: Builder, body: Builder, name: str, amount: Value) -> Carry:
+    """An amount in a loop's body, added up over the loop: its ``phi`` is the total once the loop is closed."""
+    zero = outer.zeros(amount.axes, f"{name}_0", amount.is_complex)
+    phi = body.phi(name, zero)
+    return Carry(phi, zero, body.add(phi, amount, name=name))
 
 
 def invert_system(b: Builder, blocks: Blocks, order: list[int]) -> Blocks:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from recur.ir.tile import Access, Builder, Kernel
 from recur.strategies.chunk.gates import Gate
-from recur.strategies.chunk.shape import Shape
+from recur.strategies.chunk.shape import Shape, key_only
 from recur.strategies.chunk.stored_gates import GATE_EQUATIONS, StoredGates, distinct, end_access, rows_access
 from recur.strategies.chunk.tiles import Tiles, load_keys
 
@@ -22,8 +22,8 @@ def emit_gates_kernel(shape: Shape, stored: dict[str, StoredGates]) -> Kernel:
         for stage in family.stages:
             gate = next(gates.at[i] for i in gates.at if family.stage(i) == stage)
             store_gate(b, family, stage, gate, rows_access)
-    axes = tuple(a for a in shape.axes if a.name not in shape.value)
-    return Kernel("gates", ("batch", "head", "chunk"), axes, tuple(b.statements), GATE_EQUATIONS, "gates", warps=1)
+    grid = ("batch", "head", "chunk")
+    return Kernel("gates", grid, key_only(shape), tuple(b.statements), GATE_EQUATIONS, "gates", warps=1)
 
 
 def store_gate(b: Builder, family: StoredGates, where: int | str, gate: Gate, access: Callable[[str], Access]) -> None:

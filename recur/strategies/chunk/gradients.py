@@ -1,5 +1,8 @@
 """The kernels of the chunkwise schedule, backward: the reverse walk, and every chunk's gradients at once.
 
+The gradients here are the general ones, of every form that a chunk can hold; key_gradients.py, solved_gradients.py and
+passes.py have those of the common forms in more kernels, with less in registers.
+
 The reverse walk carries the adjoint state R from the last chunk to the first and solves for Z. With the states at the
 chunks' starts and R at their ends in memory, all gradients of a chunk are local to it: one program a chunk, walking
 the tiles of the value dims, then pulling the coefficients' cotangents back to the inputs where they stand.
@@ -12,7 +15,7 @@ from dataclasses import dataclass, field
 
 from recur.ir.core import Node, apply, const, div, is_const, leaf, leaves, mul, where
 from recur.ir.normal import Decay, MatrixForm
-from recur.ir.tile import Access, Axis, Builder, Carry, Kernel, Value
+from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.passes.autodiff import pull_back
 from recur.strategies.chunk.adjoint import (
     KeySide,
@@ -24,23 +27,19 @@ from recur.strategies.chunk.adjoint import (
     solved_adjoint,
 )
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum, straddling_sum
-from recur.strategies.chunk.equations import Chunk
+from recur.strategies.chunk.equations import Chunk, carry_sum
 from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
 from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_plain_factor
 from recur.strategies.chunk.kept_scales import kept_scales
-from recur.strategies.chunk.kernels import (
-    ChunkOf,
-    computed_chunk,
-    known_values,
-    load_inverse,
-    load_starts,
-    readout_leaves,
-)
+from recur.strategies.chunk.kernels import ChunkOf, known_values, load_inverse, load_starts, readout_leaves
 from recur.strategies.chunk.segments import Advance, walks
-from recur.strategies.chunk.shape import Shape, chunk_access, token_access
+from recur.strategies.chunk.shape import Shape, chunk_access, looped_values, placed_axes, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
+
+# The buffer of a source's gradient from a part; partial over tiles of an axis, where one is named.
+BufferOf = Callable[[Node, str, str], str]
 
 ADJOINT_EQUATION = "R <- 2^G_C R + Q~^T dO - A~^T Z"
 REVERSE_EQUATIONS = ("dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU", ADJOINT_EQUATION)
@@ -69,7 +68,7 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
-def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf = computed_chunk, name: str = "reverse") -> Kernel:
+def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf, name: str = "reverse") -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
     last = load_starts(b, walks(shape, adjoint=True))
@@ -212,11 +211,8 @@ def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kerne
         store_gradient(b, source, total, buffer_of(source, "keys"))
     for source, total in row_sums.items():
         store_gradient(b, source, total, buffer_of(source, "keys"))
-    axes = tuple(
-        Axis(a.name, a.kind, a.extent, "loop") if a.name in shape.value and not shape.whole_values else a
-        for a in shape.axes
-    )
-    return Kernel("gradients", ("batch", "head", "chunk"), axes, tuple(b.statements), GRADIENT_EQUATIONS, "gradients")
+    grid, axes = ("batch", "head", "chunk"), placed_axes(shape, looped_values(shape))
+    return Kernel("gradients", grid, axes, tuple(b.statements), GRADIENT_EQUATIONS, "gradients")
 
 
 def is_zero(node: Node) -> bool:
@@ -224,12 +220,29 @@ def is_zero(node: Node) -> bool:
     return is_const(node.args[0] if node.op == "expand" else node, 0.0)
 
 
-def store_gradient(b: Builder, source: Node, tile: Value, buffer: str) -> None:
+def store_gradient(b: Builder, source: Node, tile: Value, buffer: str, tiled: str = "") -> None:
+    """``tiled``: the dim over whose tiles the buffer has partial sums."""
+    dims = (f"tile:{tiled}", *source.dims) if tiled else source.dims
     if source.attrs[0] == "param":
         rows = b.sum(tile, ("c",), name=tile.name)
-        b.store(Access(buffer, ("batch", "chunk", "head", *source.dims)), rows, "one partial sum a chunk")
+        b.store(chunk_access(buffer, dims), rows, "one partial sum a chunk")
     else:
-        b.store(token_access(buffer, source.dims), tile)
+        b.store(token_access(buffer, dims), tile)
+
+
+def store_gradients(
+    tiles: Tiles,
+    cotangents: Cotangents,
+    buffer_of: BufferOf,
+    part: str,
+    dim: str,
+    sources: list[Node] | None = None,
+) -> None:
+    """The sources' gradients (all of them, or some); where one lacks the dim that is tiled, a partial sum for every
+    tile."""
+    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes) if sources is None else sources):
+        tiled = "" if dim in source.dims else dim
+        store_gradient(tiles.b, source, tile, buffer_of(source, part, tiled), tiled)
 
 
 @dataclass
@@ -289,10 +302,8 @@ class FormGradients:
         """Accumulates an amount over the tiles; the total after the loop. A form without value dims has no loop."""
         if not self.form.value:
             return amount
-        zero = self.b.zeros(amount.axes, f"{name}_0", amount.is_complex)
-        phi = b.phi(name, zero)
-        self.carries.append(Carry(phi, zero, b.add(phi, amount, name=name)))
-        return phi
+        self.carries.append(carry_sum(self.b, b, name, amount))
+        return self.carries[-1].phi
 
     def _accumulate(
         self, b: Builder, chunk: Chunk, state: Value, adjoint: Value, u: dict[int, Rows], values: dict[str, Rows]
@@ -587,5 +598,5 @@ def emit_epilogue_gradient(
     for x in flat:
         zero = b.zeros(("c", *x.dims), f"d_{x.attrs[1]}", x.is_complex)
         b.store(token_access(f"d_{x.attrs[1]}", x.dims), zero, "no result's gradient reaches it")
-    axes = tuple(Axis(a.name, a.kind, a.extent) for a in shape.axes)
-    return Kernel("epilogue_gradient", ("batch", "head", "chunk"), axes, tuple(b.statements), (), "pointwise")
+    grid, axes = ("batch", "head", "chunk"), placed_axes(shape, {})
+    return Kernel("epilogue_gradient", grid, axes, tuple(b.statements), (), "pointwise")

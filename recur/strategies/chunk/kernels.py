@@ -14,7 +14,15 @@ from recur.strategies.chunk.kept_scales import kept_scales, store_scales
 from recur.strategies.chunk.pairs import pairs_name, stored_pairs
 from recur.strategies.chunk.scales import scale_last
 from recur.strategies.chunk.segments import Advance, Walk, walks
-from recur.strategies.chunk.shape import Shape, chunk_access, key_only, pair_access, token_access
+from recur.strategies.chunk.shape import (
+    LEAST_WIDTH,
+    Shape,
+    chunk_access,
+    key_only,
+    pair_access,
+    tile_widths,
+    token_access,
+)
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_keys, load_values
 from recur.strategies.pointwise import emit_nodes
@@ -28,7 +36,7 @@ FORWARD_EQUATIONS = (
 
 
 STATE_ENTRIES = 64 * 128  # of a tile of the state that four warps hold beside a chunk's rows
-WIDE, NARROW, LEAST_WIDTH = 64, 32, 16  # of tiles of the value dims
+WIDE, NARROW = 64, 32  # of tiles of the value dims
 
 ChunkOf = Callable[[Tiles, MatrixForm], Chunk]  # a chunk's equations with their tiles, wherever those come from
 
@@ -68,13 +76,7 @@ def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
     return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
 
 
-def emit_walk(
-    shape: Shape,
-    keep_values: bool,
-    chunk_of: ChunkOf = computed_chunk,
-    keep_states: bool = False,
-    name: str = "forward",
-) -> Kernel:
+def emit_walk(shape: Shape, chunk_of: ChunkOf, keep_states: bool = False, name: str = "forward") -> Kernel:
     """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks.
 
     ``keep_states``: leaves them in memory at every chunk's start.
@@ -91,10 +93,8 @@ def emit_walk(
         part = chunk.form
         u = chunk.pseudo_values(state, load_inverse(inner, form.state, part.solved))
         for j in part.solved:
-            if keep_values:
-                inner.store(
-                    token_access(values_name(form.state, j), form.value), u[j].tile, "kept for the backward pass"
-                )
+            access = token_access(values_name(form.state, j), form.value)
+            inner.store(access, u[j].tile, "kept for the backward pass")
         if keep_states:
             inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
         for readout in form.readouts:
@@ -102,7 +102,7 @@ def emit_walk(
             dims = form.value if readout.axis == "key" else form.key
             node = next(x for x in readout_leaves(shape) if x.attrs[1] == readout.name)
             readouts[node] = inner.expand(rows, ("c", *dims), "o")
-            if keep_values and not shape.trivial_epilogue:
+            if not shape.trivial_epilogue:
                 inner.store(token_access(readout.name, dims), readouts[node], "kept for the epilogue's gradient")
         following.append(chunk.next_state(state, u))
     tiles.values.update(readouts)
@@ -137,7 +137,7 @@ def fit_walk(shape: Shape, kernel: Kernel) -> Kernel:
     sizes = dict(shape.sizes)
     keys = max(1, math.prod(next_power_of_two(sizes[d]) for d in shape.key))
     widest = max(LEAST_WIDTH, min(WIDE if shape.splits else NARROW, STATE_ENTRIES // keys))
-    widths = tuple((d, max(LEAST_WIDTH, min(widest, next_power_of_two(sizes[d])))) for d in shape.value)
+    widths = tile_widths(shape, shape.value, widest)
     return replace(kernel, widths=widths, warps=4 if keys * widest <= STATE_ENTRIES else 8, stages=3)
 
 
@@ -145,7 +145,7 @@ def readout_leaves(shape: Shape) -> list[Node]:
     return leaves([n for _, n in shape.epilogue], "readout")
 
 
-def emit_states(shape: Shape, chunk_of: ChunkOf = computed_chunk) -> Kernel:
+def emit_states(shape: Shape, chunk_of: ChunkOf) -> Kernel:
     """The state at every chunk's start, again, from the pseudo-values kept by the forward pass."""
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))

@@ -15,16 +15,16 @@ is plain, else Z. It has all of vx and u at hand, and leaves E + E^T in memory, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from recur.ir.core import Node
-from recur.ir.normal import Decay, MatrixForm, Read
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
-from recur.strategies.chunk.adjoint import adjoint_values, read_keys, readout_keys
-from recur.strategies.chunk.equations import Chunk, sum_of
+from recur.ir.normal import Decay, MatrixForm
+from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
+from recur.strategies.chunk.adjoint import Query, adjoint_values, queries_of, read_keys, readout_keys
+from recur.strategies.chunk.equations import Chunk, carry_sum, sum_of
 from recur.strategies.chunk.gates import Gates, class_decays
 from recur.strategies.chunk.gradients import (
+    BufferOf,
     Cotangents,
     add_decay,
     adjoint_name,
@@ -40,19 +40,25 @@ from recur.strategies.chunk.key_side import (
     key_vectors,
     load_key_gates,
     load_log,
-    place_keys,
     stored_chunk_length,
-    tile_widths,
 )
-from recur.strategies.chunk.shape import Shape, chunk_access, pair_access, token_access
+from recur.strategies.chunk.pairs import evidence_name
+from recur.strategies.chunk.shape import (
+    Shape,
+    chunk_access,
+    looped_values,
+    pair_access,
+    placed_axes,
+    tile_widths,
+    token_access,
+)
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_values, signed
 from recur.strategies.operands import argument_leaves
+from recur.strategies.order import IN_ORDER
 
-IN_ORDER = "gradients, in order"  # the role of a kernel whose operations are in order
 TILE = 2048  # entries of a chunk's rows in a tile of the key dims
 FEW_VECTORS = 2  # for which four warps have the registers
 
-BufferOf = Callable[[Node, str, str], str]  # source, part, the axis whose tiles give partial sums or ""
 EQUATIONS = (
     "dkx = 2^G vx S^T + E B^,   db = E^T kx~ + 2^(G_C - G) u R^T,   E = tril(vx u^T)",
     "(kx, vx): (q, dO) for readouts, (a, -Z) for reads",
@@ -60,44 +66,14 @@ EQUATIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Query:
-    """A readout, or the read of a solved write: its vector's expression and position."""
-
-    name: str
-    node: Node
-    position: int
-    write: int | None = None
-
-
-def queries_of(form: MatrixForm) -> list[Query]:
-    """The readouts, then the reads of the solved writes, in the order of `readout_keys` and `read_keys`."""
-    reads = {e.name: (i, e.vector) for i, e in enumerate(form.events) if isinstance(e, Read)}
-    found = [Query(r.name, r.vector, form.events.index(r)) for r in form.readouts]
-    for j, write in enumerate(form.writes):
-        if write.read is not None:
-            position, node = reads[write.read]
-            found.append(Query(f"solved_{j}", node, position, j))
-    return found
-
-
-def evidence_name(form: MatrixForm, query: Query, j: int) -> str:
-    return f"E_{form.state}_{query.name}_{j}"
-
-
 def own_name(form: MatrixForm, query: Query, j: int) -> str:
     return f"own_{evidence_name(form, query, j)}"
 
 
-def own_access(buffer: str) -> Access:
-    return Access(buffer, ("batch", "time", "head"), "c")
-
-
-def evidence_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """E + E^T of every query and write, and its diagonal, between the kernels that write and read them."""
+def own_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    """The diagonal of E of every query and write, between the kernels that write and read it."""
     pairs = [(f, q, j) for f in shape.forms for q in queries_of(f) for j in range(len(f.writes))]
-    both = [Buffer(evidence_name(*pair), ("B", "T", "H", "C"), "operand") for pair in pairs]
-    return (*both, *(Buffer(own_name(*pair), ("B", "T", "H")) for pair in pairs))
+    return tuple(Buffer(own_name(*pair), ("B", "T", "H")) for pair in pairs)
 
 
 def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -105,11 +81,12 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     b = Builder(complex_buffers=shape.complex_buffers)
     cotangents = Cotangents()
     for form in shape.forms:
-        FormGradients(shape, form, b, cotangents).emit()
+        FormKeyGradients(shape, form, b, cotangents).emit()
     for source, tile in cotangents.pull_each(Tiles(b), argument_leaves(cotangents.nodes)):
         store_share(b, shape, source, tile, buffer_of)
-    axes = tuple(place_keys(shape, a, "grid") for a in looped_values(shape))
-    grid = ("batch", "head", "chunk", f"tile:{shape.key[0]}")
+    (key,) = shape.key
+    axes = placed_axes(shape, looped_values(shape) | {key: "grid"})
+    grid = ("batch", "head", "chunk", f"tile:{key}")
     widths = tile_widths(shape, shape.key, TILE // stored_chunk_length(shape))
     widths += tile_widths(shape, shape.value, 2 * WIDTH)
     return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, warps_for(shape))
@@ -119,12 +96,6 @@ def warps_for(shape: Shape) -> int:
     """Each vector's cotangent stays in registers, and so does what the decays take from it."""
     vectors = sum(not isinstance(e, Decay) for f in shape.forms for e in f.events)
     return 4 if vectors <= FEW_VECTORS else 8
-
-
-def looped_values(shape: Shape) -> tuple[Axis, ...]:
-    """The axes, with the value dims in tiles that a loop goes through."""
-    looped = () if shape.whole_values else shape.value
-    return tuple(replace(a, place="loop") if a.name in looped else a for a in shape.axes)
 
 
 def store_share(b: Builder, shape: Shape, source: Node, tile: Value, buffer_of: BufferOf) -> None:
@@ -144,7 +115,7 @@ def store_share(b: Builder, shape: Shape, source: Node, tile: Value, buffer_of: 
 
 @dataclass
 class ValueLoop:
-    """A loop over the tiles of the value dims and the sums that it carries; see `rows` and `states` for its tiles."""
+    """A loop over the tiles of the value dims and the sums that it carries."""
 
     shape: Shape
     form: MatrixForm
@@ -197,17 +168,15 @@ class ValueLoop:
 
     def add(self, name: str, amount: Value) -> Value:
         """The amount's sum over all tiles, after the loop."""
-        zero = self.outer.zeros(amount.axes, f"{name}_0")
-        phi = self.b.phi(name, zero)
-        self.carries.append(Carry(phi, zero, self.b.add(phi, amount, name=name)))
-        return phi
+        self.carries.append(carry_sum(self.outer, self.b, name, amount))
+        return self.carries[-1].phi
 
     def close(self) -> None:
         self.outer.loop("tiles", self.b, tuple(self.carries), axis=self.form.value[0])
 
 
 @dataclass
-class FormGradients:
+class FormKeyGradients:
     """One form's cotangents, in order.
 
     ``grown``: the cotangent of every vector so far, by position; ``taken``: what the decays get from the vectors, by
@@ -294,7 +263,7 @@ class FormGradients:
             pair = (query.position, self.writes[j])
             if pair[1] > pair[0]:
                 continue
-            own = b.load("E_own", own_access(own_name(self.form, query, j)), ("c",))
+            own = b.load("E_own", token_access(own_name(self.form, query, j), ()), ("c",))
             weight = own_weight(b, gates, pair)
             for position, other in (pair, pair[::-1]):
                 rows = self.chunk.times(self.rows[other], own, weight, name="own")
@@ -377,7 +346,7 @@ def store_evidence(b: Builder, form: MatrixForm, query: Query, j: int, pairs: Va
     both = b.where(b.after("c", "s", 0), pairs, turned, name="E_both")
     b.store(pair_access(evidence_name(form, query, j)), both)
     diagonal = b.mul(pairs, b.let("is_own", "eye", (), ("c", "s")), name="E_own")
-    b.store(own_access(own_name(form, query, j)), b.sum(diagonal, ("s",), name="E_own"))
+    b.store(token_access(own_name(form, query, j), ()), b.sum(diagonal, ("s",), name="E_own"))
 
 
 def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -409,7 +378,7 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     for source, tile in sums.items():
         store_gradient(b, source, tile, buffer_of(source, "values", ""))
     widths = tile_widths(shape, shape.value, WIDTH)
+    grid, axes = ("batch", "head", "chunk"), placed_axes(shape, looped_values(shape))
     return Kernel(
-        "value_gradients", ("batch", "head", "chunk"), looped_values(shape), tuple(b.statements), VALUE_EQUATIONS,
-        "value_gradients", widths, 4,
-    )  # fmt: skip
+        "value_gradients", grid, axes, tuple(b.statements), VALUE_EQUATIONS, "value_gradients", widths, 4
+    )

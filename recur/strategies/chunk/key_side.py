@@ -13,19 +13,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 from recur.ir.core import topological
 from recur.ir.normal import MatrixForm, Read, Readout, Write
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
-from recur.strategies.chunk.equations import Chunk, invert_system, sum_of
+from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
+from recur.strategies.chunk.equations import Chunk, carry_sum, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
 from recur.strategies.chunk.halves import Pair, emit_scores, own_products
 from recur.strategies.chunk.kept_scales import store_scales
-from recur.strategies.chunk.kernels import inverse_name, key_only
+from recur.strategies.chunk.kernels import inverse_name
 from recur.strategies.chunk.pairs import PairedChunk, pair_buffers, pairs_name, stored_pairs
-from recur.strategies.chunk.shape import Shape, chunk_access, key_side_nodes, mixed_dims, pair_access, token_access
-from recur.strategies.chunk.tiles import FormTiles, Tiles, Vector, key_vector, load_gates, load_values
+from recur.strategies.chunk.shape import (
+    Shape,
+    chunk_access,
+    key_only,
+    key_side_nodes,
+    mixed_dims,
+    pair_access,
+    solved_writes,
+    tile_widths,
+    token_access,
+)
+from recur.strategies.chunk.tiles import (
+    FormTiles,
+    KeyEvent,
+    Tiles,
+    Vector,
+    key_symbol,
+    key_tiles,
+    key_vector,
+    load_gates,
+    load_values,
+)
 
 KEY_SIDE_EQUATIONS = (
     "X = x 2^G for queries and reads,  B = b 2^(G_C - G) for writes",
@@ -101,7 +120,7 @@ def emit_key_side(shape: Shape) -> Kernel:
     b.loop("tiles", body, tuple(c for side in sides for c in side.carries), axis=shape.key[0])
     for side in sides:
         side.store_pairs()
-    axes = tuple(place_keys(shape, a, "loop") for a in key_only(shape))
+    axes = tuple(replace(a, place="loop") if a.name in shape.key else a for a in key_only(shape))
     return Kernel(
         "key_side", ("batch", "head", "chunk"), axes, tuple(b.statements), KEY_SIDE_EQUATIONS, "key_side",
         tile_widths(shape, shape.key, WIDTH), 4,
@@ -155,11 +174,8 @@ class FormKeySide:
 
     def _add(self, name: str, amount: Value) -> Value:
         """The amount's sum over all tiles, after the loop."""
-        body = self.tiles.b
-        zero = self.b.zeros(amount.axes, f"{name}_0")
-        phi = body.phi(name, zero)
-        self.carries.append(Carry(phi, zero, body.add(phi, amount, name=name)))
-        return phi
+        self.carries.append(carry_sum(self.b, self.tiles.b, name, amount))
+        return self.carries[-1].phi
 
     def store_pairs(self) -> None:
         for pair in stored_pairs(self.form):
@@ -228,13 +244,9 @@ def load_key_gates(tiles: Tiles, form: MatrixForm) -> Gates | None:
 
 def key_vectors(tiles: Tiles, form: MatrixForm, gates: Gates | None) -> dict[int, Vector]:
     """Every read, write and readout by position: its rows on the key dims, signs included."""
-    found: dict[int, Vector] = {}
-    for i, event in enumerate(form.events):
-        if isinstance(event, Write):
-            found[i] = key_vector(tiles, gates, event.key, i, "b", conjugate=True)
-        elif isinstance(event, Read | Readout):
-            found[i] = key_vector(tiles, gates, event.vector, i, "a" if isinstance(event, Read) else "q")
-    return found
+    return {
+        i: key_vector(tiles, gates, e, i) for i, e in enumerate(form.events) if isinstance(e, Read | Write | Readout)
+    }
 
 
 def emit_inverse(shape: Shape) -> Kernel:
@@ -261,25 +273,12 @@ def system_pairs(form: MatrixForm) -> dict[tuple[int, int], Pair]:
     }
 
 
-def solved_writes(form: MatrixForm) -> list[int]:
-    return [j for j, w in enumerate(form.writes) if w.read is not None]
-
-
 WIDTH = 32  # entries of the key or value dims in a tile
-
-
-def tile_widths(shape: Shape, dims: tuple[str, ...], width: int) -> tuple[tuple[str, int], ...]:
-    sizes = dict(shape.sizes)
-    return tuple((d, max(16, min(width, next_power_of_two(sizes[d])))) for d in dims)
 
 
 def stored_chunk_length(shape: Shape) -> int:
     """Systems are inverted in float32: longer ones spill."""
     return 32 if any(f.reads for f in shape.forms) else 64
-
-
-def place_keys(shape: Shape, axis: Axis, place: Literal["grid", "loop"]) -> Axis:
-    return replace(axis, place=place) if axis.name in shape.key else axis
 
 
 @dataclass
@@ -311,21 +310,9 @@ def held_chunk(b: Builder, form: MatrixForm) -> StoredChunk:
 
 
 def stored_rows(b: Builder, form: MatrixForm) -> FormTiles:
-    reads: dict[str, Vector] = {}
-    keys: dict[int, Vector] = {}
-    queries: dict[str, Vector] = {}
-    for i, event in enumerate(form.events):
-        if isinstance(event, Read):
-            reads[event.name] = _load_vector(b, form, i, "a")
-        elif isinstance(event, Write):
-            keys[len(keys)] = _load_vector(b, form, i, "b")
-        elif isinstance(event, Readout):
-            queries[event.name] = _load_vector(b, form, i, "q")
-    return FormTiles(form, reads, keys, {}, queries, None, None)
+    def vector_of(event: KeyEvent, position: int) -> Vector:
+        node, name = key_symbol(event)
+        rows = b.load(name, token_access(vector_name(form, position), form.key), ("c", *form.key))
+        return Vector(rows, None, node, position)
 
-
-def _load_vector(b: Builder, form: MatrixForm, position: int, name: str) -> Vector:
-    event = form.events[position]
-    node = event.key if isinstance(event, Write) else event.vector  # type: ignore[union-attr]
-    access: Access = token_access(vector_name(form, position), form.key)
-    return Vector(b.load(name, access, ("c", *form.key)), None, node, position)
+    return key_tiles(form, None, vector_of)

@@ -1,6 +1,7 @@
 """Pairs of a chunk's rows in memory: P[c, s] of every reader and write, decays included, zero where s is not seen.
 
-A walk that loads them is spared a product and the decays of all pairs at every one of its steps.
+A walk that loads them is spared a product and the decays of all pairs at every one of its steps. Backward, E[c, s] of
+every query and write goes from one kernel of gradients to the next.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 
 from recur.ir.normal import Event, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Buffer, Value
+from recur.strategies.chunk.adjoint import Query, queries_of
 from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.shape import pair_access
+from recur.strategies.chunk.shape import Shape, pair_access
 from recur.strategies.chunk.tiles import Tiles, Vector, load_keys, load_values
 
 
@@ -32,6 +34,21 @@ def stored_pairs(form: MatrixForm) -> list[tuple[int, int]]:
 
 def _reads_keys(event: Event) -> bool:
     return isinstance(event, Readout) and event.axis == "key"
+
+
+def evidence_name(form: MatrixForm, query: Query, j: int) -> str:
+    """The buffer of E, a query's pairs with the write number j over the value dims."""
+    return f"E_{form.state}_{query.name}_{j}"
+
+
+def evidence_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    """E of every query and write, between the kernels of the backward pass that write and read it."""
+    return tuple(
+        Buffer(evidence_name(form, query, j), ("B", "T", "H", "C"), "operand")
+        for form in shape.forms
+        for query in queries_of(form)
+        for j in range(len(form.writes))
+    )
 
 
 def pair_buffers(form: MatrixForm) -> list[Buffer]:

@@ -25,27 +25,32 @@ the vector whose cotangent it finds as one where it is zero, and divides by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from recur.ir.core import Node, is_const, leaves
 from recur.ir.normal import MatrixForm, Write
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value
+from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, kept_axes, matrix_part
 from recur.strategies.chunk.gates import class_decays
-from recur.strategies.chunk.gradients import Cotangents, add_decay, load_cotangents, store_gradient
-from recur.strategies.chunk.kernels import LEAST_WIDTH, STATE_EQUATION, load_starts
+from recur.strategies.chunk.gradients import (
+    BufferOf,
+    Cotangents,
+    add_decay,
+    load_cotangents,
+    store_gradient,
+    store_gradients,
+)
+from recur.strategies.chunk.kernels import STATE_ENTRIES, STATE_EQUATION, load_starts
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import walks
-from recur.strategies.chunk.shape import Shape, chunk_access
+from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, chunk_access, placed_axes
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector
 from recur.strategies.chunk.weights import Own, WeightedChunk, nonzero, unless_zero, weighted_chunk
 from recur.strategies.operands import argument_leaves, entries
 
 WIDEST = 64  # of a tile of the state
-FOUR_WARPS = 64 * 128  # entries of a tile of the state that four warps hold beside a chunk's rows
 
 QUERY_EQUATIONS = ("dQ = 2^G dO S^T + E B,   E = tril(dO U^T) D", STATE_EQUATION)
 VALUE_EQUATIONS = ("dU = P^T dO + 2^(G_C - G) B R,   P = tril(Q B^T) D", "R <- 2^G_C R + Q~^T dO")
@@ -55,8 +60,6 @@ GATE_EQUATIONS = (
     "     + sum after of q . (E B) - sum after of b . (E^T Q)",
 )
 PARTS = ("outer", "inner")  # of what a readout or a write is worth: in pairs with other chunks, and with its own
-
-BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of a dim
 
 
 # --- what the walks leave for gates ----------------------------------------------------------------------------------
@@ -238,7 +241,7 @@ def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
         matrices = [(f, s) for f, s in zip(part.forms, members, strict=True) if f.form.value]
         following |= {f.form.state: f.next_state(s) for f, s in matrices}
     carries = [Carry(states[s], start, following[s]) for s, start in zip(states, first, strict=True)]
-    store_gradients(shape, tiles, cotangents, buffer_of, "queries", shape.key[0])
+    store_gradients(tiles, cotangents, buffer_of, "queries", shape.key[0])
     b.loop("chunks", inner, tuple(carries))
     return pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS, shape.key)
 
@@ -267,7 +270,7 @@ def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
             d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
             cotangents.add(write.value, d_u)
         carries.append(Carry(adjoint, start, part.previous_adjoint(adjoint)))
-    store_gradients(shape, tiles, cotangents, buffer_of, "values", shape.value[0])
+    store_gradients(tiles, cotangents, buffer_of, "values", shape.value[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
     for walk, carry in zip(backward, carries, strict=True):
         b.store(walk.end, carry.phi)
@@ -293,7 +296,7 @@ def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
         matrices = [(f, r) for f, r in zip(part.forms, members, strict=True) if f.form.value]
         previous |= {f.form.state: f.previous_adjoint(r) for f, r in matrices}
     carries = [Carry(adjoints[s], start, previous[s]) for s, start in zip(adjoints, last, strict=True)]
-    store_gradients(shape, tiles, cotangents, buffer_of, "keys", shape.key[0])
+    store_gradients(tiles, cotangents, buffer_of, "keys", shape.key[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
     return pass_kernel("key_gradients", shape, b, KEY_EQUATIONS, shape.key)
 
@@ -317,36 +320,12 @@ def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
     b.store(across_access(part.family, shape.key[0]), across, "for the gradient of the gates")
 
 
-def store_gradients(
-    shape: Shape,
-    tiles: Tiles,
-    cotangents: Cotangents,
-    buffer_of: BufferOf,
-    part: str,
-    dim: str,
-    sources: list[Node] | None = None,
-) -> None:
-    """The sources' gradients (all of them, or some); where one lacks the dim that is tiled, a partial sum for every
-    tile."""
-    for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes) if sources is None else sources):
-        is_partial = dim not in source.dims
-        buffer = buffer_of(source, part, dim if is_partial else "")
-        partial = (f"tile:{dim}",) if is_partial else ()
-        if source.attrs[0] == "param":
-            rows = tiles.b.sum(tile, ("c",), name=tile.name)
-            access = Access(buffer, ("batch", "chunk", "head", *partial, *source.dims))
-            tiles.b.store(access, rows, "one partial sum a chunk")
-        else:
-            tiles.b.store(Access(buffer, ("batch", "time", "head", *partial, *source.dims), "c"), tile)
-
-
 def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...], tiled: tuple[str, ...]) -> Kernel:
     # Tiled dims come last: a product of scaled rows of a tile with the user's rows then has the user's on its left.
-    ordered = sorted(shape.axes, key=lambda a: a.name in tiled)
-    axes = tuple(Axis(a.name, a.kind, a.extent, "grid" if a.name in tiled else "whole") for a in ordered)
+    axes = tuple(sorted(placed_axes(shape, {tiled[0]: "grid"}), key=lambda a: a.name in tiled))
     width = tile_width(shape, tiled)
     others = shape.value if tiled == shape.key else shape.key
-    warps = 4 if width * entries(others, dict(shape.sizes)) <= FOUR_WARPS else 8
+    warps = 4 if width * entries(others, dict(shape.sizes)) <= STATE_ENTRIES else 8
     grid = ("batch", "head", "segment", f"tile:{tiled[0]}")
     widths = ((tiled[0], width),)
     return Kernel(name, grid, axes, tuple(b.statements), equations, name.replace("_", " "), widths, warps)
@@ -374,9 +353,8 @@ def emit_gate_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     for source, tile in cotangents.pull_each(tiles, argument_leaves(cotangents.nodes)):
         store_gradient(b, source, tile, buffer_of(source, "gates", ""))
     key = shape.key[0]
-    axes = tuple(Axis(a.name, a.kind, a.extent, "loop" if a.name == key else "whole") for a in shape.axes)
     widths = ((key, tile_width(shape, shape.key)),)
-    grid = ("batch", "head", "chunk")
+    grid, axes = ("batch", "head", "chunk"), placed_axes(shape, {key: "loop"})
     return Kernel("gate_gradients", grid, axes, tuple(b.statements), GATE_EQUATIONS, "gate gradients", widths, 1)
 
 

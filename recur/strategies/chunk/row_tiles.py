@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from recur.ir.core import Node
 from recur.ir.normal import MatrixForm, Readout
-from recur.ir.tile import Axis, Builder, Value
+from recur.ir.tile import Builder, Value
 from recur.strategies.chunk import gates as chunk_gates
 from recur.strategies.chunk.gates import Gate, Gates, between, uncut
 from recur.strategies.chunk.stored_gates import StoredGates, distinct
@@ -116,10 +116,6 @@ def joint(b: Builder, *factors: Value | None) -> Value | None:
 
 def full(b: Builder, rows: Rows) -> Value:
     return times(b, rows.tile, rows.scale)
-
-
-def placed(axis: Axis, place: str) -> Axis:
-    return Axis(axis.name, axis.kind, axis.extent, place)  # type: ignore[arg-type]
 
 
 # --- pairs of rows ---------------------------------------------------------------------------------------------------

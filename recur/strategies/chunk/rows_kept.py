@@ -14,9 +14,8 @@ from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Buffer, Builder, Kernel
 from recur.operators import OPERATORS
 from recur.strategies.chunk.gradients import Cotangents, store_gradient
-from recur.strategies.chunk.kernels import key_only
 from recur.strategies.chunk.scales import split_scale
-from recur.strategies.chunk.shape import Shape, key_side_nodes, mixed_dims, token_access
+from recur.strategies.chunk.shape import Shape, key_only, key_side_nodes, mixed_dims, token_access
 from recur.strategies.chunk.tiles import Tiles
 from recur.strategies.operands import argument_leaves, tensor_name
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from recur.ir.core import Node, leaves, mul, topological
 from recur.ir.normal import Decay, Event, MatrixForm, NormalForm, Read, Readout, Write
 from recur.ir.plan import Reject
-from recur.ir.tile import Access, Axis
+from recur.ir.tile import Access, Axis, Place, next_power_of_two
 from recur.strategies.chunk.fold import Folding, NotFoldable
 from recur.strategies.chunk.fuse import NotFusable, fuse_dims
 from recur.strategies.chunk.gates import decay_class, is_plain_factor
@@ -263,8 +263,29 @@ def key_side_nodes(form: MatrixForm, event: Decay | Read | Write | Readout) -> l
     return event_nodes(event)
 
 
+def solved_writes(form: MatrixForm) -> list[int]:
+    """The numbers of the writes that read the state: the rows of the triangular system."""
+    return [j for j, w in enumerate(form.writes) if w.read is not None]
+
+
 def key_only(shape: Shape) -> tuple[Axis, ...]:
     return tuple(a for a in shape.axes if a.name not in shape.value)
+
+
+def placed_axes(shape: Shape, places: dict[str, Place]) -> tuple[Axis, ...]:
+    """The axes at their places; whole where none is given."""
+    return tuple(replace(a, place=places.get(a.name, "whole")) for a in shape.axes)
+
+
+def looped_values(shape: Shape) -> dict[str, Place]:
+    """The place of value dims in tiles that a loop goes through, where they may be in tiles."""
+    return {} if shape.whole_values else dict.fromkeys(shape.value, "loop")
+
+
+def tile_widths(shape: Shape, dims: tuple[str, ...], width: int) -> tuple[tuple[str, int], ...]:
+    """Tiles of a width along some dims, narrower where a dim is."""
+    sizes = dict(shape.sizes)
+    return tuple((d, max(LEAST_WIDTH, min(width, next_power_of_two(sizes[d])))) for d in dims)
 
 
 # --- buffers and accesses --------------------------------------------------------------------------------------------

@@ -22,15 +22,22 @@ from typing import Literal
 
 from recur.ir.core import Node, topological
 from recur.ir.normal import MatrixForm
-from recur.ir.tile import Access, Axis, Buffer, Builder, Carry, Kernel, Value, next_power_of_two
-from recur.strategies.chunk.adjoint import read_keys, readout_keys
+from recur.ir.tile import Access, Builder, Carry, Kernel, Value, next_power_of_two
+from recur.strategies.chunk.adjoint import Query, queries_of, read_keys, readout_keys
 from recur.strategies.chunk.decay_gradient import Row, Straddling
-from recur.strategies.chunk.equations import Chunk, sum_of
+from recur.strategies.chunk.equations import Chunk, carry_sum, sum_of
 from recur.strategies.chunk.gates import class_decays, is_plain_factor, whole_chunk
-from recur.strategies.chunk.gradients import Cotangents, add_decay, adjoint_name, load_cotangents, store_gradient
+from recur.strategies.chunk.gradients import (
+    BufferOf,
+    Cotangents,
+    add_decay,
+    adjoint_name,
+    load_cotangents,
+    store_gradient,
+    store_gradients,
+)
 from recur.strategies.chunk.kernels import values_name
-from recur.strategies.chunk.key_gradients import IN_ORDER
-from recur.strategies.chunk.passes import store_gradients
+from recur.strategies.chunk.pairs import evidence_name
 from recur.strategies.chunk.shape import (
     LEAST_WIDTH,
     Shape,
@@ -38,18 +45,18 @@ from recur.strategies.chunk.shape import (
     key_side_nodes,
     mixed_dims,
     pair_access,
+    placed_axes,
     token_access,
 )
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, signed
 from recur.strategies.operands import argument_leaves
+from recur.strategies.order import IN_ORDER
 
 PAIR_EQUATIONS = ("E = tril(Vx U^T) D,   dY = Z                  (kx, vx): (q, dO) for readouts, (a, -Z) for reads",)
 EQUATIONS = ("dKx = 2^G Vx S^T + E B,   dB = E^T Kx + 2^(G_C - G) U R^T", "dg = the sum of all pairs on either side")
 WIDEST_VALUES = 128  # of a tile of the value dims
 TILE = 64 * 64  # entries in a tile of the key dims of every write's rows: four warps hold three of them
-
-BufferOf = Callable[[Node, str, str], str]  # the buffer of a source's gradient from a part, partial over tiles of a dim
 
 
 def takes_solved_gradients(shape: Shape) -> bool:
@@ -63,25 +70,6 @@ def takes_solved_gradients(shape: Shape) -> bool:
         and all(not d.factor.dims and d.angle is None for d in f.decays)
         for f in shape.forms
     )
-
-
-def pair_gradient_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """E of every query and write."""
-    return tuple(
-        Buffer(evidence_name(form, query, j), ("B", "T", "H", "C"), "operand")
-        for form in shape.forms
-        for query in query_names(form)
-        for j in range(len(form.writes))
-    )
-
-
-def evidence_name(form: MatrixForm, query: str, j: int) -> str:
-    return f"E_{form.state}_{query}_{j}"
-
-
-def query_names(form: MatrixForm) -> list[str]:
-    """The readouts, then the reads of the writes."""
-    return [r.name for r in form.readouts] + [f"solved_{j}" for j in range(len(form.writes))]
 
 
 def emit_pair_gradients(shape: Shape, buffer_of: BufferOf, chunk_length: int) -> Kernel:
@@ -121,7 +109,7 @@ def emit_vector_gradients(shape: Shape, buffer_of: BufferOf, chunk_length: int) 
         still_open = set(argument_leaves([n for later in phases[number + 1 :] for n in later.nodes]))
         ready = [s for s in argument_leaves(cotangents.nodes) if s not in still_open | stored]
         stored.update(ready)
-        store_gradients(shape, body.tiles(), cotangents, buffer_of, "keys", shape.key[0], ready)
+        store_gradients(body.tiles(), cotangents, buffer_of, "keys", shape.key[0], ready)
         cotangents.drop(still_open)
     return body.kernel("gradients", EQUATIONS, chunk_length, "grid")
 
@@ -156,10 +144,8 @@ class Sweep:
         """The amount's sum over all tiles, once the sweep is closed."""
         if self.whole:
             return amount
-        zero = self.outer.zeros(amount.axes, f"{name}_0")
-        phi = self.b.phi(name, zero)
-        self.carries.append(Carry(phi, zero, self.b.add(phi, amount, name=name)))
-        return phi
+        self.carries.append(carry_sum(self.outer, self.b, name, amount))
+        return self.carries[-1].phi
 
     def close(self) -> None:
         if not self.whole:
@@ -195,8 +181,7 @@ class Body:
         most = max(LEAST_WIDTH, 1 << (TILE // held).bit_length() - 1)  # a power of two
         width = size if mixes_keys(self.shape) else min(size, most)
         widths = {key: width} | ({} if self.whole_values else dict.fromkeys(self.shape.value, WIDEST_VALUES))
-        places: dict[str, Literal["loop", "grid"]] = {d: keys if d == key else "loop" for d in widths}
-        axes = tuple(Axis(a.name, a.kind, a.extent, places.get(a.name, "whole")) for a in self.shape.axes)
+        axes = placed_axes(self.shape, {d: keys if d == key else "loop" for d in widths})
         warps = 4 if chunk_length * width <= 2 * TILE else 8
         grid = ("batch", "head", "chunk", *((f"tile:{key}",) if keys == "grid" else ()))
         return Kernel(name, grid, axes, tuple(self.b.statements), equations, IN_ORDER, tuple(widths.items()), warps)
@@ -223,16 +208,15 @@ class FormValues:
         """U of a write."""
         return values.load("U", token_access(values_name(self.form.state, j), self.form.value), ("c", *self.form.value))
 
-    def query_against(self, values: Sweep, query: str, other: Value, name: str) -> Value:
+    def query_against(self, values: Sweep, query: Query, other: Value, name: str) -> Value:
         """vx, a readout's cotangent or -Z, contracted with a tile over the value dims."""
         b, over = values.b, self.form.value
-        for j in range(len(self.form.writes)):
-            if query == f"solved_{j}":
-                return b.neg(b.contract(self.solved(values, j), other, over, name=name), name=name)
-        if f"dO of {query}" not in values.loaded:
+        if query.write is not None:
+            return b.neg(b.contract(self.solved(values, query.write), other, over, name=name), name=name)
+        if f"dO of {query.name}" not in values.loaded:
             cotangents = load_cotangents(b, self.body.shape, self.form)
             values.loaded.update({f"dO of {readout}": rows for readout, rows in cotangents.items()})
-        return b.contract(values.loaded[f"dO of {query}"], other, over, name=name)
+        return b.contract(values.loaded[f"dO of {query.name}"], other, over, name=name)
 
     def straddling(self) -> dict[tuple[int, int], Straddling]:
         """Of every decay, by its position and the number of cuts crossed: see `add_decay`."""
@@ -258,7 +242,7 @@ class PairGradients(FormValues):
 
     def add_pairs(self, cotangents: Cotangents) -> None:
         b, straddling = self.body.b, self.straddling()
-        for query in query_names(self.form):
+        for query in queries_of(self.form):
             products = self._products(query) if straddling else []
             found = self._evidence(query)
             chunk = self.open_chunk()
@@ -273,7 +257,7 @@ class PairGradients(FormValues):
                 b.store(pair_access(evidence_name(self.form, query, j)), chunk.decay_pairs(pairs, later, earlier))
         self.add_decays(cotangents, {key: part.total() for key, part in straddling.items()})
 
-    def _evidence(self, query: str) -> list[Value]:
+    def _evidence(self, query: Query) -> list[Value]:
         """vx[c] u[s] summed over the value dims, for every write."""
         values = self.body.values()
         found = []
@@ -283,7 +267,7 @@ class PairGradients(FormValues):
         values.close()
         return found
 
-    def _products(self, query: str) -> list[Value]:
+    def _products(self, query: Query) -> list[Value]:
         """kx[c] b[s] summed over the key dims, without scales and decays, for every write."""
         keys = Sweep(self.body.shape, self.body.b, self.body.shape.key[0], whole=False)
         chunk = self.open_chunk(keys.tiles)
@@ -314,10 +298,9 @@ class VectorGradients(FormValues):
     def phases(self, cotangents: Cotangents) -> list[Phase]:
         """The pairs across the chunk, each query, each write, and the decays."""
         self.cotangents, self.parts = cotangents, self.straddling()
-        vectors = self.open_chunk(Tiles(Builder()))
         found = [Phase((), self.emit_across)] if self.parts else []
-        for query in query_names(self.form):
-            found.append(Phase((side_of(vectors, query).node,), partial(self.emit_query, query)))
+        for query in queries_of(self.form):
+            found.append(Phase((query.node,), partial(self.emit_query, query)))
         for j, write in enumerate(self.form.writes):
             found.append(Phase((write.key,), partial(self.emit_write, j)))
         factors = tuple(d.factor for _, d in class_decays(self.form, "key"))
@@ -328,7 +311,7 @@ class VectorGradients(FormValues):
         axes = self.body.shape.state_axes(self.form)
         return values.load(name, chunk_access(f"{buffer}{self.form.state}", axes), axes)
 
-    def _pairs(self, query: str, j: int) -> Value:
+    def _pairs(self, query: Query, j: int) -> Value:
         return self.body.b.load("E", pair_access(evidence_name(self.form, query, j)), ("c", "s"))
 
     def emit_across(self) -> None:
@@ -341,7 +324,7 @@ class VectorGradients(FormValues):
         values.close()
         self.across = self.body.b.sum(both, self.form.key, name="S_R")
 
-    def emit_query(self, query: str) -> None:
+    def emit_query(self, query: Query) -> None:
         """dkx = 2^G vx S^T + sum over the writes of E b."""
         b, values = self.body.b, self.body.values()
         product = self.query_against(values, query, self._state(values, "S", "chunk_"), "V_S")
@@ -365,7 +348,7 @@ class VectorGradients(FormValues):
         chunk = self.open_chunk()
         key = chunk.form.keys[j]
         total = self._from_outside(chunk, to_adjoint, key, "end", Straddling.add_written)
-        for query in query_names(self.form):
+        for query in queries_of(self.form):
             rows = chunk.full(side_of(chunk, query))
             intra = b.contract(self._pairs(query, j), rows, ("c",), name="intra")
             total = b.add(total, b.rename(intra, "s", "c", name="intra"), name="d_b")
@@ -400,6 +383,6 @@ class VectorGradients(FormValues):
         self.add_decays(self.cotangents, totals)
 
 
-def side_of(chunk: Chunk, query: str) -> Vector:
+def side_of(chunk: Chunk, query: Query) -> Vector:
     """A query's key side."""
-    return next(s.vector for s in readout_keys(chunk, {}) + read_keys(chunk) if s.name == query)
+    return next(s.vector for s in readout_keys(chunk, {}) + read_keys(chunk) if s.name == query.name)

@@ -15,15 +15,15 @@ writes before t that outlive the chunk, and 2^G_C <S_0, R>. Nothing cancels, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, Readout, Write
-from recur.ir.tile import Access, Builder, Carry, Kernel, Value
+from recur.ir.tile import Access, Builder, Carry, Kernel, Place, Value
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.gates import is_plain_factor
 from recur.strategies.chunk.gradients import (
+    BufferOf,
     Cotangents,
     add_decay,
     emit_epilogue_gradient,
@@ -46,8 +46,6 @@ from recur.strategies.chunk.shape import Shape, chunk_access, state_access, toke
 from recur.strategies.chunk.tiled_forward import Stored, load_state, tiled_axes
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector, signed
 from recur.strategies.operands import argument_leaves
-
-BufferOf = Callable[[Node, str, str], str]  # source, part, the axis of rows whose tiles give partial sums
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def straddles(stored: Stored) -> list[Straddle]:
     return found
 
 
-def load_cotangent(b: Builder, shape: Shape, form: MatrixForm, readout: str, rows: str) -> Value:
+def load_cotangent(b: Builder, shape: Shape, readout: str, rows: str) -> Value:
     dims = next(x.dims for x in readout_leaves(shape) if x.attrs[1] == readout)
     return b.load("dO", token_access(readout_cotangent(shape, readout), dims, rows), (rows, *dims))
 
@@ -102,7 +100,7 @@ def emit_tiled_reverse(shape: Shape, stored: Stored) -> Kernel:
         for readout in form.readouts:
             q = tile.query(form, readout)
             scale = joint(body, q.scale, tile.factor(form, q.position, "start"))
-            cotangent = times(body, load_cotangent(body, shape, form, readout.name, "c"), scale)
+            cotangent = times(body, load_cotangent(body, shape, readout.name, "c"), scale)
             total = body.add(total, body.contract(q.tile, cotangent, ("c",), name="read"), name=adjoint.name)
         carries.append(Carry(phi, decayed, total))
     inner.loop("tiles", body, tuple(carries), axis="c")
@@ -111,7 +109,7 @@ def emit_tiled_reverse(shape: Shape, stored: Stored) -> Kernel:
     for form, adjoint in zip(shape.forms, adjoints, strict=True):
         b.store(state_access(f"d_{form.state}", shape.state_axes(form)), adjoint)
     equations = ("R <- 2^G_C R + sum over the chunk's tiles of (2^G Q)^T dO",)
-    axes = tiled_axes(shape, "loop", "", "grid")
+    axes = tiled_axes(shape, "loop", None, "grid")
     return Kernel("reverse", shape.grid, axes, tuple(b.statements), equations, "reverse_walk")
 
 
@@ -183,8 +181,9 @@ class Gradients:
             store_partial(self.b, source, tile, self.owner, buffer_of(source, part, partial_over(source, self.owner)))
 
     def kernel(self, name: str, equations: tuple[str, ...]) -> Kernel:
-        places = ("grid", "loop") if self.owner == "c" else ("loop", "grid")
-        axes = tiled_axes(self.shape, *places, "whole")
+        queries: Place = "grid" if self.owner == "c" else "loop"
+        keys: Place = "loop" if self.owner == "c" else "grid"
+        axes = tiled_axes(self.shape, queries, keys, "whole")
         return Kernel(
             name, ("batch", "head", "chunk", f"tile:{self.owner}"), axes, tuple(self.b.statements), equations, name
         )
@@ -219,7 +218,7 @@ def emit_query_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> K
         writes = list(zip(g.keys.keys(form), g.keys.values(form), strict=True))
         for readout in form.readouts:
             q = g.queries.query(form, readout)
-            cotangent = load_cotangent(b, shape, form, readout.name, "c")
+            cotangent = load_cotangent(b, shape, readout.name, "c")
             from_state = b.contract(cotangent, state, form.value, name="dO_S")
             inter = times(b, from_state, g.queries.factor(form, q.position, "start"), name="d_q")
             phi = g.carry("d_q", inter)
@@ -257,7 +256,7 @@ def emit_key_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> Ker
     found = []
     for form in shape.forms:
         adjoint = load_state(b, shape, form, "R", f"chunk_R_{form.state}")
-        queries = [(g.queries.query(form, r), load_cotangent(g.body, shape, form, r.name, "c")) for r in form.readouts]
+        queries = [(g.queries.query(form, r), load_cotangent(g.body, shape, r.name, "c")) for r in form.readouts]
         values = [w.value for w in form.writes if w.value is not None]
         for k, v, node in zip(g.keys.keys(form), g.keys.values(form), values, strict=True):
             remaining = g.keys.factor(form, k.position, "end")
@@ -364,7 +363,7 @@ def emit_decay_gradients(shape: Shape, stored: Stored, buffer_of: BufferOf) -> K
             add_decay(cotangents, b, x.decay, *decay_parts(found[x.family.name, x.position]))
     for source, tile in cotangents.pull(Tiles(b), argument_leaves(cotangents.nodes)).items():
         store_gradient(b, source, tile, buffer_of(source, "decays", ""))
-    axes = tiled_axes(shape, "whole", "", "loop")
+    axes = tiled_axes(shape, "whole", None, "loop")
     equations = ("dg_t = M summed over the pairs around t + reads after t + writes before t + 2^G_C <S, R>",)
     return Kernel(
         "decay_gradients", ("batch", "head", "chunk"), axes, tuple(b.statements), equations, "decay_gradients"
@@ -422,5 +421,5 @@ def emit_tiled_epilogue_gradient(shape: Shape, buffer_of: BufferOf) -> Kernel:
     kernel = emit_epilogue_gradient(
         shape, lambda source, part: buffer_of(source, part, partial_over(source, "c")), store
     )
-    axes = tiled_axes(shape, "grid", "", "whole")
+    axes = tiled_axes(shape, "grid", None, "whole")
     return replace(kernel, grid=(*kernel.grid, "tile:c"), axes=axes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from recur.ir.core import Node
 from recur.ir.normal import MatrixForm
-from recur.ir.tile import Axis, Builder, Carry, Kernel, Value
+from recur.ir.tile import Axis, Builder, Carry, Kernel, Place, Value
 from recur.strategies.chunk.kernels import emit_epilogue, readout_leaves
 from recur.strategies.chunk.row_tiles import (
     Pairs,
@@ -12,7 +14,6 @@ from recur.strategies.chunk.row_tiles import (
     StoredGates,
     joint,
     load_ends,
-    placed,
     times,
     whole_chunk,
 )
@@ -27,16 +28,17 @@ OUTPUT_EQUATIONS = (
 Stored = dict[str, StoredGates]
 
 
-def tiled_axes(shape: Shape, queries: str, keys: str, values: str) -> tuple[Axis, ...]:
-    """The rows axes c (queries) and s (keys) and the value dims at their places; an axis at "" is left out."""
+def tiled_axes(shape: Shape, queries: Place | None, keys: Place | None, values: Place) -> tuple[Axis, ...]:
+    """The rows axes c (queries) and s (keys) and the value dims at their places; an axis without one is left out."""
+    rows = {"c": queries, "s": keys}
     found = []
     for axis in shape.axes:
         if axis.kind == "rows":
-            place = {"c": queries, "s": keys}.get(axis.name, "")
+            place = rows.get(axis.name)
         else:
             place = values if axis.name in shape.value and not shape.whole_values else "whole"
-        if place:
-            found.append(placed(axis, place))
+        if place is not None:
+            found.append(replace(axis, place=place))
     return tuple(found)
 
 
@@ -68,7 +70,7 @@ def emit_tiled_states(shape: Shape, stored: Stored) -> Kernel:
     b.loop("chunks", inner, tuple(Carry(p, i, c.phi) for p, i, c in zip(states, first, carries, strict=True)))
     for form, state in zip(shape.forms, states, strict=True):
         b.store(state_access(f"final_{form.state}", shape.state_axes(form)), state)
-    axes = tiled_axes(shape, "", "loop", "grid")
+    axes = tiled_axes(shape, None, "loop", "grid")
     return Kernel("states", shape.grid, axes, tuple(b.statements), STATE_EQUATIONS, "states")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from recur.ir.core import Node, apply, const, is_const, leaves, topological, where
@@ -10,8 +11,11 @@ from recur.ir.tile import Access, Builder, Value
 from recur.operators import OPERATORS
 from recur.strategies.chunk.gates import Gates, class_decays, emit_gates
 from recur.strategies.chunk.scales import split_scale
+from recur.strategies.chunk.shape import solved_writes
 from recur.strategies.chunk.stored_gates import StoredGates, rows_access
 from recur.strategies.pointwise import emit_nodes
+
+KeyEvent = Read | Write | Readout  # what has a vector along the key dims
 
 
 @dataclass
@@ -136,7 +140,7 @@ class FormTiles:
     @property
     def solved(self) -> list[int]:
         """The numbers of the writes that read the state: the rows of the triangular system."""
-        return [j for j, w in enumerate(self.form.writes) if w.read is not None]
+        return solved_writes(self.form)
 
     @property
     def plain(self) -> list[int]:
@@ -151,16 +155,21 @@ class FormTiles:
 def load_keys(tiles: Tiles, form: MatrixForm) -> FormTiles:
     """Everything but the writes' values and the value-axis queries: what does not have value dims."""
     gates = load_gates(tiles, form, "key")
+    return key_tiles(form, gates, lambda event, i: key_vector(tiles, gates, event, i))
+
+
+def key_tiles(form: MatrixForm, gates: Gates | None, vector_of: Callable[[KeyEvent, int], Vector]) -> FormTiles:
+    """The key side from the vector of every event and position that has one."""
     reads: dict[str, Vector] = {}
     keys: dict[int, Vector] = {}
     queries: dict[str, Vector] = {}
     for i, event in enumerate(form.events):
         if isinstance(event, Read):
-            reads[event.name] = key_vector(tiles, gates, event.vector, i, "a")
+            reads[event.name] = vector_of(event, i)
         elif isinstance(event, Write):
-            keys[len(keys)] = key_vector(tiles, gates, event.key, i, "b", conjugate=True)
+            keys[len(keys)] = vector_of(event, i)
         elif isinstance(event, Readout) and event.axis == "key":
-            queries[event.name] = key_vector(tiles, gates, event.vector, i, "q")
+            queries[event.name] = vector_of(event, i)
     return FormTiles(form, reads, keys, {}, queries, gates, None)
 
 
@@ -183,10 +192,18 @@ def _vector(rows: Rows, node: Node, position: int) -> Vector:
     return Vector(rows.tile, rows.scale, node, position)
 
 
-def key_vector(
-    tiles: Tiles, gates: Gates | None, node: Node, position: int, name: str, conjugate: bool = False
-) -> Vector:
-    return _vector(signed(tiles.b, gates, position, tiles.rows(node, name), conjugate), node, position)
+def key_symbol(event: KeyEvent) -> tuple[Node, str]:
+    """What an event has along the key dims, and its symbol in the equations."""
+    if isinstance(event, Write):
+        return event.key, "b"
+    return event.vector, "a" if isinstance(event, Read) else "q"
+
+
+def key_vector(tiles: Tiles, gates: Gates | None, event: KeyEvent, position: int) -> Vector:
+    """An event's rows on the key dims, signs included."""
+    node, name = key_symbol(event)
+    rows = signed(tiles.b, gates, position, tiles.rows(node, name), conjugate=isinstance(event, Write))
+    return _vector(rows, node, position)
 
 
 def conj(b: Builder, value: Value) -> Value:

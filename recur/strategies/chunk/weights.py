@@ -24,7 +24,18 @@ from recur.strategies.chunk.gates import Gate, Gates, between, class_decays, fro
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.shape import Shape, key_only, pair_access
 from recur.strategies.chunk.stored_gates import end_access, rows_access
-from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, load_gates, load_keys, load_values
+from recur.strategies.chunk.tiles import (
+    FormTiles,
+    KeyEvent,
+    Rows,
+    Tiles,
+    Vector,
+    key_symbol,
+    key_tiles,
+    load_gates,
+    load_keys,
+    load_values,
+)
 
 Own = Literal["", "query", "key"]  # whose cotangent is wanted
 
@@ -57,7 +68,7 @@ class Weights:
         """The factor of a vector's rows."""
         event = self.family.lead.events[position]
         assert isinstance(event, (Readout, Write))
-        return split_scale(event.vector if isinstance(event, Readout) else event.key)[0]
+        return split_scale(key_symbol(event)[0])[0]
 
     def varies(self, position: int) -> bool:
         """Whether the factor differs from token to token."""
@@ -291,11 +302,9 @@ def weighted_chunk(shape: Shape, tiles: Tiles, form: MatrixForm, tiled: str = "v
 
 def load_vectors(tiles: Tiles, form: MatrixForm) -> FormTiles:
     """The keys and queries of a form without reads, without their factors and signs."""
-    keys: dict[int, Vector] = {}
-    queries: dict[str, Vector] = {}
-    for i, event in enumerate(form.events):
-        if isinstance(event, Write):
-            keys[len(keys)] = Vector(tiles.node(split_scale(event.key)[1], "b"), None, event.key, i)
-        elif isinstance(event, Readout):
-            queries[event.name] = Vector(tiles.node(split_scale(event.vector)[1], "q"), None, event.vector, i)
-    return FormTiles(form, {}, keys, {}, queries, None, None)
+
+    def vector_of(event: KeyEvent, position: int) -> Vector:
+        node, name = key_symbol(event)
+        return Vector(tiles.node(split_scale(node)[1], name), None, node, position)
+
+    return key_tiles(form, None, vector_of)
