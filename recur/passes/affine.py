@@ -514,8 +514,3 @@ def ordered(dims: Iterable[str], order: tuple[str, ...]) -> tuple[str, ...]:
     """The dims in the order in which ``order`` has them."""
     names = set(dims)
     return tuple(d for d in order if d in names)
-
-
-def arrange(node: Node, order: tuple[str, ...]) -> Node:
-    """The node with its dims in the order of ``order``."""
-    return expand(node, union_dims(ordered(node.dims, order)))
