@@ -27,7 +27,6 @@ from recur.ir.core import (
     rename,
     sub,
     topological,
-    union_dims,
     where,
 )
 
