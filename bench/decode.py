@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure_step(name: str, copy: float) -> str:
-    """One operator's row of the table. The rate counts the state alone, read and written, in the graph's time if there is one."""
+    """One operator's row of the table. The rate counts the state alone, read and written, by the graph if there is one."""
     what = operator(name)
     op = load(what)
     with torch.no_grad():
@@ -62,7 +62,8 @@ def measure_step(name: str, copy: float) -> str:
         graph = milliseconds(captured, "cuda", 200) if captured else None
     size = sum(x.numel() * x.element_size() for x in entries(state).values())
     rate = 2 * size / (1e-3 * (graph or eager))
-    cells = (name, f"{size / 1e6:.0f}", f"{eager:.3f}", failure if graph is None else f"{graph:.3f}", f"{rate / copy:.0%}")
+    times = (f"{eager:.3f}", failure if graph is None else f"{graph:.3f}")
+    cells = (name, f"{size / 1e6:.0f}", *times, f"{rate / copy:.0%}")
     return f"| {' | '.join(cells)} | {error:.1e}{'' if error <= LIMIT else ' (too large)'} |"
 
 
