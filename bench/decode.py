@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure_step(name: str, copy: float) -> str:
-    """One operator's row of the table. The rate counts the state alone, read and written, by the graph if there is one."""
+    """One operator's row of the table. The rate counts the state alone, read and written, by the graph if it exists."""
     what = operator(name)
     op = load(what)
     with torch.no_grad():
