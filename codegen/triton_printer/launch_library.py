@@ -58,7 +58,7 @@ class _Source(ASTSource):
     all are ``lowered`` and need no more trees.
     """
 
-    parsing = threading.RLock()
+    parsing = vars(triton).setdefault("_parsing_for_recur", threading.RLock())  # one for all modules of the process
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
