@@ -174,7 +174,7 @@ class OperationPrinter(Values):
         """Whether a warp group would take the left operand from registers although the right one has fewer rows.
 
         Such products are wrong on Hopper under Triton 3.4 to 3.7, though not everywhere. Seen with Triton 3.6.0 where
-        both operands are worked out in the same loop (gla's gradients at K = V = 64: NaN, or a faulting address). With
+        both operands are worked out in the same loop: NaN, or a faulting address (bench/results/register_dots.md). With
         the narrow operand on the left the product is no warp group's, and right.
         """
         narrow = self.layout.axes[second].block < WARP_GROUP_ROWS <= self.layout.axes[first].block
