@@ -3,9 +3,9 @@
     python bench/gpu_check.py --out bench/results [--only NAME ...] [--strategy NAME] [--jobs 12]
 
 Outputs, final states and all gradients, from random inputs with an initial state and a loss on outputs and final
-states, in bfloat16 and float32, at a ragged length and head dims that are no powers of two. The error is
-RMS(reference - result) / RMS(reference). Two runs must give equal bits, and no output may depend on later tokens.
-Each recurrence has a process of its own: a fault on the GPU costs that one alone.
+states, in bfloat16 and float32, at ragged lengths, with head dims of 64, of 128 and such that are no powers of two. The
+error is RMS(reference - result) / RMS(reference). Two runs must give equal bits, and no output may depend on later
+tokens. Each recurrence has a process of its own: a fault on the GPU costs that one alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 LIMITS = {"float32": {"result": 1e-4, "gradient": 1e-3}, "bfloat16": {"result": 8e-3, "gradient": 2e-2}}
 CASES = (  # tokens, head dims
     (130, {"K": 64, "V": 64, "N": 16, "D": 64}),
+    (200, {"K": 128, "V": 128, "N": 16, "D": 128}),
     (67, {"K": 48, "V": 80, "N": 12, "D": 40}),
 )
 

@@ -26,7 +26,7 @@ class KernelReport:
 
     ``registers`` per thread; ``stack`` bytes per thread, above 0 where registers spilled; ``shared`` bytes per
     program; ``register_dots``: products on Hopper's matrix units whose left operand comes from registers;
-    ``findings``: what the lints have to say.
+    ``findings``: what the lints have to say; ``assembler``: the version of ptxas.
     """
 
     name: str
@@ -39,6 +39,7 @@ class KernelReport:
     register_dots: int
     cubin_bytes: int
     findings: tuple[str, ...] = ()
+    assembler: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Lint:
     says: Callable[[KernelReport], str]
 
 
+def assembled_wrongly(report: KernelReport) -> bool:
+    """Whether ptxas 12.8 made code for Hopper's matrix units (bench/results/assembler.md)."""
+    return capability(report.target) == 90 and report.assembler == "12.8"
+
+
 LINTS = (
     Lint("spill", lambda k: k.stack > 0, lambda k: f"spills {k.stack} bytes a thread to memory"),
     Lint(
@@ -71,15 +77,11 @@ LINTS = (
         lambda k: f"needs {k.shared / 1024:.0f} KiB of shared memory, {k.target} has {shared_limit(k.target) // 1024}",
     ),
     Lint(
-        "one stage",
-        lambda k: k.num_stages == 1 and k.num_warps >= 4 and capability(k.target) == 90,
-        lambda k: "one pipeline stage with 4 warps has faulted on Hopper: use two",
-    ),
-    Lint(
-        "register dots",
-        lambda k: k.register_dots > 0,
+        "assembler",
+        lambda k: assembled_wrongly(k) and (k.register_dots > 0 or (k.num_stages == 1 and k.num_warps >= 4)),
         lambda k: (
-            f"{k.register_dots} matrix products read their left operand from registers: verify before use on Hopper"
+            f"ptxas {k.assembler} makes wrong code of products like its {k.register_dots} with a left operand in "
+            f"registers and its {k.num_stages} pipeline stages: set TRITON_PTXAS_PATH to ptxas 12.9 or later"
         ),
     ),
 )
@@ -118,6 +120,7 @@ def build_kernel(
 
     ``absent``: the tensors, of those that may be None, that are.
     """
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile as compile_source
     from triton.errors import TritonError
@@ -141,6 +144,7 @@ def build_kernel(
         compiled.metadata.shared,
         count_register_dots(compiled.asm["ttgir"]),
         len(compiled.asm["cubin"]),
+        assembler=triton.knobs.nvidia.ptxas.version,
     )
     findings = tuple(lint.says(report) for lint in LINTS if lint.holds(report))
     return KernelReport(**{**vars(report), "findings": findings})

@@ -69,7 +69,7 @@ def planned(text: str, K: int, V: int) -> Plan:
 
 
 def test_left_operands_lie_in_memory() -> None:
-    """On Hopper a product whose left operand is a computed tile is under suspicion."""
+    """A product whose left operand is a computed tile keeps it in registers, which are few."""
     for kernel in planned(path("gated_delta_net").read_text(), 128, 128).backward:
         if kernel.name in ("pair_gradients", "gradients"):
             made_by = {out.name: s.op for s in kernel.body if isinstance(s, Let) for out in s.outs}

@@ -6,9 +6,11 @@ import ast
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import triton
 from hand_plans import elementwise_scan, linear_attention, nonlinear_steps
 from triton_plans import elementwise_kernel, load_stage, print_source
 from triton_plans import linear_attention as gated_attention
@@ -17,6 +19,7 @@ import recur
 from recur import load, zoo
 from recur.codegen.triton_printer import print_helpers
 from recur.codegen.triton_printer.config import SCAN_REGISTERS
+from recur.codegen.triton_printer.launch_library import _avoid_wrong_assembler
 from recur.ir.plan import Plan
 from recur.runtime.build import (
     LINTS,
@@ -133,9 +136,22 @@ def test_output_is_deterministic() -> None:
 
 def test_lints() -> None:
     clean = KernelReport("k", "sm_90", 4, 2, 128, 0, 1024, 0, 1)
-    bad = KernelReport("k", "sm_90", 4, 1, 255, 8, 300 * 1024, 2, 1)
+    bad = KernelReport("k", "sm_90", 4, 1, 255, 8, 300 * 1024, 2, 1, assembler="12.8")
     assert not any(lint.holds(clean) for lint in LINTS)
     assert all(lint.holds(bad) and lint.says(bad) for lint in LINTS)
+    later = replace(bad, assembler="12.9")
+    assert [lint.name for lint in LINTS if lint.holds(later)] == ["spill", "shared"]
+
+
+def test_the_assembler_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ptxas 12.8, which Triton 3.4 to 3.7 have for Hopper, gives way to a later one; the user's own choice stays."""
+    tools = triton.knobs.nvidia
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    _avoid_wrong_assembler.__wrapped__()
+    assert tuple(map(int, tools.ptxas.version.split("."))) >= (12, 9)
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/chosen")
+    _avoid_wrong_assembler.__wrapped__()
+    assert os.environ["TRITON_PTXAS_PATH"] == "/chosen"
 
 
 def test_register_dots_are_counted() -> None:

@@ -41,8 +41,21 @@ def _pointer_type(name: str, found: dict[str, str]) -> str:
     return f"*{found.get(kind, kind)}"
 
 
+@functools.cache
+def _avoid_wrong_assembler() -> None:
+    """Has Triton 3.4 to 3.7 assemble by the ptxas that it brings for Blackwell (12.9 or later), unless the user chose.
+
+    The one for Hopper, 12.8, makes wrong code of some products of warp groups: NaN, wrong numbers, faulting addresses.
+    """
+    tools = triton.knobs.nvidia
+    versions = [tuple(map(int, tool.version.split("."))) for tool in (tools.ptxas, tools.ptxas_blackwell)]
+    if "TRITON_PTXAS_PATH" not in os.environ and versions[0] < (12, 9) <= versions[1]:
+        os.environ["TRITON_PTXAS_PATH"] = tools.ptxas_blackwell.path
+
+
 def _source(kernel: Any, types: list[str], options: dict[str, Any], variant: tuple[bool | None, ...]) -> _Source:
     """What Triton compiles. ``variant``: for each pointer, whether it is a multiple of 16; None where it is absent."""
+    _avoid_wrong_assembler()
     names = kernel.arg_names
     absent = {name: None for name, state in zip(names, variant, strict=False) if state is None}
     constants = {name: value for name, value in options.items() if name in names} | absent

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 
 from recur.codegen.triton_printer import complex_numbers
 from recur.codegen.triton_printer.complex_numbers import Pair
-from recur.codegen.triton_printer.config import is_matrix_product, statements_of
+from recur.codegen.triton_printer.config import is_matrix_product
 from recur.codegen.triton_printer.inlining import LONGEST
 from recur.codegen.triton_printer.layout import Layout, align
 from recur.codegen.triton_printer.padding import Fill, Fills
 from recur.codegen.triton_printer.values import Tile, Values, bare
-from recur.ir.tile import Kernel, Let, Value
+from recur.ir.tile import Let, Value
 from recur.operators import OPERATORS
 
 ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg"})
@@ -27,18 +27,6 @@ LOOSER = {
     **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), (_SUMS | _PRODUCTS, _SUMS | _PRODUCTS)),
 }
 IEEE_SIDE = 32  # larger float32 products go through the matrix units in three tf32 passes
-WARP_GROUP_ROWS = 64  # of the least product that the four warps of a group work out together
-
-
-def worked_out(kernel: Kernel) -> frozenset[str]:
-    """The names of tiles that are worked out entry by entry: not loaded, not carried round a loop, not products."""
-    found: set[str] = set()
-    for let in (s for s in statements_of(kernel.body) if isinstance(s, Let)):
-        if let.op == "rename" and let.args[0].name not in found:
-            continue
-        if let.op not in ("load", "contract", "weigh", "inverse"):
-            found.update(out.name for out in let.outs)
-    return frozenset(found)
 
 
 class OperationPrinter(Values):
@@ -52,7 +40,6 @@ class OperationPrinter(Values):
         self.inlinable = inlinable
         self.inlined: set[str] = set()
         self.selections: dict[str, Let] = {}
-        self.worked_out = worked_out(layout.kernel)
 
     def print_let(self, let: Let) -> list[str]:
         printer: Callable[[Let], list[str]] | None = getattr(self, f"_print_{let.op}", None)
@@ -155,9 +142,8 @@ class OperationPrinter(Values):
     def _print_dot(self, let: Let, left: Pair, right: Pair, over: str) -> list[str]:
         """The operand that holds the result's first axis goes left, so the result lies as it should."""
         x, y = let.args
-        first, second = self.layout.order(let.out.axes)
-        turned = self._would_read_registers(x, y, first, second)
-        if (second if turned else first) not in x.axes:
+        first = self.layout.order(let.out.axes)[0]
+        if first not in x.axes:
             x, y, left, right = y, x, right, left
         in_full = let.attr("precision") == "full"
         cast = "" if in_full else ".to(DOT)"
@@ -168,17 +154,7 @@ class OperationPrinter(Values):
         right = right.map(lambda part: transposed(part + cast, self.tile(y).axes[0] != over))
         dot = lambda a, b: f'tl.dot({a}, {b}, input_precision="{precision}")'  # noqa: E731
         product = complex_numbers.multiply_with(dot, left, right)
-        return self.bind(let.out, product.map(lambda part: transposed(part, turned)))
-
-    def _would_read_registers(self, x: Value, y: Value, first: str, second: str) -> bool:
-        """Whether a warp group would take the left operand from registers although the right one has fewer rows.
-
-        Such products are wrong on Hopper under Triton 3.4 to 3.7, though not everywhere. Seen with Triton 3.6.0 where
-        both operands are worked out in the same loop: NaN, or a faulting address (bench/results/register_dots.md). With
-        the narrow operand on the left the product is no warp group's, and right.
-        """
-        narrow = self.layout.axes[second].block < WARP_GROUP_ROWS <= self.layout.axes[first].block
-        return narrow and {x.name, y.name} <= self.worked_out
+        return self.bind(let.out, product)
 
     def _print_weigh(self, let: Let) -> list[str]:
         x, y, gx, gy = let.args

@@ -72,10 +72,7 @@ def launch_changes(plans: Sequence[Plan], stage: int, kernel: str, configs: Conf
 
 
 def launches(kernel: Kernel, config: StageConfig, effort: Effort) -> Iterator[Launch]:
-    """Every width of the tiled axes with every number of warps and stages.
-
-    A pipeline of one stage takes two warps at most: with four and more it has faulted on Hopper.
-    """
+    """Every width of the tiled axes with every number of warps and stages."""
     current, sizes = config.launch(kernel.name), dict(config.sizes)
     extents = {axis.name: axis.extent for axis in kernel.axes}
     choices = []
@@ -86,8 +83,7 @@ def launches(kernel: Kernel, config: StageConfig, effort: Effort) -> Iterator[La
         choices.append([(name, w) for w in effort.widths if w <= most] or [(name, width)])
     for blocks in itertools.product(*choices):
         for warps, stages in itertools.product(effort.warps, effort.stages):
-            if stages > 1 or warps < 4:
-                yield replace(current, blocks=blocks, num_warps=warps, num_stages=stages)
+            yield replace(current, blocks=blocks, num_warps=warps, num_stages=stages)
 
 
 def show(launch: Launch) -> str:
