@@ -18,7 +18,7 @@ backward    epilogue         cotangents of the readouts (only where results are 
             reverse_starts
   passes    vector_reverse   walks back with the vectors' R
             query, value, key, gate gradients: three walks and a sum; see passes.py
-  others    states           walks again, leaving S at every chunk's start
+  others    states           walks again, leaving S at every chunk's start (where the forward walk has not left it)
             reverse          walks back, leaving R at every chunk's end, and Z
             gradients        every coefficient's cotangent, pulled back to the inputs: one kernel, or two where E is
                              left in memory between them: value_gradients first (stored; key_gradients.py) or
@@ -151,10 +151,10 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, chunk_of)))
+    forward.append(fit_walk(shape, emit_walk(shape, chunk_of, keep_states=keeps_states(shape))))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
-    backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
+    backward += [] if keeps_states(shape) else [fit_walk(shape, emit_states(shape, chunk_of))]
     backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
     if takes_solved_gradients(shape):
         length = chunk_length(shape)
@@ -269,6 +269,7 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     buffers += weight_buffers(shape)
     buffers += [kept_states(shape, f) for f in shape.pass_forms if not f.value]
+    buffers += [kept_states(shape, f) for f in shape.forms] if keeps_states(shape) else []
     if has_stored_key_side(shape):
         buffers += key_side_buffers(shape)
     elif not shape.splits:
@@ -285,6 +286,12 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
             for x in readout_leaves(shape)
         ]
     return tuple(buffers)
+
+
+def keeps_states(shape: Shape) -> bool:
+    """Whether the forward walk leaves every chunk's states for the backward pass: a second walk, one program for a whole
+    sequence, takes longer than it takes to write them."""
+    return not shape.splits and not has_stored_key_side(shape)
 
 
 def kept_states(shape: Shape, form: MatrixForm) -> Buffer:
@@ -309,7 +316,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers += own_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         states = kept_states(shape, form)
-        if form.value or not shape.pass_forms:
+        if (form.value or not shape.pass_forms) and not keeps_states(shape):
             buffers.append(states)
         buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
