@@ -146,7 +146,7 @@ class Layout:
 
     def _tile_axis(self, name: str, word: str, root: Axis, in_dot: bool) -> TileAxis:
         if root.kind == "rows":
-            chunk, is_whole = self.config.chunk, root.place == "whole"
+            chunk, is_whole = self.config.rows, root.place == "whole"
             block = chunk if is_whole else dict(self.config.launch(self.kernel.name).blocks)[root.name]
             return TileAxis(name, word, root, block, self.words["C" if is_whole else "R"], None, self.words["T"], chunk)
         extent = extent_size(root.extent, self.sizes)

@@ -148,7 +148,8 @@ def _format_access(access: Access) -> str:
     def place(index: str) -> str:
         if index == "time":
             rows = access.rows or "step"
-            return f"time {rows}{access.shift:+d}" if access.shift else f"time {rows}"
+            only = "" if access.step is None else f" at step {access.step}"
+            return f"time {rows}{access.shift:+d}{only}" if access.shift else f"time {rows}{only}"
         return f"chunk{access.chunk_offset:+d}" if index == "chunk" and access.chunk_offset else index
 
     return f"{access.buffer}[{', '.join(place(i) for i in access.index)}]"

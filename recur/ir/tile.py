@@ -5,8 +5,8 @@ names, elementwise operations align them by name and broadcast the rest, so no o
 decide orders, padding and data types: values are float32 (float64 where the inputs are), except that `contract` and
 `weigh` may round their operands to the kernel's operand type. A program holds tokens
 
-* as rows: an axis of kind "rows" is the block of `C` tokens of the current chunk (chunk n holds tokens n C + row), or
-  a tile of R of them, where chunks are longer than what a tile holds (rows r R ... r R + R - 1 of the chunk), or
+* as rows: an axis of kind "rows" is the block of `C` tokens of the current chunk (chunk n holds tokens n C + row; in a
+  plan whose tokens have several steps, each has a row for every step, padded to a power of two), or a tile of R of them, where chunks are longer than what a tile holds (rows r R ... r R + R - 1 of the chunk), or
 * one at a time, inside a loop over steps, with no axis at all.
 
 Tokens past the end read as zero and are not stored. Padding of an axis is the printer's business: a reduction or a
@@ -100,8 +100,10 @@ class Access:
     "segment"           the current segment's index: the program's, or the loop's over segments
     an axis name        that tile axis
     "tile:X"            the index of this program's tile of axis X (for partial results)
+    "step"              the row's number among its token's, where tokens have a row for each of several steps
 
-    ``shift`` is added to the token: -1 reads the previous one.
+    ``shift`` is added to the token: -1 reads the previous one. ``step``: the only row of a token's several that the
+    buffer has; the others read as zero and are not stored.
     """
 
     buffer: str
@@ -109,6 +111,7 @@ class Access:
     rows: str | None = None
     shift: int = 0
     chunk_offset: int = 0
+    step: int | None = None
 
 
 @dataclass(frozen=True)

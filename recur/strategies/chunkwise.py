@@ -46,6 +46,7 @@ from recur.strategies.chunk.gradients import (
     emit_gradients,
     emit_reverse_walk,
 )
+from recur.strategies.chunk.interleave import infer_steps, interleave
 from recur.strategies.chunk.kept_scales import scale_buffers
 from recur.strategies.chunk.kernels import (
     STATE_EQUATION,
@@ -107,7 +108,15 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     if isinstance(shape, Reject):
         return shape
     shape = prepare_passes(shape) if takes_passes(shape) else shape
-    ledger = Ledger()
+    ledger, steps = Ledger(), infer_steps(shape)
+    if steps is None:
+        return plan_chunks(normal, shape, ledger)
+    single = plan_chunks(normal, steps.shape, ledger)
+    return interleave(replace(single, cost=modelled_cost(shape, single.chunk or CHUNK)), steps, ledger.entries)
+
+
+def plan_chunks(normal: NormalForm, shape: Shape, ledger: Ledger) -> Plan:
+    """The plan of a stage in chunks of rows; a token has one of them."""
     schedule = schedule_for(shape)
     forward, backward, kept = schedule(shape, ledger)
     arguments = ordered_arguments(shape)
@@ -125,7 +134,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
         backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
-        cost=modelled_cost(shape),
+        cost=modelled_cost(shape, chunk_length(shape)),
         chunk=chunk_length(shape),
         fixed_sizes=shape.fixed_sizes,
         fused=shape.fused,
@@ -374,10 +383,9 @@ class Ledger:
         return tuple(line(x) for x in arguments if x in self.entries)
 
 
-def modelled_cost(shape: Shape) -> Cost:
+def modelled_cost(shape: Shape, chunk: int) -> Cost:
     """Per token and head, forward: products of the chunk equations, and each tensor once."""
     sizes = dict(shape.sizes)
-    chunk = chunk_length(shape)
     flops = 0.0
     for form in shape.forms:
         k = entries(form.key, sizes)
