@@ -72,6 +72,12 @@ def _inside(T: int, N: int, C: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(N * C, device=device) < T).view(N, C)
 
 
+def _on_steps(C: int, rows: int, first: int, count: int, device: torch.device) -> torch.Tensor:
+    """[C]: which rows are of ``count`` steps from ``first``, where a token has ``rows`` of them."""
+    step = torch.arange(C, device=device) % rows
+    return (step >= first) & (step < first + count)
+
+
 def _filled(x: torch.Tensor, T: int, chunk_dim: int, row_dim: int, fill: float = 0.0) -> torch.Tensor:
     """x with ``fill`` in the rows past the last token."""
     past = x.shape[chunk_dim] * x.shape[row_dim] - T

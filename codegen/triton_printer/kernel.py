@@ -10,7 +10,16 @@ from recur.codegen.torch_printer.loops import defines, uses
 from recur.codegen.triton_printer.complex_numbers import Pair
 from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.inlining import inlinable_values
-from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, print_tuple, safe_name
+from recur.codegen.triton_printer.layout import (
+    BufferDim,
+    Layout,
+    TileAxis,
+    align,
+    print_tuple,
+    safe_name,
+    step_name,
+    token_name,
+)
 from recur.codegen.triton_printer.names import name_values
 from recur.codegen.triton_printer.operations import OperationPrinter, is_reverse, middle_row
 from recur.codegen.triton_printer.padding import infer_padding
@@ -530,16 +539,6 @@ class KernelPrinter:
 
     def _define(self, name: str, value: str) -> None:
         self.lines.append(Line(f"{INDENT * self.depth}{name} = {value}", name))
-
-
-def token_name(axis: TileAxis) -> str:
-    """The variable that holds the rows' tokens, counted from the chunk's start."""
-    return f"token_{axis.word}"
-
-
-def step_name(axis: TileAxis) -> str:
-    """The variable that holds the rows' numbers among those of their tokens."""
-    return f"step_{axis.word}"
 
 
 def pointer_name(buffer: str) -> str:

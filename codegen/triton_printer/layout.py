@@ -196,6 +196,16 @@ def align(tile: str, axes: tuple[str, ...], to: tuple[str, ...]) -> str:
     return f"{tile}[{', '.join(':' if a in axes else 'None' for a in to)}]"
 
 
+def token_name(axis: TileAxis) -> str:
+    """The variable that holds the rows' tokens, counted from the chunk's start."""
+    return f"token_{axis.word}"
+
+
+def step_name(axis: TileAxis) -> str:
+    """The variable that holds the rows' numbers among those of their tokens."""
+    return f"step_{axis.word}"
+
+
 def _words(sizes: Mapping[str, int]) -> dict[str, str]:
     """The kernel's own names for counts, spelled out where a dimension of the recurrence has taken the letter."""
     plain = {"C": "CHUNK", "R": "ROWS", "T": "TOKENS", "H": "HEADS", "N": "CHUNKS", "G": "SEGMENTS", "L": "SEGMENT"}

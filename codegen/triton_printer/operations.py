@@ -10,7 +10,7 @@ from recur.codegen.triton_printer import complex_numbers
 from recur.codegen.triton_printer.complex_numbers import Pair
 from recur.codegen.triton_printer.config import is_matrix_product, statements_of
 from recur.codegen.triton_printer.inlining import LONGEST
-from recur.codegen.triton_printer.layout import Layout, align
+from recur.codegen.triton_printer.layout import Layout, align, step_name
 from recur.codegen.triton_printer.padding import Fill, Fills
 from recur.codegen.triton_printer.values import Tile, Values, bare
 from recur.ir.tile import Kernel, Let, Value
@@ -440,6 +440,14 @@ class OperationPrinter(Values):
         if parts.im is not None:
             parts = Pair(parts.re, self.masked(let.args[0], (axis,)).im)
         return self.bind(let.out, parts)
+
+    def _print_on_steps(self, let: Let) -> list[str]:
+        axis, axes = str(let.attr("axis")), self.layout.order(let.args[0].axes)
+        first, count, fill = int(let.attr("first")), int(let.attr("count")), number(float(let.attr("fill")))  # type: ignore[arg-type]
+        step = step_name(self.layout.axes[axis])
+        rows = f"{step} == {first}" if count == 1 else f"({step} >= {first}) & ({step} < {first + count})"
+        mask = align(f"({rows})", (axis,), axes)
+        return self.bind(let.out, self.aligned(let.args[0], axes).map(lambda part: f"tl.where({mask}, {part}, {fill})"))
 
     def _print_inverse(self, let: Let) -> list[str]:
         lower = let.args[0]

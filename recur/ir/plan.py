@@ -96,6 +96,12 @@ class Plan:
         """The rows that a chunk has for a token: a power of two."""
         return next_power_of_two(self.steps)
 
+    @property
+    def chunk_size(self) -> str:
+        """What a chunk holds, in words; empty where there are none."""
+        each = f" with {self.steps} rows each" if self.steps > 1 else ""
+        return f"chunks of {self.chunk} tokens{each}" if self.chunk else ""
+
     def buffer(self, name: str) -> Buffer:
         groups = (self.arguments, self.initial, self.results, self.final, self.saved, self.workspace)
         return next(b for group in groups for b in group if b.name == name)

@@ -22,7 +22,7 @@ def format_adjoints(plans: Iterable[Plan]) -> str:
 
 
 def format_plan(plan: Plan) -> list[str]:
-    lines = [f"stage {plan.stage}: {plan.strategy}" + (f", chunks of {plan.chunk} tokens" if plan.chunk else "")]
+    lines = [f"stage {plan.stage}: {plan.strategy}" + (f", {plan.chunk_size}" if plan.chunk else "")]
     if plan.fixed_sizes:
         lines.append(f"  sizes {', '.join(f'{name} = {size}' for name, size in plan.fixed_sizes)}")
     lines += [f"  # {note}" for note in plan.notes]

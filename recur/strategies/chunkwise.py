@@ -298,8 +298,10 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
 
 
 def keeps_states(shape: Shape) -> bool:
-    """Whether the forward walk leaves every chunk's states for the backward pass: a second walk, one program for a whole
-    sequence, takes longer than it takes to write them."""
+    """Whether the forward walk leaves every chunk's states for the backward pass.
+
+    A second walk, by one program for a whole sequence, takes longer than writing them does.
+    """
     return not shape.splits and not has_stored_key_side(shape)
 
 

@@ -16,12 +16,11 @@ from dataclasses import dataclass, replace
 from recur.ir.core import Node, leaf, substitute, topological
 from recur.ir.normal import Decay, Event, MatrixForm, Read, Readout, Write, map_event
 from recur.ir.plan import Plan
-from recur.ir.tile import Access, Buffer, Loop, Statement, next_power_of_two
+from recur.ir.tile import Access, Buffer, Kernel, Let, Loop, Statement, Store, Value, next_power_of_two
 from recur.strategies.chunk.adjoint import queries_of
 from recur.strategies.chunk.gates import is_plain_factor
 from recur.strategies.chunk.pairs import evidence_name, pairs_name, stored_pairs
 from recur.strategies.chunk.shape import Shape, event_nodes
-from recur.strategies.chunk.tiles import vanishes
 from recur.strategies.operands import argument_leaves, tensor_name
 
 
@@ -50,10 +49,7 @@ class Parts:
 
 
 def infer_steps(shape: Shape) -> Steps | None:
-    """The steps of a stage whose tokens take several like ones along one dim of fixed size; else None.
-
-    Rows are told apart by what is loaded alone, so all that is on them must be zero where the tensors are.
-    """
+    """The steps of a stage whose tokens take several like ones along one dim of fixed size; else None."""
     nodes = [n for f in shape.forms for e in f.events for n in event_nodes(e)]
     dims = {str(n.attrs[0]) for n in topological(nodes) if n.op == "index"}
     if len(dims) != 1 or shape.splits or shape.fused or shape.folded or not all(map(_is_plain, shape.forms)):
@@ -86,12 +82,22 @@ def infer_steps(shape: Shape) -> Steps | None:
 
 
 def _is_plain(form: MatrixForm) -> bool:
-    """Whether the form is real, its decays are scalars given by their logs, and all vanishes where the tensors do."""
+    """Whether all is real, decays are scalars given by their logs, and tensors tell on which row everything stands."""
     decays = all(
         not d.factor.dims and d.log is not None and d.sign is None and d.angle is None and not is_plain_factor(d)
         for d in form.decays
     )
-    return decays and not form.is_complex and all(map(vanishes, _coefficients(form.events)))
+    return decays and not form.is_complex and all(map(_is_placed, _coefficients(form.events)))
+
+
+def _is_placed(node: Node) -> bool:
+    """Whether tensors of tokens tell on which of a token's rows the expression stands."""
+    return any(map(_has_tokens, argument_leaves([node])))
+
+
+def _has_tokens(node: Node) -> bool:
+    """Whether the node is a tensor with an entry for every token."""
+    return node in argument_leaves([node]) and node.attrs[0] != "param"
 
 
 def _coefficients(events: Iterable[Event]) -> list[Node]:
@@ -124,7 +130,7 @@ def _one_step(events: tuple[Event, ...], dim: str, number: int) -> tuple[Event, 
     it has other entries, or tensors without."""
     nodes = topological([n for e in events for n in event_nodes(e)])
     picks = [n for n in nodes if n.op == "index"]
-    if any(n.args[0].op != "leaf" or n.attrs != (dim, number) for n in picks):
+    if any(not _has_tokens(n.args[0]) or n.attrs != (dim, number) for n in picks):
         return None
     entries = {n: leaf(str(n.args[0].attrs[0]), str(n.args[0].attrs[1]), n.dims, n.is_complex) for n in picks}
     names: dict[str, str] = {}
@@ -136,9 +142,9 @@ def _one_step(events: tuple[Event, ...], dim: str, number: int) -> tuple[Event, 
         return replace(event, read=names[event.read]) if isinstance(event, Write) and event.read in names else event
 
     renamed = tuple(map(own, events))
-    tensors = set(argument_leaves([n for e in renamed for n in event_nodes(e)]))
-    written_elsewhere = any(isinstance(e, Write) and e.read is not None and e.read not in names.values() for e in renamed)
-    return renamed if tensors <= set(entries.values()) and not written_elsewhere else None
+    tensors = {x for x in argument_leaves([n for e in renamed for n in event_nodes(e)]) if _has_tokens(x)}
+    reads = {e.read for e in renamed if isinstance(e, Write) and e.read is not None}
+    return renamed if tensors <= set(entries.values()) and reads <= set(names.values()) else None
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -166,8 +172,8 @@ def interleave(plan: Plan, steps: Steps, gradients: dict[Node, list[str]]) -> Pl
         arguments=tuple(map(move.buffer, plan.arguments)),
         saved=tuple(map(move.buffer, plan.saved)),
         workspace=tuple(map(move.buffer, plan.workspace)),
-        forward=tuple(replace(k, body=move.body(k.body)) for k in plan.forward),
-        backward=tuple(replace(k, body=move.body(k.body)) for k in plan.backward),
+        forward=tuple(map(move.kernel, plan.forward)),
+        backward=tuple(map(move.kernel, plan.backward)),
         chunk=plan.chunk // next_power_of_two(steps.count),
         steps=steps.count,
     )
@@ -197,7 +203,7 @@ class _Interleaver:
     rows: dict[str, int]
 
     def _at(self, buffer: str, length: int) -> int:
-        """Where the dim of a token's steps goes in a layout of ``length`` others: its own place, or after B, T and H."""
+        """Where the dim of a token's steps goes in a layout of ``length`` others: at its place, or after B, T, H."""
         place = self.places.get(buffer, 0)
         return 3 + place if place >= 0 else length + 1 + place
 
@@ -215,12 +221,50 @@ class _Interleaver:
         at = self._at(access.buffer, len(access.index))
         return replace(access, index=(*access.index[:at], "step", *access.index[at:]))
 
-    def body(self, body: tuple[Statement, ...]) -> tuple[Statement, ...]:
-        return tuple(map(self.statement, body))
+    def kernel(self, kernel: Kernel) -> Kernel:
+        return replace(kernel, body=self.body(kernel.body, {}, self._sums_of_params(kernel.body)))
 
-    def statement(self, statement: Statement) -> Statement:
-        if isinstance(statement, Loop):
-            return replace(statement, body=self.body(statement.body))
-        if statement.access is None:
-            return statement
-        return replace(statement, access=self.access(statement.access))
+    def _sums_of_params(self, body: tuple[Statement, ...]) -> dict[str, int]:
+        """The sums over rows that params' gradients are made of, and on which row of a token what they sum stands."""
+        found: dict[str, int] = {}
+        for s in body:
+            if isinstance(s, Loop):
+                found |= self._sums_of_params(s.body)
+            elif isinstance(s, Store) and "time" not in s.access.index and s.access.buffer in self.rows:
+                found[s.value.name] = self.rows[s.access.buffer]
+        return found
+
+    def body(
+        self, body: tuple[Statement, ...], stands: dict[str, int | None], sums: dict[str, int]
+    ) -> tuple[Statement, ...]:
+        """``stands``: of every value made of tokens' tensors, the row on which it stands; None for all rows."""
+        found: list[Statement] = []
+        for statement in body:
+            if isinstance(statement, Loop):
+                found.append(replace(statement, body=self.body(statement.body, stands, sums)))
+            elif isinstance(statement, Store):
+                found.append(replace(statement, access=self.access(statement.access)))
+            else:
+                found += self.let(statement, stands, sums)
+        return tuple(found)
+
+    def let(self, let: Let, stands: dict[str, int | None], sums: dict[str, int]) -> list[Statement]:
+        """The operation. What is to be zero, or some other number, past the sequence's end is so on a token's other
+        rows too; and so is what is summed over rows."""
+        if let.access is not None:
+            access = self.access(let.access)
+            if access != let.access:
+                stands[let.out.name] = access.step
+            return [replace(let, access=access)]
+        places = {stands[a.name] for a in let.args if a.name in stands}
+        if places:
+            stands |= dict.fromkeys((out.name for out in let.outs), places.pop() if len(places) == 1 else None)
+        if let.op != "valid" and let.out.name not in sums:
+            return [let]
+        (tile,) = let.args
+        own = Value(f"own_{let.out.name}", tile.axes, tile.is_complex, tile.is_bool)
+        row = sums[let.out.name] if let.out.name in sums else stands.get(tile.name)
+        first, count = (0, self.steps.count) if row is None else (row, 1)
+        fill = let.attr("fill") if let.op == "valid" else 0.0
+        attrs = (("axis", "c"), ("first", first), ("count", count), ("fill", fill))
+        return [Let((own,), "on_steps", (tile,), attrs), replace(let, args=(own,))]
