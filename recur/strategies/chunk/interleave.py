@@ -102,7 +102,7 @@ def _has_tokens(node: Node) -> bool:
 
 def _coefficients(events: Iterable[Event]) -> list[Node]:
     """What an event's rows are made of: of a decay its log."""
-    found = []
+    found: list[Node | None] = []
     for event in events:
         found += [event.log] if isinstance(event, Decay) else event_nodes(event)
     return [n for n in found if n is not None]
