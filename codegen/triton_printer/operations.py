@@ -450,17 +450,19 @@ class OperationPrinter(Values):
         return self.bind(let.out, self.aligned(let.args[0], axes).map(lambda part: f"tl.where({mask}, {part}, {fill})"))
 
     def _print_inverse(self, let: Let) -> list[str]:
+        """Where what is inverted gets rounded to 16 bits, three products of bfloat16 parts err less than that does."""
         lower = let.args[0]
         row, column = str(let.attr("row")), str(let.attr("column"))
         wild = self.unclean(lower, (row, column), Fill.FINITE)
         axis = self.layout.axes[row]
         levels = axis.block.bit_length() - 1
-        precision = "ieee" if axis.block <= IEEE_SIDE else "tf32x3"
+        precise = '"tf32x3" if DOT == tl.float32 else "bf16x3"'
+        precision = '"ieee"' if axis.block <= IEEE_SIDE else precise
         flipped = self.tile(lower).axes != (row, column)
         text = transposed(self.masked(lower, wild).re, flipped)
         return self.bind(
             let.out,
-            Pair(transposed(f'_unit_lower_inverse({text}, {axis.block_name}, {levels}, "{precision}")', flipped)),
+            Pair(transposed(f"_unit_lower_inverse({text}, {axis.block_name}, {levels}, {precision})", flipped)),
         )
 
     def _print_eye(self, let: Let) -> list[str]:

@@ -20,9 +20,9 @@ backward    epilogue         cotangents of the readouts (only where results are 
             query, value, key, gate gradients: three walks and a sum; see passes.py
   others    states           walks again, leaving S at every chunk's start (where the forward walk has not left it)
             reverse          walks back, leaving R at every chunk's end, and Z
-            gradients        every coefficient's cotangent, pulled back to the inputs: one kernel, or two where E is
-                             left in memory between them: value_gradients first (stored; key_gradients.py) or
-                             pair_gradients (every write has read the state; solved_gradients.py)
+            gradients        every coefficient's cotangent, pulled back to the inputs: in one kernel (for writes that
+                             have read the state, in tiles of the key dims: solved_gradients.py), or in two with E in
+                             memory between them, value_gradients first (stored; key_gradients.py)
   both      rows_gradient    the cotangents of kept rows, pulled back to the inputs (passes, stored)
 """
 
@@ -84,11 +84,7 @@ from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_grad
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes
-from recur.strategies.chunk.solved_gradients import (
-    emit_pair_gradients,
-    emit_vector_gradients,
-    takes_solved_gradients,
-)
+from recur.strategies.chunk.solved_gradients import emit_solved_gradients, takes_solved_gradients
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
 from recur.strategies.chunk.weights import emit_weights, infer_weights, weight_buffers, weighted_chunk
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
@@ -166,9 +162,7 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     backward += [] if keeps_states(shape) else [fit_walk(shape, emit_states(shape, chunk_of))]
     backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
     if takes_solved_gradients(shape):
-        length = chunk_length(shape)
-        backward.append(emit_pair_gradients(shape, ledger.buffer_of, length))
-        backward.append(emit_vector_gradients(shape, ledger.buffer_of, length))
+        backward.append(emit_solved_gradients(shape, ledger.buffer_of, chunk_length(shape)))
     else:
         backward.append(emit_gradients(shape, ledger.buffer_of))
     return forward, backward, ()
