@@ -203,7 +203,7 @@ class Phase:
 
 @dataclass
 class SolvedGradients:
-    """One form's tiles and cotangents: `add_values`, `emit_pairs`, the phases in a tile of the key dims, `add_decays`."""
+    """One form's tiles and cotangents: `add_values`, `emit_pairs`, `phases` in a tile of the key dims, `add_decays`."""
 
     body: Body
     form: MatrixForm
