@@ -160,7 +160,7 @@ def title(normal: NormalForm, plan: Plan) -> str:
 def about(normal: NormalForm, plan: Plan) -> list[str]:
     """The structure and the strategy's reasons, wrapped."""
     cost = plan.cost
-    chunk = f", chunks of {plan.chunk} tokens" if plan.chunk else ""
+    chunk = f", {plan.chunk_size}" if plan.chunk else ""
     work = f"{cost.flops:.4g} operations and {cost.bytes:.4g} bytes a token and head, as modelled"
     texts = [normal.structure, *normal.notes, *plan.notes, work + chunk]
     return [line for text in texts for line in wrap(text, 108)]
@@ -169,7 +169,8 @@ def about(normal: NormalForm, plan: Plan) -> list[str]:
 def glossary(rec: Recurrence, plans: Sequence[Plan], sizes: Mapping[str, int], backend: str) -> list[tuple[str, str]]:
     entries = [("B", "sequences"), ("T", "tokens"), ("H", "heads")]
     if any(plan.chunk for plan in plans):
-        entries += [("N", "chunks of the sequence"), ("C", "tokens of a chunk")]
+        rows = "rows" if any(plan.steps > 1 for plan in plans) else "tokens"
+        entries += [("N", "chunks of the sequence"), ("C", f"{rows} of a chunk")]
     for dim in rec.dims:
         if dim.alias is not None:
             entries.append((dim.name, f"another name for {dim.alias}"))

@@ -6,8 +6,9 @@ import pytest
 from compare import compare
 
 from recur.api import load, loads
+from recur.codegen.triton_printer.config import statements_of
 from recur.ir.plan import Plan
-from recur.ir.tile import Let
+from recur.ir.tile import Kernel, Let
 from recur.strategies.chunkwise import plan
 from recur.zoo import path
 
@@ -68,23 +69,35 @@ def planned(text: str, K: int, V: int) -> Plan:
     return found
 
 
+def gradients_of(text: str) -> Kernel:
+    return next(k for k in planned(text, 128, 128).backward if k.name == "gradients")
+
+
 def test_left_operands_lie_in_memory() -> None:
     """A product whose left operand is a computed tile keeps it in registers, which are few."""
-    for kernel in planned(path("gated_delta_net").read_text(), 128, 128).backward:
-        if kernel.name in ("pair_gradients", "gradients"):
-            made_by = {out.name: s.op for s in kernel.body if isinstance(s, Let) for out in s.outs}
-            products = [s for s in kernel.body if isinstance(s, Let) and s.op == "contract"]
-            assert products
-            assert all("load" in {made_by[a.name] for a in s.args} for s in products)
+    lets = [s for s in statements_of(gradients_of(path("gated_delta_net").read_text()).body) if isinstance(s, Let)]
+    made_by = {out.name: s.op for s in lets for out in s.outs}
+    products = [s for s in lets if s.op == "contract" and len(s.out.axes) == 2]
+    assert products
+    assert all("load" in {made_by[a.name] for a in s.args} for s in products)
 
 
-def test_tiles_of_the_key_dims_give_partial_sums_of_what_lacks_them() -> None:
+def test_the_value_side_is_loaded_once() -> None:
+    """Z, U and dO by the kernel's outermost body, S and R for each tile of the key dims."""
+    body = gradients_of(path("gated_delta_net").read_text()).body
+    loads = [s for s in body if isinstance(s, Let) and s.access is not None]
+    values = [s for s in loads if "V" in s.out.axes and "c" in s.out.axes]
+    assert sorted(s.access.buffer for s in values if s.access) == ["U_S_0", "Z_S_0", "d_o", "v"]
+    assert not any({"K", "V"} <= set(s.out.axes) for s in loads)
+
+
+def test_what_lacks_the_key_dims_is_summed_over_their_tiles() -> None:
     found = planned(path("gated_delta_net").read_text(), 128, 128)
-    assert found.buffer("d_g_keys").layout[-1] == found.buffer("d_beta_keys").layout[-1] == "tiles:K"
-    assert found.buffer("d_k").dtype == "input:k"
+    assert found.buffer("d_g").layout == found.buffer("d_beta").layout == ("B", "T", "H")
+    assert all(found.buffer(f"d_{x}").dtype == f"input:{x}" for x in ("k", "g", "beta"))
 
 
 def test_entries_along_a_fixed_dim_are_loaded_and_stored_one_by_one() -> None:
     """No tile holds all of a token's micro-steps: its entries could not be indexed."""
     text = load(str(path("delta_product"))).source("triton", K=64, V=64)
-    assert "tl.store(\n        d_k_ptr" in text and "i_n" not in text
+    assert "d_k_ptr + " in text and "i_n" not in text

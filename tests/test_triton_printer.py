@@ -40,7 +40,8 @@ COMPILES = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason=
 @pytest.mark.slow
 def test_interpreted() -> None:
     """The files that need the interpreter, in a process of its own where it is chosen."""
-    files = [str(HERE / f"test_{name}.py") for name in ("triton_interpreted", "relay", "segments")]
+    names = ("triton_interpreted.py", "relay.py", "segments.py", "interleave.py::test_interpreted")
+    files = [str(HERE / f"test_{name}") for name in names]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *files],
         env={**os.environ, "TRITON_INTERPRET": "1"},

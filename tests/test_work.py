@@ -27,13 +27,13 @@ def work_of(name: str, kernel: str, strategy: str = "chunkwise") -> tuple[Work, 
 
 
 def test_a_walk_over_chunks() -> None:
-    """The states of DeltaNet: W S and B U for every chunk; b, a, y, Tm, beta in, every chunk's state out."""
-    work, chunks = work_of("delta_net", "states")
+    """DeltaNet's walk back: B R, P^T dO, Tm^T dU, Q^T dO and A^T Z for every chunk; b, q, dO, Tm, P in, Z and R out."""
+    work, chunks = work_of("delta_net", "reverse")
     assert work.steps == chunks and work.programs % (B * H) == 0
     states = 2 * B * chunks * H * K * V
     rows = 2 * B * T * H
-    assert states + rows * (K + V) < work.bytes < states + rows * (2 * K + 2 * V + 64) + 4 * B * H * K * V
-    assert work.products >= 2 * B * H * chunks * 64 * K * V
+    assert states + rows * (2 * K + 2 * V) < work.bytes < states + rows * (2 * K + 2 * V + 3 * 64) + 8 * B * H * K * V
+    assert work.products >= 2 * B * H * chunks * 64 * (3 * K * V + 2 * 64 * V)
 
 
 @pytest.mark.parametrize("name", ("gated_delta_net", "linear_attention"))

@@ -37,7 +37,9 @@ class Run:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """A chunk shorter than the plan's may have fewer rows than the plan has runs."""
+        """A chunk shorter than the plan's may have fewer rows than the plan has runs. Inside, tokens are rows."""
+        self.chunk *= self.plan.token_rows
+        self.tokens *= self.plan.token_rows
         self.sizes = {**{n: min(size, self.chunk) for n, size in self.plan.fixed_sizes}, **self.sizes}
 
     @property
@@ -46,7 +48,8 @@ class Run:
 
     def length(self, entry: str, position: int, layout: tuple[str, ...]) -> int:
         if position <= layout.index("H"):
-            table = {"B": self.batch, "T": self.tokens, "H": self.heads, "N": self.chunks, "N+1": self.chunks + 1}
+            tokens = self.tokens // self.plan.token_rows
+            table = {"B": self.batch, "T": tokens, "H": self.heads, "N": self.chunks, "N+1": self.chunks + 1}
             return table[entry]
         if entry.startswith("tiles:"):
             return self.tiles(entry.removeprefix("tiles:"))
@@ -209,9 +212,10 @@ class Program:
 
     # memory
 
-    def block(self, access: Access, tokens: range | None) -> tuple[Tensor, list[Tensor]]:
+    def block(self, access: Access, tensor: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The buffer with batch and head in front, and per remaining dimension the entries of this program's block."""
-        run, tensor = self.run_, self.run_.tensors[access.buffer]
+        run, tokens = self.run_, self.tokens(access)
+        access = replace(access, index=tuple(e for e in access.index if e != "step"))
         assert tensor.dim() == len(access.index), access
         heads = access.index.index("head")
         if "batch" in access.index:
@@ -233,6 +237,33 @@ class Program:
                 entries.append(range(held.start - first, held.stop - first))
         return tensor, [torch.tensor(list(e), dtype=torch.long) for e in entries]
 
+    def row_tensor(self, access: Access) -> Tensor:
+        """The buffer with rows for tokens, where a token has several; zero on those that it has not."""
+        tensor, count = self.run_.tensors[access.buffer], self.run_.plan.token_rows
+        if count == 1 or access.rows is None or "time" not in access.index:
+            return tensor
+        time = access.index.index("time")
+        if access.step is not None:
+            steps, places = tensor.unsqueeze(time + 1), slice(access.step, access.step + 1)
+        else:
+            steps = tensor.movedim(access.index.index("step"), time + 1)
+            places = slice(0, self.run_.plan.steps)
+        shape = list(steps.shape)
+        shape[time + 1] = count
+        rows = tensor.new_zeros(shape)
+        rows.narrow(time + 1, places.start, places.stop - places.start).copy_(steps)
+        return rows.flatten(time, time + 1)
+
+    def keep_rows(self, access: Access, rows: Tensor) -> None:
+        """The buffer's own of the rows."""
+        count, time = self.run_.plan.token_rows, access.index.index("time")
+        rows = rows.unflatten(time, (rows.shape[time] // count, count))
+        if access.step is not None:
+            kept = rows.select(time + 1, access.step)
+        else:
+            kept = rows.narrow(time + 1, 0, self.run_.plan.steps).movedim(time + 1, access.index.index("step"))
+        self.run_.tensors[access.buffer].copy_(kept)
+
     def tokens(self, access: Access) -> range | None:
         if access.rows is None:
             return None
@@ -240,8 +271,8 @@ class Program:
         return range(rows.start + access.shift, rows.stop + access.shift)
 
     def load(self, access: Access) -> Tensor:
-        kept = [e for e in access.index if e not in ("batch", "head")]
-        tensor, entries = self.block(access, self.tokens(access))
+        kept = [e for e in access.index if e not in ("batch", "head", "step")]
+        tensor, entries = self.block(access, self.row_tensor(access))
         for i, (entry, wanted) in enumerate(zip(kept, entries, strict=True)):
             length = tensor.shape[2 + i]
             outside = (wanted < 0) | (wanted >= length)
@@ -261,9 +292,10 @@ class Program:
 
     def store(self, statement: Store) -> None:
         access, value = statement.access, statement.value
-        kept = [e for e in access.index if e not in ("batch", "head")]
+        kept = [e for e in access.index if e not in ("batch", "head", "step")]
         axes = tuple(access.rows if e == "time" else e for e in kept if not self.is_single(e, access))
-        tensor, entries = self.block(access, self.tokens(access))
+        rows = self.row_tensor(access)
+        tensor, entries = self.block(access, rows)
         tile = self.align(value, axes).expand(-1, -1, *(self.extent(a) for a in axes))  # type: ignore[arg-type]
         for i, entry in enumerate(kept):
             if self.is_single(entry, access):
@@ -275,6 +307,8 @@ class Program:
         columns = [e.reshape([-1] + [1] * (len(entries) - 1 - i)) for i, e in enumerate(entries)]
         index = (slice(None), slice(None), *columns)
         tensor[index] = tile.expand(self.run_.batch, self.run_.heads, *tile.shape[2:]).to(tensor.dtype)
+        if rows is not self.run_.tensors[access.buffer]:
+            self.keep_rows(access, rows)
 
     # operations
 
@@ -413,6 +447,14 @@ class Program:
         rows = torch.tensor([t < self.run_.tokens for t in self.range(self.kernel.axis(axis))])
         shape = [1] * (2 + len(value.axes))
         shape[2 + value.axes.index(axis)] = -1
+        return torch.where(rows.reshape(shape), self.full_tile(value), s.attr("fill"))
+
+    def op_on_steps(self, s: Let) -> Tensor:
+        value, axis = s.args[0], s.attr("axis")
+        step = torch.tensor([t % self.run_.plan.token_rows for t in self.range(self.kernel.axis(axis))])
+        shape = [1] * (2 + len(value.axes))
+        shape[2 + value.axes.index(axis)] = -1
+        rows = (step >= s.attr("first")) & (step < s.attr("first") + s.attr("count"))
         return torch.where(rows.reshape(shape), self.full_tile(value), s.attr("fill"))
 
     def op_after(self, s: Let) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from recur.codegen.torch_printer.memory import (
     Form,
     Place,
+    declared_to_rows,
     layout_of,
     lead_first,
     loaded_buffers,
@@ -175,8 +176,10 @@ class Function:
                 lines.append(f"{', '.join(names)}{',' * (len(names) == 1)} = {self.arguments[buffer.name]}.shape")
         if missing:
             raise ValueError(f"{self.plan.stage}: no argument has the dimensions {', '.join(sorted(missing))}")
+        if "T" in used and self.plan.steps > 1:
+            lines.append(f"{self.sizes['T']} *= {self.plan.token_rows}  # a token's rows")
         if "C" in used:
-            lines.append(f"{self.sizes['C']} = {self.plan.chunk}")
+            lines.append(f"{self.sizes['C']} = {(self.plan.chunk or 1) * self.plan.token_rows}")
         if "N" in used:
             lines.append(f"{self.sizes['N']} = -(-{self.sizes['T']} // {self.sizes['C']})")
         lines += [f"{name} = {text}" for name, text in self.captured.items() if name in words]
@@ -250,6 +253,7 @@ class Function:
             if time == "step":
                 text = f"{atom(text)}.transpose(1, 2){cast}"
             else:
+                text = declared_to_rows(text, form, token_first(layout), self.plan.steps)
                 text = f"_chunked({text}, {self.structural('C')}, {dtype})"
         own = self.arguments.get(buffer.name, "")
         if identifier(wanted) == own and text != own and len(self.forms[buffer.name]) == 1:
@@ -271,7 +275,7 @@ class Function:
         if not tile:
             raise ValueError(f"{self.plan.stage}: {buffer.name} is read before any kernel writes it")
         tokens = self.structural("T") if time_part(form) in ("rows", "chunk_step") else ""
-        return tile_to_declared(tile, form, layout_of(buffer), tokens)
+        return tile_to_declared(tile, form, layout_of(buffer), tokens, self.plan.steps)
 
 
 def boundaries(text: str, order: tuple[str, ...], form: Form) -> str:

@@ -70,6 +70,10 @@ class KernelPrinter:
             return self.function.dimension(dim)
         return self.function.structural("C") if axis.kind == "rows" else self.function.dimension(axis.extent)
 
+    @property
+    def token_rows(self) -> int:
+        return self.function.plan.token_rows
+
     def is_rows(self, axis: str) -> bool:
         return any(a.name == axis and a.kind == "rows" for a in self.kernel.axes)
 

@@ -6,6 +6,7 @@ The form of an access says, for each dimension of the buffer's layout, how all p
     rows           tokens as [chunk, row]            step         tokens one by one
     chunk_step     tokens of a chunk one by one      chunk+1      one entry a chunk, that of the next one
     axis           a tile axis, whole                tile         results of an axis' tiles: one, since it is whole
+    own            the rows' steps, one of each row  rows@j       of tokens with several rows, those of step j
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from recur.codegen.torch_printer.tensors import BATCH, CHUNK, HEAD, LEADS, STEP, permuted
-from recur.ir.tile import Access, Buffer, Kernel, Let, Loop, Statement, Store
+from recur.codegen.torch_printer.tensors import BATCH, CHUNK, HEAD, LEADS, STEP, bare, permuted
+from recur.ir.tile import Access, Buffer, Kernel, Let, Loop, Statement, Store, next_power_of_two
 
 Form = tuple[str, ...]
 TIME = ("rows", "step", "chunk_step")
@@ -39,7 +40,10 @@ class Place:
         if entry in ("batch", "head"):
             return entry
         if entry == "time":
-            return self.time(access) + (f"{access.shift:+d}" if access.shift else "")
+            only = "" if access.step is None else f"@{access.step}"
+            return self.time(access) + (f"{access.shift:+d}" if access.shift else "") + only
+        if entry == "step":
+            return "own"
         if entry == "chunk":
             inside = self.on_grid or self.loop == "chunks"
             return ("chunk" if inside else "boundary") + f"{access.chunk_offset:+d}"
@@ -50,7 +54,7 @@ class Place:
         leads: set[str] = set()
         axes: list[str] = []
         for entry, part in zip(access.index, self.form(access), strict=True):
-            kind = part.rstrip("+-0123456789")
+            kind = kind_of(part)
             leads.update({"batch": (BATCH,), "head": (HEAD,), "rows": (CHUNK,), "step": (STEP,), "chunk": (CHUNK,),
                           "chunk_step": (CHUNK, STEP)}.get(kind, ()))  # fmt: skip
             if kind == "rows" and access.rows is not None:
@@ -70,13 +74,29 @@ def parts_of(form: Form) -> tuple[str, ...]:
 
 
 def time_part(form: Form) -> str | None:
-    return next((p.rstrip("+-0123456789") for p in form if p.startswith(TIME)), None)
+    return next((kind_of(p) for p in form if p.startswith(TIME)), None)
+
+
+def kind_of(part: str) -> str:
+    """A part without its shift and step."""
+    return part.partition("@")[0].rstrip("+-0123456789")
+
+
+def step_of(form: Form) -> str | None:
+    """The one step of tokens that the form has rows of."""
+    return next((p.partition("@")[2] for p in form if "@" in p), None)
+
+
+def own_dim(form: Form, layout: tuple[str, ...]) -> str | None:
+    """The dimension of the layout along which a token's steps lie."""
+    parts = parts_of(form)
+    return layout[parts.index("own")] if "own" in parts else None
 
 
 def lead_first(layout: tuple[str, ...], form: Form) -> tuple[str, ...]:
     """The layout's dimensions as a tile without tokens has them: batch, head, chunk, then axes."""
     rank = {"batch": 0, "head": 1, "chunk": 2}
-    ranked = [(rank.get(p.rstrip("+-0123456789"), 3), i) for i, p in enumerate(parts_of(form))]
+    ranked = [(rank.get(kind_of(p), 3), i) for i, p in enumerate(parts_of(form))]
     return tuple(layout[i] for _, i in sorted(ranked))
 
 
@@ -84,13 +104,26 @@ def token_first(layout: tuple[str, ...]) -> tuple[str, ...]:
     return ("B", "T", "H", *(d for d in layout if d not in ("B", "T", "H")))
 
 
-def tile_to_declared(text: str, form: Form, layout: tuple[str, ...], tokens: str) -> str:
-    """A tile of ``form`` in the buffer's layout."""
+def tile_to_declared(text: str, form: Form, layout: tuple[str, ...], tokens: str, steps: int = 1) -> str:
+    """A tile of ``form`` in the buffer's layout. ``tokens``: how many rows; ``steps``: of a token."""
     time = time_part(form)
     if time is None:
         return permuted(text, lead_first(layout, form), layout)
     text = f"{text}.transpose(1, 2)" if time == "step" else f"_tokens({text}, {tokens})"
+    own, step = own_dim(form, layout), step_of(form)
+    if own is not None:
+        text = f"_split_steps({text}, {steps}, {token_first(layout).index(own)})"
+    elif step is not None:
+        text = f"{text}[:, {step}::{next_power_of_two(steps)}]"
     return permuted(text, token_first(layout), layout)
+
+
+def declared_to_rows(text: str, form: Form, layout: tuple[str, ...], steps: int) -> str:
+    """What lies in the layout B, T, H, ... with a token for each row."""
+    own, step = own_dim(form, layout), step_of(form)
+    if own is not None:
+        return f"_joined_steps({bare(text)}, {layout.index(own)})"
+    return text if step is None else f"_at_step({bare(text)}, {step}, {steps})"
 
 
 def accesses(kernels: Iterable[Kernel]) -> Iterator[tuple[Access, Place]]:

@@ -26,6 +26,9 @@ class Sizes(Protocol):
 
     def is_rows(self, axis: str) -> bool: ...
 
+    @property
+    def token_rows(self) -> int: ...
+
     def inside(self, axis: str) -> Tensor:
         """Which rows hold a token."""
         ...
@@ -425,6 +428,16 @@ def valid(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(text, dims, x.is_complex, x.is_bool)
 
 
+def on_steps(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis, x, fill = str(let.attr("axis")), args[0], number(let.attr("fill"))
+    first, count = int(str(let.attr("first"))), int(str(let.attr("count")))
+    mask = Tensor(f"_on_steps({sizes.size(axis)}, {sizes.token_rows}, {first}, {count}, {sizes.device})", (axis,))
+    dims = union_dims((*x.dims, axis), x, mask)
+    x = tensor_of(x, sizes) if x.is_number else x
+    text = f"torch.where({aligned(mask, dims)}, {bare(aligned(x, dims))}, {fill})"
+    return Tensor(text, dims, x.is_complex, x.is_bool)
+
+
 def inverse(let: Let, args: Args, sizes: Sizes) -> Tensor:
     pair = (str(let.attr("row")), str(let.attr("column")))
     x = whole(args[0], pair, sizes)
@@ -472,7 +485,7 @@ OPERATIONS: dict[str, Operation] = {
     "cumsum": cumsum, "scan": scan, "prescan": prescan, "maxprescan": prescan,
     "resume": resume, "maxresume": resume, "inverse": inverse,
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
-    "rename": rename, "expand": expand, "after": after, "valid": valid,
+    "rename": rename, "expand": expand, "after": after, "valid": valid, "on_steps": on_steps,
     "middle": middle, "right": right, "apart": apart, "rounded": rounded,
 }  # fmt: skip
 

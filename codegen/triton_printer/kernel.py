@@ -10,7 +10,16 @@ from recur.codegen.torch_printer.loops import defines, uses
 from recur.codegen.triton_printer.complex_numbers import Pair
 from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.inlining import inlinable_values
-from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, print_tuple, safe_name
+from recur.codegen.triton_printer.layout import (
+    BufferDim,
+    Layout,
+    TileAxis,
+    align,
+    print_tuple,
+    safe_name,
+    step_name,
+    token_name,
+)
 from recur.codegen.triton_printer.names import name_values
 from recur.codegen.triton_printer.operations import OperationPrinter, is_reverse, middle_row
 from recur.codegen.triton_printer.padding import infer_padding
@@ -97,9 +106,15 @@ class KernelPrinter:
         self.loads: dict[str, Access] = {}
         self.unseen: set[str] = set()  # buffers of which threads have not seen what others have stored
         self.placed = placed_values(kernel)
+        self.token_rows = config.token_rows
         self.lines: list[Line] = []
         self.buffers: list[str] = []
         self.depth = 1
+
+    @property
+    def tokens(self) -> str:
+        """How many tokens a chunk holds."""
+        return self.words["C"] if self.token_rows == 1 else f"({self.words['C']} // {self.token_rows})"
 
     # the frame
 
@@ -132,7 +147,7 @@ class KernelPrinter:
         )
 
     def _constants(self, words: set[str]) -> tuple[tuple[str, int], ...]:
-        values = {**self.layout.sizes, self.words["C"]: self.config.chunk}
+        values = {**self.layout.sizes, self.words["C"]: self.config.rows}
         values |= {a.block_name: a.block for a in self.layout.axes.values() if not a.block_name.isdigit()}
         return tuple((name, value) for name, value in values.items() if name in words)
 
@@ -147,7 +162,7 @@ class KernelPrinter:
 
     def _print_grid(self) -> None:
         """The last entry of the grid varies fastest, so programs that read the same tokens run together."""
-        chunks = f"tl.cdiv({self.words['T']}, {self.words['C']})"
+        chunks = f"tl.cdiv({self.words['T']}, {self.tokens})"
         if self.launch.relay:
             self._print_step_of_walk(chunks)
             rest = "walk"
@@ -195,6 +210,9 @@ class KernelPrinter:
         if name == self._innermost() and self.launch.vector:
             lanes = f"tl.max_contiguous({lanes}, {min(self.launch.vector, axis.block)})"
         self._define(axis.index, lanes)
+        if axis.root.kind == "rows" and self.token_rows > 1:
+            self._define(token_name(axis), f"{axis.index} // {self.token_rows}")
+            self._define(step_name(axis), f"{axis.index} % {self.token_rows}")
         if axis.extent is not None and axis.padded:
             self._define(axis.mask, f"{axis.index} < {axis.extent_name}")
 
@@ -208,7 +226,14 @@ class KernelPrinter:
                 self._define_rows_mask(axis)
 
     def _define_rows_mask(self, axis: TileAxis) -> None:
-        self._define(axis.mask, f"{axis.index} < {self.words['T']} - chunk * {self.words['C']}")
+        """Which rows hold a token; where it has several, one for each of its steps."""
+        tokens = f"{self.words['T']} - chunk * {self.tokens}"
+        if self.token_rows == 1:
+            self._define(axis.mask, f"{axis.index} < {tokens}")
+            return
+        inside = f"{axis.index} < ({tokens}) * {self.token_rows}"
+        is_padded = self.config.steps < self.token_rows
+        self._define(axis.mask, f"({inside}) & ({step_name(axis)} < {self.config.steps})" if is_padded else inside)
 
     # statements
 
@@ -323,7 +348,7 @@ class KernelPrinter:
         if loop.over == "chunks":
             index, count = "chunk", self.words["N"]
         elif loop.over == "levels":
-            index, count = "level", str((self.config.chunk - 1).bit_length())
+            index, count = "level", str((self.config.rows - 1).bit_length())
         elif loop.over == "segments":
             index, count = "segment", self.words["G"]
         elif loop.over == "tiles":
@@ -442,24 +467,33 @@ class KernelPrinter:
             base = " + ".join(part for part in (base, scalar) if part)
             if tile_axis is not None:
                 stride = " * ".join(self._count(d) for d in dims[position + 1 :] if self._count(d) != "1")
-                index = rows.get(tile_axis, self.layout.axes[tile_axis].index)
+                index = rows.get(tile_axis) or self._lanes(tile_axis, entry)
                 if index == "0":
                     continue
                 index = align(index, (tile_axis,), axes) if tile_axis in axes else index
                 offsets.append(f"{index} * ({stride})" if " " in stride else f"{index} * {stride}" if stride else index)
         return ([base] if base else []), offsets
 
+    def _lanes(self, tile_axis: str, entry: str) -> str:
+        """The indices of a tile's axis into a buffer: of rows their tokens or steps, where tokens have several rows."""
+        axis = self.layout.axes[tile_axis]
+        if self.token_rows > 1 and entry in ("time", "step"):
+            return token_name(axis) if entry == "time" else step_name(axis)
+        return axis.index
+
     def _entry(self, access: Access, entry: str) -> tuple[str, str | None]:
         """An index entry's scalar part and tile axis."""
         shift = f" {'-' if access.shift < 0 else '+'} {abs(access.shift)}" if access.shift else ""
         if entry == "time" and access.rows is not None:
-            return f"chunk * {self.words['C']}{shift}", access.rows
+            return f"chunk * {self.tokens}{shift}", access.rows
         if entry == "time":
             return f"token{shift}", None
         if entry == "chunk":
             return f"chunk + {access.chunk_offset}" if access.chunk_offset else "chunk", None
         if entry in ("batch", "head", "segment"):
             return entry, None
+        if entry == "step":
+            return "", access.rows
         if entry.startswith("tile:"):
             single = self._tiles(entry) == 1
             return ("" if single else self._tile_index(entry)), None
@@ -486,8 +520,10 @@ class KernelPrinter:
         own = {a for a in access.index if a in axes and self.layout.axes[a].root.kind == "rows"}
         padded = [a for a in axes if self.layout.axes[a].padded and a not in own]
         masks = [align(self.layout.axes[a].mask, (a,), axes) for a in padded]
+        if access.step is not None and access.rows is not None:
+            masks.append(align(f"({step_name(self.layout.axes[access.rows])} == {access.step})", (access.rows,), axes))
         if access.shift:
-            token = f"chunk * {self.words['C']} + {self.layout.axes[access.rows].index}" if access.rows else "token"
+            token = f"chunk * {self.tokens} + {self._lanes(access.rows, 'time')}" if access.rows else "token"
             beyond = (
                 f"({token} >= {-access.shift})"
                 if access.shift < 0

@@ -146,7 +146,7 @@ class Layout:
 
     def _tile_axis(self, name: str, word: str, root: Axis, in_dot: bool) -> TileAxis:
         if root.kind == "rows":
-            chunk, is_whole = self.config.chunk, root.place == "whole"
+            chunk, is_whole = self.config.rows, root.place == "whole"
             block = chunk if is_whole else dict(self.config.launch(self.kernel.name).blocks)[root.name]
             return TileAxis(name, word, root, block, self.words["C" if is_whole else "R"], None, self.words["T"], chunk)
         extent = extent_size(root.extent, self.sizes)
@@ -194,6 +194,16 @@ def align(tile: str, axes: tuple[str, ...], to: tuple[str, ...]) -> str:
     if axes == to or not axes:
         return tile
     return f"{tile}[{', '.join(':' if a in axes else 'None' for a in to)}]"
+
+
+def token_name(axis: TileAxis) -> str:
+    """The variable that holds the rows' tokens, counted from the chunk's start."""
+    return f"token_{axis.word}"
+
+
+def step_name(axis: TileAxis) -> str:
+    """The variable that holds the rows' numbers among those of their tokens."""
+    return f"step_{axis.word}"
 
 
 def _words(sizes: Mapping[str, int]) -> dict[str, str]:

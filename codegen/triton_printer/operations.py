@@ -10,7 +10,7 @@ from recur.codegen.triton_printer import complex_numbers
 from recur.codegen.triton_printer.complex_numbers import Pair
 from recur.codegen.triton_printer.config import is_matrix_product
 from recur.codegen.triton_printer.inlining import LONGEST
-from recur.codegen.triton_printer.layout import Layout, align
+from recur.codegen.triton_printer.layout import Layout, align, step_name
 from recur.codegen.triton_printer.padding import Fill, Fills
 from recur.codegen.triton_printer.values import Tile, Values, bare
 from recur.ir.tile import Let, Value
@@ -417,18 +417,28 @@ class OperationPrinter(Values):
             parts = Pair(parts.re, self.masked(let.args[0], (axis,)).im)
         return self.bind(let.out, parts)
 
+    def _print_on_steps(self, let: Let) -> list[str]:
+        axis, axes = str(let.attr("axis")), self.layout.order(let.args[0].axes)
+        first, count, fill = int(let.attr("first")), int(let.attr("count")), number(float(let.attr("fill")))  # type: ignore[arg-type]
+        step = step_name(self.layout.axes[axis])
+        rows = f"{step} == {first}" if count == 1 else f"({step} >= {first}) & ({step} < {first + count})"
+        mask = align(f"({rows})", (axis,), axes)
+        return self.bind(let.out, self.aligned(let.args[0], axes).map(lambda part: f"tl.where({mask}, {part}, {fill})"))
+
     def _print_inverse(self, let: Let) -> list[str]:
+        """Where what is inverted gets rounded to 16 bits, three products of bfloat16 parts err less than that does."""
         lower = let.args[0]
         row, column = str(let.attr("row")), str(let.attr("column"))
         wild = self.unclean(lower, (row, column), Fill.FINITE)
         axis = self.layout.axes[row]
         levels = axis.block.bit_length() - 1
-        precision = "ieee" if axis.block <= IEEE_SIDE else "tf32x3"
+        precise = '"tf32x3" if DOT == tl.float32 else "bf16x3"'
+        precision = '"ieee"' if axis.block <= IEEE_SIDE else precise
         flipped = self.tile(lower).axes != (row, column)
         text = transposed(self.masked(lower, wild).re, flipped)
         return self.bind(
             let.out,
-            Pair(transposed(f'_unit_lower_inverse({text}, {axis.block_name}, {levels}, "{precision}")', flipped)),
+            Pair(transposed(f"_unit_lower_inverse({text}, {axis.block_name}, {levels}, {precision})", flipped)),
         )
 
     def _print_eye(self, let: Let) -> list[str]:

@@ -213,7 +213,7 @@ class StagePrinter:
         if dim.kind in COUNT_KINDS:
             return self.counts[COUNT_KINDS[dim.kind]]
         if dim.kind == "rows":
-            return str(self.config.chunk)
+            return str(self.config.rows)
         if dim.kind == "tiles":
             return str(self._tiles(dim.name, buffer))
         return dim.name if dim.name.isdigit() else str(self.sizes[dim.name])

@@ -49,7 +49,7 @@ def count_work(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) 
         "chunks": -(-chunks // extent.segments) if "segment" in kernel.grid else chunks,
         "segments": extent.segments,
         "steps": config.chunk if "chunk" in kernel.grid else extent.tokens,
-        "levels": config.chunk.bit_length() - 1,
+        "levels": config.rows.bit_length() - 1,
     }
 
     def trips_of(loop: Loop) -> int:
@@ -85,7 +85,7 @@ def _bytes(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) -> f
     chunks = -(-extent.tokens // config.chunk)
     counts = {
         "batch": extent.batch, "time": extent.tokens, "head": extent.heads, "segments": extent.segments,
-        "chunks": chunks, "boundaries": chunks + 1, "rows": config.chunk,
+        "chunks": chunks, "boundaries": chunks + 1, "rows": config.rows,
     }  # fmt: skip
     total = 0.0
     for name in {access.buffer for access in accesses_of(kernel)}:

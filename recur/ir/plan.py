@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recur.ir.tile import Buffer, Kernel
+from recur.ir.tile import Buffer, Kernel, next_power_of_two
 
 Strategy = Literal["associative_scan", "chunkwise", "tiled", "sequential", "newton"]
 STRATEGIES: tuple[Strategy, ...] = ("associative_scan", "chunkwise", "tiled", "sequential", "newton")
@@ -66,6 +66,7 @@ class Plan:
     ``fused``       dims that stand for several, row-major: each with its dims; ``fixed_sizes``: sizes no tensor tells
     ``folded``      dims that kernels take for heads: H runs over all pairs of a head and their entries, row-major
     ``views``       tensors whose dims differ by these two, with the caller's own dims (what follows B, T and H)
+    ``steps``       of a token, each with a row of its own in chunks (see interleave): a chunk holds ``chunk`` tokens
     ``limits``      why one program's tiles do not fit a GPU, for a backend that has programs; mostly empty
     """
 
@@ -82,12 +83,24 @@ class Plan:
     gradients: tuple[Gradient, ...]
     cost: Cost
     chunk: int | None = None
+    steps: int = 1
     notes: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     fixed_sizes: tuple[tuple[str, int], ...] = field(default=())
     fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
     folded: tuple[str, ...] = ()
     views: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def token_rows(self) -> int:
+        """The rows that a chunk has for a token: a power of two."""
+        return next_power_of_two(self.steps)
+
+    @property
+    def chunk_size(self) -> str:
+        """What a chunk holds, in words; empty where there are none."""
+        each = f" with {self.steps} rows each" if self.steps > 1 else ""
+        return f"chunks of {self.chunk} tokens{each}" if self.chunk else ""
 
     def buffer(self, name: str) -> Buffer:
         groups = (self.arguments, self.initial, self.results, self.final, self.saved, self.workspace)

@@ -22,7 +22,7 @@ def format_adjoints(plans: Iterable[Plan]) -> str:
 
 
 def format_plan(plan: Plan) -> list[str]:
-    lines = [f"stage {plan.stage}: {plan.strategy}" + (f", chunks of {plan.chunk} tokens" if plan.chunk else "")]
+    lines = [f"stage {plan.stage}: {plan.strategy}" + (f", {plan.chunk_size}" if plan.chunk else "")]
     if plan.fixed_sizes:
         lines.append(f"  sizes {', '.join(f'{name} = {size}' for name, size in plan.fixed_sizes)}")
     lines += [f"  # {note}" for note in plan.notes]
@@ -148,7 +148,8 @@ def _format_access(access: Access) -> str:
     def place(index: str) -> str:
         if index == "time":
             rows = access.rows or "step"
-            return f"time {rows}{access.shift:+d}" if access.shift else f"time {rows}"
+            only = "" if access.step is None else f" at step {access.step}"
+            return f"time {rows}{access.shift:+d}{only}" if access.shift else f"time {rows}{only}"
         return f"chunk{access.chunk_offset:+d}" if index == "chunk" and access.chunk_offset else index
 
     return f"{access.buffer}[{', '.join(place(i) for i in access.index)}]"

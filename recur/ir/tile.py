@@ -6,7 +6,8 @@ decide orders, padding and data types: values are float32 (float64 where the inp
 `weigh` may round their operands to the kernel's operand type. A program holds tokens
 
 * as rows: an axis of kind "rows" is the block of `C` tokens of the current chunk (chunk n holds tokens n C + row), or
-  a tile of R of them, where chunks are longer than what a tile holds (rows r R ... r R + R - 1 of the chunk), or
+  a tile of R of them, where chunks are longer than what a tile holds (rows r R ... r R + R - 1 of the chunk); in a plan
+  whose tokens have several steps, each has a row for every step, padded to a power of two, or
 * one at a time, inside a loop over steps, with no axis at all.
 
 Tokens past the end read as zero and are not stored. Padding of an axis is the printer's business: a reduction or a
@@ -46,6 +47,7 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
                                     last row before the middle of its block; whether a row is in the right half of its
                                     block; whether two rows are in the two halves of one block
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
+    on_steps x (axis, first, count, fill)   x on those rows of each token, `fill` on its others
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
     select (fused, part, outer, inner)  one where the index of `fused`, which runs over all combinations of the axes
                                     outer, part, inner, row-major, has the index of `part`
@@ -100,8 +102,10 @@ class Access:
     "segment"           the current segment's index: the program's, or the loop's over segments
     an axis name        that tile axis
     "tile:X"            the index of this program's tile of axis X (for partial results)
+    "step"              the row's number among its token's, where tokens have a row for each of several steps
 
-    ``shift`` is added to the token: -1 reads the previous one.
+    ``shift`` is added to the token: -1 reads the previous one. ``step``: the only row of a token's several that the
+    buffer has; the others read as zero and are not stored.
     """
 
     buffer: str
@@ -109,6 +113,7 @@ class Access:
     rows: str | None = None
     shift: int = 0
     chunk_offset: int = 0
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,8 @@ class Kernel:
     `role`, `equations`: what the kernel does, and the mathematics that its body implements, a line each, for the header
     of the printed kernel.
     `widths`: for axes in tiles on the grid, the widths with which the body's tiles fit `warps` warps' registers, where
-    the strategy knows them; `stages`: how many chunks a walk then has in flight. ``joins_segments``: it is launched
+    the strategy knows them; `registers`: a thread's at most, so that more programs share a multiprocessor (0: as many
+    as the compiler takes); `stages`: how many chunks a walk then has in flight. ``joins_segments``: it is launched
     only where the sequence has several segments.
     """
 
@@ -218,6 +224,7 @@ class Kernel:
     widths: tuple[tuple[str, int], ...] = ()
     warps: int | None = None
     stages: int = 2
+    registers: int = 0
     joins_segments: bool = False
 
     def axis(self, name: str) -> Axis:

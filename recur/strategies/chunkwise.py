@@ -18,11 +18,11 @@ backward    epilogue         cotangents of the readouts (only where results are 
             reverse_starts
   passes    vector_reverse   walks back with the vectors' R
             query, value, key, gate gradients: three walks and a sum; see passes.py
-  others    states           walks again, leaving S at every chunk's start
+  others    states           walks again, leaving S at every chunk's start (where the forward walk has not left it)
             reverse          walks back, leaving R at every chunk's end, and Z
-            gradients        every coefficient's cotangent, pulled back to the inputs: one kernel, or two where E is
-                             left in memory between them: value_gradients first (stored; key_gradients.py) or
-                             pair_gradients (every write has read the state; solved_gradients.py)
+            gradients        every coefficient's cotangent, pulled back to the inputs: in one kernel (for writes that
+                             have read the state, in tiles of the key dims: solved_gradients.py), or in two with E in
+                             memory between them, value_gradients first (stored; key_gradients.py)
   both      rows_gradient    the cotangents of kept rows, pulled back to the inputs (passes, stored)
 """
 
@@ -46,6 +46,7 @@ from recur.strategies.chunk.gradients import (
     emit_gradients,
     emit_reverse_walk,
 )
+from recur.strategies.chunk.interleave import infer_steps, interleave
 from recur.strategies.chunk.kept_scales import scale_buffers
 from recur.strategies.chunk.kernels import (
     STATE_EQUATION,
@@ -83,11 +84,7 @@ from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_grad
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes
-from recur.strategies.chunk.solved_gradients import (
-    emit_pair_gradients,
-    emit_vector_gradients,
-    takes_solved_gradients,
-)
+from recur.strategies.chunk.solved_gradients import emit_solved_gradients, takes_solved_gradients
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
 from recur.strategies.chunk.weights import emit_weights, infer_weights, weight_buffers, weighted_chunk
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
@@ -107,7 +104,15 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     if isinstance(shape, Reject):
         return shape
     shape = prepare_passes(shape) if takes_passes(shape) else shape
-    ledger = Ledger()
+    ledger, steps = Ledger(), infer_steps(shape)
+    if steps is None:
+        return plan_chunks(normal, shape, ledger)
+    single = plan_chunks(normal, steps.shape, ledger)
+    return interleave(replace(single, cost=modelled_cost(shape, single.chunk or CHUNK)), steps, ledger.entries)
+
+
+def plan_chunks(normal: NormalForm, shape: Shape, ledger: Ledger) -> Plan:
+    """The plan of a stage in chunks of rows; a token has one of them."""
     schedule = schedule_for(shape)
     forward, backward, kept = schedule(shape, ledger)
     arguments = ordered_arguments(shape)
@@ -125,7 +130,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
         forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
         backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
-        cost=modelled_cost(shape),
+        cost=modelled_cost(shape, chunk_length(shape)),
         chunk=chunk_length(shape),
         fixed_sizes=shape.fixed_sizes,
         fused=shape.fused,
@@ -151,15 +156,13 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, chunk_of)))
+    forward.append(fit_walk(shape, emit_walk(shape, chunk_of, keep_states=keeps_states(shape))))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += starting_kernels(shape, chunk_of, adjoint=True)
-    backward.append(fit_walk(shape, emit_states(shape, chunk_of)))
+    backward += [] if keeps_states(shape) else [fit_walk(shape, emit_states(shape, chunk_of))]
     backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
     if takes_solved_gradients(shape):
-        length = chunk_length(shape)
-        backward.append(emit_pair_gradients(shape, ledger.buffer_of, length))
-        backward.append(emit_vector_gradients(shape, ledger.buffer_of, length))
+        backward.append(emit_solved_gradients(shape, ledger.buffer_of, chunk_length(shape)))
     else:
         backward.append(emit_gradients(shape, ledger.buffer_of))
     return forward, backward, ()
@@ -269,6 +272,7 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     buffers += weight_buffers(shape)
     buffers += [kept_states(shape, f) for f in shape.pass_forms if not f.value]
+    buffers += [kept_states(shape, f) for f in shape.forms] if keeps_states(shape) else []
     if has_stored_key_side(shape):
         buffers += key_side_buffers(shape)
     elif not shape.splits:
@@ -285,6 +289,14 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
             for x in readout_leaves(shape)
         ]
     return tuple(buffers)
+
+
+def keeps_states(shape: Shape) -> bool:
+    """Whether the forward walk leaves every chunk's states for the backward pass.
+
+    A second walk, by one program for a whole sequence, takes longer than writing them does.
+    """
+    return not shape.splits and not has_stored_key_side(shape)
 
 
 def kept_states(shape: Shape, form: MatrixForm) -> Buffer:
@@ -309,7 +321,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers += own_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         states = kept_states(shape, form)
-        if form.value or not shape.pass_forms:
+        if (form.value or not shape.pass_forms) and not keeps_states(shape):
             buffers.append(states)
         buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
@@ -367,10 +379,9 @@ class Ledger:
         return tuple(line(x) for x in arguments if x in self.entries)
 
 
-def modelled_cost(shape: Shape) -> Cost:
+def modelled_cost(shape: Shape, chunk: int) -> Cost:
     """Per token and head, forward: products of the chunk equations, and each tensor once."""
     sizes = dict(shape.sizes)
-    chunk = chunk_length(shape)
     flops = 0.0
     for form in shape.forms:
         k = entries(form.key, sizes)
