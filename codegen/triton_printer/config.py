@@ -159,8 +159,13 @@ def functions_before(scans: Sequence[Let], kernel: Kernel) -> int:
     for s in reversed(list(statements_of(kernel.body))):
         if isinstance(s, Let) and needed & {out.name for out in s.outs}:
             needed |= {v.name for v in s.args}
-            count += s.op in OPERATORS and OPERATORS[s.op].symbol is None
+            count += is_function(s)
     return count
+
+
+def is_function(let: Let) -> bool:
+    """Whether an operation costs many instructions, as an exponential does."""
+    return let.op in OPERATORS and OPERATORS[let.op].symbol is None
 
 
 def is_relayed(kernel: Kernel) -> bool:

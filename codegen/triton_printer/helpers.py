@@ -58,7 +58,7 @@ def _prescan{suffix}(steps, RUNS: tl.constexpr, reverse: tl.constexpr = False):
         order = -tl.arange(0, RUNS) + (RUNS - 1) if reverse else tl.arange(0, RUNS)
         runs, before = _scan_rows{suffix}(_gathered(runs, order, (RUNS, W)))
         before = _gathered(before, order, (RUNS, W))
-    return before + _picked(runs, (tl.arange(0, RUNS) == RUNS - 1)[:, None], 0)
+    return before + _reshaped(_gathered(runs, tl.full((1,), RUNS - 1, tl.int32), (1, W)), (W,))
 ''',
         f"_resume{suffix}": f'''
 @triton.jit
