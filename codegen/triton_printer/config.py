@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from recur.ir.plan import Plan
 from recur.ir.tile import Axis, Kernel, Let, Loop, Statement, Value, next_power_of_two
 from recur.operators import OPERATORS
-from recur.strategies.associative_scan import VECTOR
+from recur.strategies.elementwise_scan import VECTOR
 
 DEFAULT_CHUNK = 64
 DOT_TILE = 8192  # elements of the largest tile of a kernel of matrix products: 64 registers a thread in four warps
@@ -17,6 +17,7 @@ SCAN_TILE = 2048  # the same for elementwise kernels, which hold many tiles at o
 WIDEST_BLOCK = 128
 ROW_TILE = 32  # tokens in a tile of rows of a longer chunk: with 64, products of pairs read registers on Hopper
 PRESCANS = ("prescan", "maxprescan")
+SCANS = (*PRESCANS, "resume", "maxresume")
 SCAN_REGISTERS = 128  # of a thread of a forward scan of one state: four programs of four warps a multiprocessor
 CHEAP_FUNCTIONS = 1  # so many are computed twice rather than held
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
@@ -170,7 +171,7 @@ def is_function(let: Let) -> bool:
 
 def is_relayed(kernel: Kernel) -> bool:
     loops = [s for s in kernel.body if isinstance(s, Loop)]
-    return len(loops) == 1 and bool(loops[0].carries) and "chunk" not in kernel.grid
+    return len(loops) == 1 and bool(loops[0].carries) and not {"chunk", "segment"} & set(kernel.grid)
 
 
 def rows_of(axis: Axis, chunk: int) -> int:
