@@ -150,7 +150,7 @@ def scan_launch(kernel: Kernel, sizes: Mapping[str, int]) -> Launch:
                       for s in statements_of(kernel.body))  # fmt: skip
     anew = relay and is_backward and functions_before(scans, kernel) <= CHEAP_FUNCTIONS
     registers = SCAN_REGISTERS if whole == 1 and len(scans) == 1 and not is_backward else 0
-    return Launch(kernel.widths, kernel.warps, 2, VECTOR if whole == 1 else 0, relay, anew, registers)
+    return Launch(kernel.widths, kernel.warps, kernel.stages, VECTOR if whole == 1 else 0, relay, anew, registers)
 
 
 def functions_before(scans: Sequence[Let], kernel: Kernel) -> int:

@@ -209,6 +209,12 @@ def _compose_max(g1, m1, g2, m2):
     """First m -> max(m + g1, m1), then m -> max(m + g2, m2)."""
     return g1 + g2, tl.maximum(m1 + g2, m2)
 ''',
+    "_held": '''
+@triton.jit
+def _held(x):
+    """x itself: where threads share it, Triton would hand round what was loaded, and each thread widen its copy."""
+    return tl.sum(x[None], 0)
+''',
     "_in_runs": '''
 @triton.jit
 def _in_runs(C: tl.constexpr, RUNS: tl.constexpr):

@@ -33,7 +33,7 @@ class Regrouping:
         self.roots = [done[root] for root in roots]
 
     def regrouped(self, node: Node) -> Node:
-        if node.op == "mul":
+        if is_product(node):
             return self.product(factors_of(node))
         if node.op in ("contract", "sum"):
             return self.summed(node)
@@ -78,9 +78,14 @@ class Regrouping:
         return self.fixed[node]
 
 
+def is_product(node: Node) -> bool:
+    """Also a contraction over nothing, the tensor product."""
+    return node.op == "mul" or (node.op == "contract" and not node.attrs[0])
+
+
 def factors_of(node: Node) -> list[Node]:
     """Nodes whose product it is."""
-    if node.op == "mul":
+    if is_product(node):
         return [f for a in node.args for f in factors_of(a)]
     if node.op == "neg":
         return [const(-1), *factors_of(node.args[0])]

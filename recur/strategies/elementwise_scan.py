@@ -227,14 +227,17 @@ class Scan:
 
     def emit_steps(self, b: Builder, values: dict[Node, Value]) -> list[tuple[Value, Value]]:
         """Loads the chunk's inputs, and returns every state's coefficients at all rows."""
-        tokens = [n for n in self.arguments if n.attrs[0] != "param"]
-        self.frame.load_leaves(b, self.large_params + tokens, values)
+        self.load_tokens(b, values)
         steps = []
         for i, s in enumerate(self.states):
             axes = self.frame.token_axes(s.dims)
             a, x = emit_nodes(b, self.coefficients[2 * i : 2 * i + 2], values)
             steps.append((b.expand(a, axes, "a"), b.expand(x, axes, "x")))
         return steps
+
+    def load_tokens(self, b: Builder, values: dict[Node, Value]) -> None:
+        tokens = [n for n in self.arguments if n.attrs[0] != "param"]
+        self.frame.load_leaves(b, self.large_params + tokens, values)
 
     def emit_states(
         self, b: Builder, values: dict[Node, Value], steps: Sequence[tuple[Value, Value]], starts: Sequence[Value],
@@ -366,6 +369,7 @@ class ElementwiseScan(Scan):
         """One state's reverse scan: gives lambda to ``values`` and returns mu at the chunk's first token."""
         rows, name = self.rows, self.forms[which].state
         a, g, drive = self.emit_reach(b, values, which)
+        a, drive = self.emit_valid(b, a, drive)
         names = ("mu_decay", "mu_own")
         decay, own, decay_all, own_all = b.prescan(a, drive, rows, self.runs, names=names, reverse=True)
         end = b.add(own_all, b.mul(decay_all, mu), name=f"d_{name}_start")
@@ -376,7 +380,7 @@ class ElementwiseScan(Scan):
         return end
 
     def emit_reach(self, b: Builder, values: dict[Node, Value], which: int) -> tuple[Value, Value, Value]:
-        """conj(a_t), g_t and conj(a_t) g_t + s_t; the first and the last of no step at all past the sequence's end."""
+        """conj(a_t), g_t and conj(a_t) g_t + s_t."""
         adjoint = self.adjoint
         axes = self.frame.token_axes(self.forms[which].dims)
         conjugate = apply("conj", self.coefficients[2 * which])
@@ -386,7 +390,7 @@ class ElementwiseScan(Scan):
         if not operands.is_zero(adjoint.state[which]):
             s = emit_nodes(b, [adjoint.state[which]], values)[0]
             drive = b.add(drive, b.expand(s, axes, "s"), name="reach")
-        return b.valid(a, self.rows, 1.0), g, b.valid(drive, self.rows)
+        return a, g, drive
 
     def emit_gradients(self, b: Builder, values: dict[Node, Value]) -> None:
         """Stores the inputs' gradients, and the chunk's part of the params'.

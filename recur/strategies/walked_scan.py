@@ -28,11 +28,14 @@ from recur.strategies import operands
 from recur.strategies.chunk.segments import segment_access
 from recur.strategies.elementwise_scan import ADJOINT_EQUATIONS, Adjoint, ElementwiseScan
 from recur.strategies.operands import Frame
+from recur.strategies.past_end import emit_no_step, varies
 from recur.strategies.pointwise import emit_nodes
 
 FEWEST_STATES, MOST_STATES = 8, 32  # of a channel, for which the walk is the faster schedule and fits registers
 THREAD_ENTRIES = 128  # of a tile of states: the states of a chunk's tokens
 CHANNELS = 32  # of a program: one warp
+BACKWARD_CHANNELS = 16  # the same backward, where a thread holds half of a channel's states, of several kinds
+STAGES = 4  # chunks in flight: one warp a scheduler has nothing else to wait with
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,10 @@ class WalkedScan(ElementwiseScan):
 
     @cached_property
     def widths(self) -> tuple[tuple[str, int], ...]:
-        return operands.fit_tiles(1, self.frame.tiled, self.sizes, CHANNELS // 4)[0]
+        return self.tiles_of(CHANNELS)
+
+    def tiles_of(self, channels: int) -> tuple[tuple[str, int], ...]:
+        return operands.fit_tiles(1, self.frame.tiled, self.sizes, channels // 4)[0]
 
     @cached_property
     def run_count(self) -> int:
@@ -150,7 +156,32 @@ class WalkedScan(ElementwiseScan):
 
     def walk_kernel(self, name: str, b: Builder, equations: tuple[str, ...], joins_segments: bool = False) -> Kernel:
         kernel = super().kernel(name, b, equations)
-        return replace(kernel, grid=self.per_segment.grid, joins_segments=joins_segments)
+        return replace(kernel, grid=self.per_segment.grid, stages=STAGES, joins_segments=joins_segments)
+
+    # no step past the sequence's end
+
+    def load_tokens(self, b: Builder, values: dict[Node, Value]) -> None:
+        super().load_tokens(b, values)
+        for i, node in enumerate(self.coefficients):
+            if varies(node):
+                emit_no_step(b, node, self.no_step[i % 2], self.rows, values)
+
+    def load_cotangents(self, b: Builder, values: dict[Node, Value]) -> None:
+        super().load_cotangents(b, values)
+        for node in self.adjoint.next:
+            if varies(node):
+                emit_no_step(b, node, 0.0, self.rows, values)
+
+    def emit_steps(self, b: Builder, values: dict[Node, Value]) -> list[tuple[Value, Value]]:
+        decays, drives = self.coefficients[::2], self.coefficients[1::2]
+        steps = super().emit_steps(b, values)
+        return [(a if varies(decay) else b.valid(a, self.rows, 1.0), x if varies(drive) else b.valid(x, self.rows))
+                for decay, drive, (a, x) in zip(decays, drives, steps, strict=True)]  # fmt: skip
+
+    def emit_reach(self, b: Builder, values: dict[Node, Value], which: int) -> tuple[Value, Value, Value]:
+        a, g, drive = super().emit_reach(b, values, which)
+        a = a if varies(self.coefficients[2 * which]) else b.valid(a, self.rows, 1.0)
+        return a, g, drive if operands.is_zero(self.adjoint.state[which]) else b.valid(drive, self.rows)
 
     # before the walks
 
@@ -159,7 +190,7 @@ class WalkedScan(ElementwiseScan):
         values: dict[Node, Value] = {}
         self.load_params(b, values, self.coefficients)
         body = b.nested()
-        steps = [self.emit_valid(body, *step) for step in self.emit_steps(body, values)]
+        steps = self.emit_steps(body, values)
         return self.local_kernel("local", b, body, steps, adjoint=False)
 
     def reverse_local(self) -> Kernel:
@@ -230,8 +261,7 @@ class WalkedScan(ElementwiseScan):
         befores = [self.emit_run(body, h) for h in carried]
         for f, before in zip(self.forms, befores, strict=True):
             body.store(self.access_starts(f), before)
-        steps = [self.emit_valid(body, *step) for step in self.emit_steps(body, values)]
-        self.emit_states(body, values, steps, befores, self.exports)
+        self.emit_states(body, values, self.emit_steps(body, values), befores, self.exports)
         self.store_exports(body, values)
         ends = [body.last(values[n], self.rows, f"{n.attrs[1]}_end") for n in self.nexts]
         b.loop("chunks", body, operands.carry_all(carried, starts, ends))
@@ -259,7 +289,7 @@ class WalkedScan(ElementwiseScan):
         self.store_ends(b, True, carried)
         for n, total in zip(params, sums, strict=True):
             self.per_segment.store_gradient(b, n, total)
-        return self.walk_kernel("backward", b, ADJOINT_EQUATIONS)
+        return replace(self.walk_kernel("backward", b, ADJOINT_EQUATIONS), widths=self.tiles_of(BACKWARD_CHANNELS))
 
     def emit_adjoint(self, b: Builder, values: dict[Node, Value], which: int, mu: Value) -> Value:
         name = self.forms[which].state
