@@ -127,7 +127,7 @@ def use_launch(launch: Launch) -> None:
     os.environ["RECUR_CACHE_DIR"] = tempfile.mkdtemp()
     from recur.codegen.triton_printer import config
     from recur.ir.tile import Kernel
-    from recur.strategies.associative_scan import Scan
+    from recur.strategies.elementwise_scan import Scan
 
     chosen = config.scan_launch
     for option, attribute in (("rows", "chunk"), ("warps", "warps"), ("runs", "run_count")):

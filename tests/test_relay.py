@@ -16,7 +16,7 @@ from compare import as_op, compare, run
 from inputs import random_inputs
 
 from recur.codegen.triton_printer import config
-from recur.strategies import associative_scan
+from recur.strategies import elementwise_scan
 from recur.zoo import path
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs with TRITON_INTERPRET=1")
@@ -77,7 +77,7 @@ Launch = Callable[..., None]
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch) -> Launch:
     """Chunks of CHUNK tokens, and scans launched as told."""
-    monkeypatch.setattr(associative_scan, "TILE_ROWS", CHUNK)
+    monkeypatch.setattr(elementwise_scan, "TILE_ROWS", CHUNK)
     chosen = config.scan_launch
 
     def use(**options: Any) -> None:
@@ -106,7 +106,7 @@ def test_lengths(T: int, launch: Launch) -> None:
 @pytest.mark.parametrize("runs", (1, 4, CHUNK))
 @pytest.mark.parametrize("kind", ("real", "complex, two states", "a log scale"))
 def test_runs_of_tokens_in_a_thread(kind: str, runs: int, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(associative_scan.Scan, "run_count", runs)
+    monkeypatch.setattr(elementwise_scan.Scan, "run_count", runs)
     launch(relay=runs != 4)
     check(TEXTS[kind], T=CHUNK + 7)
 

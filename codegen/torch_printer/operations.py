@@ -331,7 +331,8 @@ def prescan(let: Let, args: Args, sizes: Sizes) -> Tensor:
 
 def resume(let: Let, args: Args, sizes: Sizes) -> Tensor:
     axis, runs = str(let.attr("axis")), str(let.attr("runs"))
-    first = replace(args[2], dims=tuple(axis if d == runs else d for d in args[2].dims))
+    starts = whole(args[2], (runs,), sizes)
+    first = replace(starts, dims=tuple(axis if d == runs else d for d in starts.dims))
     texts, dims, at, is_complex = along_rows(let, (*args[:2], first), sizes)
     flag = ", inclusive=True" if dict(let.attrs).get("inclusive") else ""
     return Tensor(f"_{let.op}({', '.join(texts)}, {at}{reverse_flag(let)}{flag})", dims, is_complex)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from recur.ir.plan import Plan
 from recur.ir.tile import Axis, Kernel, Let, Loop, Statement, Value, next_power_of_two
 from recur.operators import OPERATORS
-from recur.strategies.associative_scan import VECTOR
+from recur.strategies.elementwise_scan import VECTOR
 
 DEFAULT_CHUNK = 64
 DOT_TILE = 8192  # elements of the largest tile of a kernel of matrix products: 64 registers a thread in four warps
@@ -17,6 +17,7 @@ SCAN_TILE = 2048  # the same for elementwise kernels, which hold many tiles at o
 WIDEST_BLOCK = 128
 ROW_TILE = 32  # tokens in a tile of rows of a longer chunk: with 64, products of pairs read registers on Hopper
 PRESCANS = ("prescan", "maxprescan")
+SCANS = (*PRESCANS, "resume", "maxresume")
 SCAN_REGISTERS = 128  # of a thread of a forward scan of one state: four programs of four warps a multiprocessor
 CHEAP_FUNCTIONS = 1  # so many are computed twice rather than held
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
@@ -164,7 +165,7 @@ def scan_launch(kernel: Kernel, sizes: Mapping[str, int]) -> Launch:
                       for s in statements_of(kernel.body))  # fmt: skip
     anew = relay and is_backward and functions_before(scans, kernel) <= CHEAP_FUNCTIONS
     registers = SCAN_REGISTERS if whole == 1 and len(scans) == 1 and not is_backward else 0
-    return Launch(kernel.widths, kernel.warps, 2, VECTOR if whole == 1 else 0, relay, anew, registers)
+    return Launch(kernel.widths, kernel.warps, kernel.stages, VECTOR if whole == 1 else 0, relay, anew, registers)
 
 
 def functions_before(scans: Sequence[Let], kernel: Kernel) -> int:
@@ -174,13 +175,18 @@ def functions_before(scans: Sequence[Let], kernel: Kernel) -> int:
     for s in reversed(list(statements_of(kernel.body))):
         if isinstance(s, Let) and needed & {out.name for out in s.outs}:
             needed |= {v.name for v in s.args}
-            count += s.op in OPERATORS and OPERATORS[s.op].symbol is None
+            count += is_function(s)
     return count
+
+
+def is_function(let: Let) -> bool:
+    """Whether an operation costs many instructions, as an exponential does."""
+    return let.op in OPERATORS and OPERATORS[let.op].symbol is None
 
 
 def is_relayed(kernel: Kernel) -> bool:
     loops = [s for s in kernel.body if isinstance(s, Loop)]
-    return len(loops) == 1 and bool(loops[0].carries) and "chunk" not in kernel.grid
+    return len(loops) == 1 and bool(loops[0].carries) and not {"chunk", "segment"} & set(kernel.grid)
 
 
 def rows_of(axis: Axis, chunk: int) -> int:

@@ -58,7 +58,7 @@ def _prescan{suffix}(steps, RUNS: tl.constexpr, reverse: tl.constexpr = False):
         order = -tl.arange(0, RUNS) + (RUNS - 1) if reverse else tl.arange(0, RUNS)
         runs, before = _scan_rows{suffix}(_gathered(runs, order, (RUNS, W)))
         before = _gathered(before, order, (RUNS, W))
-    return before + _picked(runs, (tl.arange(0, RUNS) == RUNS - 1)[:, None], 0)
+    return before + _reshaped(_gathered(runs, tl.full((1,), RUNS - 1, tl.int32), (1, W)), (W,))
 ''',
         f"_resume{suffix}": f'''
 @triton.jit
@@ -208,6 +208,12 @@ def _compose_complex(a1_re, a1_im, h1_re, h1_im, a2_re, a2_im, h2_re, h2_im):
 def _compose_max(g1, m1, g2, m2):
     """First m -> max(m + g1, m1), then m -> max(m + g2, m2)."""
     return g1 + g2, tl.maximum(m1 + g2, m2)
+''',
+    "_held": '''
+@triton.jit
+def _held(x):
+    """x itself: where threads share it, Triton would hand round what was loaded, and each thread widen its copy."""
+    return tl.sum(x[None], 0)
 ''',
     "_in_runs": '''
 @triton.jit

@@ -267,11 +267,20 @@ class KernelPrinter:
         mask = self._mask(let.access, axes)
         masked = f", mask={mask}, other=0.0" if mask else ""
         loads = [f"tl.load({pointer}{masked}).to(tl.float32)" for pointer in self._pointers(let.access, axes)]
+        if self._is_shared(let):
+            loads = [f"_held({load})" for load in loads]
         if let.access.buffer in self.absent:
             instead = self._absent_value(self.absent[let.access.buffer], axes, mask)
             loads = [f"{load} if {pointer_name(let.access.buffer)} is not None else {instead}" for load in loads]
         for line in self.operations.bind(let.out, Pair(*loads)):
             self.lines.append(Line(INDENT * self.depth + line, line.split(" = ", 1)[0]))
+
+    def _is_shared(self, let: Let) -> bool:
+        """Whether threads hold different tokens' or channels' states, and every one reads the whole tile."""
+        if self.layout.runs is None or self.layout.axes[self.layout.runs].block > 1:
+            return False
+        roots = [self.layout.axes[a].root for a in let.out.axes]
+        return any(r.kind == "rows" for r in roots) and len(roots) > 1 and all(r.place != "grid" for r in roots)
 
     def _wait_for(self, buffer: str) -> None:
         """Before threads read what others of the program have stored."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from recur.codegen.triton_printer.config import (
-    PRESCANS,
+    SCANS,
     StageConfig,
     extent_size,
     is_dot,
@@ -134,7 +134,7 @@ class Layout:
         self.kernel = kernel
         self.words = _words(self.sizes)
         lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
-        scans = [s for s in lets if s.op in PRESCANS]
+        scans = [s for s in lets if s.op in SCANS]
         self.runs = str(scans[0].attr("runs")) if scans else None  # the axis of runs of rows, in a scan
         self.is_scan = bool(scans) and any(g.startswith("tile:") for g in kernel.grid)
         self.axes: dict[str, TileAxis] = {}

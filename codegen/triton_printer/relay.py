@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from recur.codegen.torch_printer.loops import defines, split, uses
-from recur.codegen.triton_printer.config import PRESCANS
+from recur.codegen.triton_printer.config import PRESCANS, is_function
 from recur.codegen.triton_printer.layout import Layout, align
 from recur.ir.tile import Kernel, Let, Loop, Statement, Store, Value
 from recur.strategies.prune import prune_statements
@@ -42,7 +42,7 @@ def _ordered(loop: Loop, rows: set[str]) -> Loop:
     early = split(loop).before
     soon: list[Statement] = []
     for carry in loop.carries:
-        needed = _needed(carry.next, loop.body)
+        needed = _needed({carry.next.name}, loop.body)
         read = {v.name for s in needed for v in uses(s)} | {carry.next.name}
         if read & {c.phi.name for c in loop.carries} <= {carry.phi.name}:
             soon += [s for s in needed if s not in early and s not in soon]
@@ -53,7 +53,10 @@ def _ordered(loop: Loop, rows: set[str]) -> Loop:
 
 def _with_copies(early: Sequence[Statement], rest: Sequence[Statement], rows: set[str]) -> list[Statement]:
     """The rest with its own copies of what comes early, of tiles along ``rows``; scans give values of runs of rows."""
-    copied = [s for s in early if isinstance(s, Let) and rows & set(s.out.axes) and s.op not in PRESCANS]
+    scans = {v.name for s in early if isinstance(s, Let) and s.op in PRESCANS for v in s.args}
+    held = {s.out.name for s in _needed(scans, early) if isinstance(s, Let) and is_function(s)}
+    copied = [s for s in early
+              if isinstance(s, Let) and rows & set(s.out.axes) and s.op not in PRESCANS and s.out.name not in held]
     copies = {s.out.name: replace(s.out, name=f"{s.out.name}.again") for s in copied}
     return [_with_names(s, copies) for s in (*copied, *rest)]
 
@@ -67,9 +70,9 @@ def _with_names(statement: Statement, named: Mapping[str, Value]) -> Statement:
     raise ValueError("a relay has no loop inside its walk")
 
 
-def _needed(value: Value, body: tuple[Statement, ...]) -> list[Statement]:
-    """The statements that a value is made of, in order."""
-    names, found = {value.name}, []
+def _needed(names: set[str], body: Sequence[Statement]) -> list[Statement]:
+    """The statements that values are made of, in order."""
+    names, found = set(names), []
     for statement in reversed(body):
         if names & set(defines(statement)):
             names |= {v.name for v in uses(statement)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from recur.codegen.triton_printer.config import StageConfig
@@ -11,6 +12,7 @@ from recur.codegen.triton_printer.templates import render
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
 
+SCAN_WALKS = 768  # of one warp each, over tokens one by one: six a multiprocessor
 COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "segments": "G", "chunks": "N"}
 
 
@@ -170,8 +172,15 @@ class StagePrinter:
             lines.append(f"{self.counts['N']} = {f'max({chunks}, 1)' if is_relay else chunks}")
         if needs_segments:
             B, H, N, G, L = (self.counts[letter] for letter in "BHNGL")
-            lines.append(f"{G}, {L} = _segments({B} * {H}, {N})")
+            lines.append(f"{G}, {L} = _segments({B} * {H}{self._walks(N)})")
         return lines
+
+    def _walks(self, chunks: str) -> str:
+        """How many walks a sequence has beside its heads, the chunks, and how many walks fill a device."""
+        walks = [k for k in self.printed.values() if ("segment", "G") in k.grid]
+        tiles = math.prod(int(size) for entry, size in walks[0].grid if entry.startswith("tile:"))
+        is_scan = any(k.role == "scan" for k in self.plan.forward)
+        return f" * {tiles}, {chunks}, {SCAN_WALKS}" if is_scan else f", {chunks}"
 
     def _table(self, name: str, kernels: tuple[Kernel, ...], joins_segments: bool) -> list[dict[str, object]]:
         """The table of the kernels of a pass that are launched under one condition, where there are some."""

@@ -9,8 +9,12 @@ from recur.ir.tile import Access, Buffer, Kernel, Let, Loop, Statement, Store
 
 
 def join_segments(plan: Plan) -> Plan:
-    """The plan with what a segment's buffers are in a sequence of one segment in their place."""
-    whole = {b.name: b.of for b in plan.saved + plan.workspace if b.of}
+    """The plan with what a segment's buffers are in a sequence of one segment in their place.
+
+    Parts of gradients, one a segment, are one a sequence.
+    """
+    parts = {part.buffer for line in plan.gradients for part in line.contributions if "G" in part.sum_over}
+    whole = {b.name: b.of or b.name for b in plan.saved + plan.workspace if b.of or b.name in parts}
     kept = {b.of for b in plan.saved if b.of}
     if not whole:
         return plan
@@ -23,7 +27,8 @@ def join_segments(plan: Plan) -> Plan:
         )
 
     def buffers(group: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
-        return tuple(b for b in group if "G" not in b.layout[:3])
+        joined = (replace(b, layout=("B", *b.layout[2:])) if b.name in parts else b for b in group)
+        return tuple(b for b in joined if "G" not in b.layout[:3])
 
     return replace(
         plan,
@@ -31,6 +36,12 @@ def join_segments(plan: Plan) -> Plan:
         backward=kernels(plan.backward),
         saved=buffers(plan.saved) + tuple(b for b in plan.final if b.name in kept),
         workspace=buffers(plan.workspace),
+        gradients=tuple(
+            replace(line, contributions=tuple(
+                replace(part, sum_over=tuple(d for d in part.sum_over if d != "G")) if part.buffer in parts else part
+                for part in line.contributions))
+            for line in plan.gradients
+        ),
     )
 
 

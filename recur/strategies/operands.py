@@ -23,6 +23,7 @@ WARP_ENTRIES = 256  # float32 values of one tile that a warp holds beside severa
 _PREFIX = {
     "token": (("B", "T", "H"), ("batch", "time", "head")),
     "chunk": (("B", "N", "H"), ("batch", "chunk", "head")),
+    "segment": (("B", "G", "H"), ("batch", "segment", "head")),
     "sequence": (("B", "H"), ("batch", "head")),
     "head": (("H",), ("head",)),
 }
@@ -98,17 +99,20 @@ def complex_names(*groups: Sequence[Buffer]) -> frozenset[str]:
 class Frame:
     """How a kernel's programs hold a stage: tokens as ``rows`` (None: one at a time), dims in ``tiled`` on the grid.
 
-    ``chunked``: a program for every chunk of tokens; else a program walks the whole sequence.
+    ``chunked``: a program for every chunk of tokens, ``segmented``: one that walks a segment; else a program walks the
+    whole sequence.
     """
 
     rows: str | None
     tiled: Dims
     dims: Dims
     chunked: bool = False
+    segmented: bool = False
 
     @property
     def grid(self) -> tuple[str, ...]:
-        return ("batch", "head", *(("chunk",) if self.chunked else ()), *(f"tile:{d}" for d in self.tiled))
+        part = ("chunk",) if self.chunked else ("segment",) if self.segmented else ()
+        return ("batch", "head", *part, *(f"tile:{d}" for d in self.tiled))
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -143,7 +147,7 @@ class Frame:
         """What an argument's gradient has one value for: a token, or for a param, this program's tokens together."""
         if leaf.attrs[0] != "param":
             return "token"
-        return "chunk" if self.chunked else "sequence"
+        return "chunk" if self.chunked else "segment" if self.segmented else "sequence"
 
     def store_gradient(self, b: Builder, leaf: Node, value: Value) -> None:
         per = self.gradient_per(leaf)
@@ -163,7 +167,7 @@ def gradient_buffer(leaf: Node, frame: Frame) -> Buffer:
 
 def gradient_line(leaf: Node, frame: Frame) -> Gradient:
     name, per = tensor_name(leaf), frame.gradient_per(leaf)
-    programs = {"token": (), "sequence": ("B",), "chunk": ("B", "N")}[per]
+    programs = {"token": (), "sequence": ("B",), "chunk": ("B", "N"), "segment": ("B", "G")}[per]
     tiles = tuple(f"tiles:{d}" for d in frame.partial(leaf.dims))
     return Gradient(name, (Contribution(f"d_{name}", programs + tiles),))
 
