@@ -4,20 +4,25 @@ With F = [S | n] for a matrix S and a vector n of one family, U = [V | 1] and dO
 as they stand: what pairs of tokens are worth, tril(dO U^T) D, is one tile for the family. A vector's states are few
 numbers: walks of their own leave them in memory for every chunk, and the tiles of the others' value dims do not each
 walk them again.
+
+A decay given as a factor f, the same for all tokens of a head, is at least LEAST_FACTOR here: what is left of a state
+under it is below rounding anyway, and d log f / f is the factor's gradient down to f = 0. (Of factors that differ from
+token to token some may cut, and have a gradient all the same: those stages take no passes.)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from recur.ir.core import Node, is_const, leaf, topological
+from recur.ir.core import Node, apply, const, is_const, leaf, leaves, topological
 from recur.ir.normal import Decay, MatrixForm, Readout, Write
-from recur.strategies.chunk.gates import is_plain_factor
+from recur.strategies.chunk.gates import CUT, is_plain_factor
 from recur.strategies.chunk.scales import scale_keys
 from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, mixed_dims
 from recur.strategies.operands import entries
 
 MOST_ENTRIES = 128 * 128  # of a tile of the state
+LEAST_FACTOR = 2.0 ** (CUT + 1)  # of decays that are factors: none of them cuts
 
 
 def takes_passes(shape: Shape) -> bool:
@@ -26,7 +31,7 @@ def takes_passes(shape: Shape) -> bool:
         f.key
         and not f.is_complex
         and all(r.axis == "key" for r in f.readouts)
-        and all(not d.factor.dims and d.angle is None and not is_plain_factor(d) for d in f.decays)
+        and all(not d.factor.dims and d.angle is None and not (is_plain_factor(d) and varies(d)) for d in f.decays)
         for f in shape.forms
     )
     tiled = set(shape.key + shape.value)
@@ -38,10 +43,29 @@ def takes_passes(shape: Shape) -> bool:
     return shape.splits and not shape.whole_values and not shape.fused and is_plain and has_ones and not mixes and fits
 
 
+def varies(decay: Decay) -> bool:
+    """Whether a decay differs from token to token."""
+    return any(x.attrs[0] != "param" for x in leaves([decay.factor]))
+
+
 def prepare_passes(shape: Shape) -> Shape:
-    """The stage with the scales of what is written on the keys, where all forms of a family have them."""
-    forms = tuple(map(scale_keys, shape.forms))
+    """The stage with the scales of what is written on the keys, where all forms of a family have them, and decays that
+    are factors bounded."""
+    forms = tuple(bound_factors(scale_keys(f)) for f in shape.forms)
     return replace(shape, forms=forms, pass_forms=forms)
+
+
+def bound_factors(form: MatrixForm) -> MatrixForm:
+    """The form with the logs of bounded moduli for decays that are factors."""
+    events = (
+        replace(e, log=apply("log", bounded_modulus(e))) if isinstance(e, Decay) and is_plain_factor(e) else e
+        for e in form.events
+    )
+    return replace(form, events=tuple(events))
+
+
+def bounded_modulus(decay: Decay) -> Node:
+    return apply("max", apply("abs", decay.factor), const(LEAST_FACTOR))
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recur.ir.core import Node, is_const, leaves
-from recur.ir.normal import MatrixForm, Write
+from recur.ir.core import Node, apply, const, is_const, leaves, neg, where
+from recur.ir.normal import Decay, MatrixForm, Write
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
-from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, kept_axes, matrix_part
-from recur.strategies.chunk.gates import class_decays
+from recur.strategies.chunk.families import (
+    MOST_ENTRIES,
+    Family,
+    bounded_modulus,
+    infer_families,
+    kept_axes,
+    matrix_part,
+)
+from recur.strategies.chunk.gates import class_decays, is_plain_factor
 from recur.strategies.chunk.gradients import (
     BufferOf,
     Cotangents,
@@ -382,7 +389,17 @@ def gate_cotangents(shape: Shape, tiles: Tiles, cotangents: Cotangents, family: 
         for outer, inner, position in writes:
             d_log = b.add(d_log, earlier_sum(b, Row(outer, position), i), name="d_log")
             d_log = b.sub(d_log, later_sum(b, Row(inner, position), i), name="d_log")
-        add_decay(cotangents, b, decay, d_log, ())
+        if is_plain_factor(decay):
+            cotangents.add(decay.factor, over_factor(tiles, decay, d_log))
+        else:
+            add_decay(cotangents, b, decay, d_log, ())
+
+
+def over_factor(tiles: Tiles, decay: Decay, d_log: Value) -> Value:
+    """The cotangent of a decay that is a factor, from its log's."""
+    modulus = bounded_modulus(decay)
+    signed = modulus if decay.sign is None else where(apply("lt", decay.sign, const(0)), neg(modulus), modulus)
+    return tiles.b.map("div", d_log, tiles.node(signed, "factor", fill=1.0), name="d_factor")
 
 
 def over_tiles(shape: Shape, b: Builder, access: Access, axes: tuple[str, ...], name: str) -> Value:
