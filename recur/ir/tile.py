@@ -206,7 +206,8 @@ class Kernel:
     of the printed kernel.
     `widths`: for axes in tiles on the grid, the widths with which the body's tiles fit `warps` warps' registers, where
     the strategy knows them; `stages`: how many chunks a walk then has in flight. ``joins_segments``: it is launched
-    only where the sequence has several segments.
+    only where the sequence has several segments. ``rows_last``: tiles have their dims before their rows, so that eight
+    warps share a product of two whole sides, and do not each do a chunk's rows.
     """
 
     name: str
@@ -219,6 +220,7 @@ class Kernel:
     warps: int | None = None
     stages: int = 2
     joins_segments: bool = False
+    rows_last: bool = False
 
     def axis(self, name: str) -> Axis:
         return next(a for a in self.axes if a.name == name)

@@ -36,7 +36,14 @@ from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
-from recur.strategies.chunk.families import kept_axes, matrix_part, prepare_passes, takes_passes, vector_part
+from recur.strategies.chunk.families import (
+    joins_writes,
+    kept_axes,
+    matrix_part,
+    prepare_passes,
+    takes_passes,
+    vector_part,
+)
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
@@ -72,12 +79,11 @@ from recur.strategies.chunk.key_side import (
 )
 from recur.strategies.chunk.pairs import evidence_buffers, pair_buffers, paired_chunk
 from recur.strategies.chunk.passes import (
-    emit_gate_pass,
     emit_key_pass,
     emit_query_pass,
     emit_value_pass,
-    has_gates,
-    pass_buffers,
+    emit_write_pass,
+    tile_width,
 )
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.scales import split_scale
@@ -90,6 +96,7 @@ from recur.strategies.chunk.solved_gradients import (
 )
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
 from recur.strategies.chunk.weights import emit_weights, infer_weights, weight_buffers, weighted_chunk
+from recur.strategies.chunk.worths import emit_gate_pass, has_gates, worth_buffers
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.order import order_kernel
 from recur.strategies.prune import prune_kernel
@@ -180,8 +187,10 @@ def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     if vectors is not None:
         backward.append(emit_reverse_walk(vectors, chunk_of, name="vector_reverse"))
-    backward += [emit_query_pass(shape, buffer_of), emit_value_pass(shape, buffer_of), emit_key_pass(shape, buffer_of)]
-    backward += [emit_gate_pass(shape, buffer_of)] if has_gates(shape) else []
+    backward.append(emit_query_pass(shape, buffer_of))
+    writes = (emit_write_pass,) if joins_writes(shape) else (emit_value_pass, emit_key_pass)
+    backward += [emit(shape, buffer_of) for emit in writes]
+    backward += [emit_gate_pass(shape, buffer_of, tile_width(shape, shape.key))] if has_gates(shape) else []
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
     return forward, backward, kept
 
@@ -303,7 +312,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
-    buffers += pass_buffers(shape) if shape.pass_forms else []
+    buffers += worth_buffers(shape) if shape.pass_forms else []
     buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     buffers += evidence_buffers(shape) if has_stored_key_side(shape) or takes_solved_gradients(shape) else []
     buffers += own_buffers(shape) if has_stored_key_side(shape) else []

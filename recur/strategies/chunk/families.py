@@ -12,10 +12,12 @@ token to token some may cut, and have a gradient all the same: those stages take
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from recur.ir.core import Node, apply, const, is_const, leaf, leaves, topological
 from recur.ir.normal import Decay, MatrixForm, Readout, Write
+from recur.ir.tile import next_power_of_two
 from recur.strategies.chunk.gates import CUT, is_plain_factor
 from recur.strategies.chunk.scales import scale_keys
 from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, mixed_dims
@@ -99,6 +101,14 @@ def _shared(event: object) -> tuple[object, ...]:
         return ("write", event.key)
     assert isinstance(event, Readout)
     return ("readout", event.vector)
+
+
+def joins_writes(shape: Shape) -> bool:
+    """Whether one walk finds the cotangents of values and keys: a program holds the whole adjoint of the one matrix."""
+    sizes = dict(shape.sizes)
+    matrices = [f for f in shape.pass_forms if f.value]
+    padded = math.prod(next_power_of_two(entries(dims, sizes)) for dims in (shape.key, shape.value))
+    return len(matrices) == 1 and padded <= MOST_ENTRIES
 
 
 def kept_axes(form: MatrixForm) -> tuple[str, ...]:

@@ -268,9 +268,12 @@ class WeightedChunk(Chunk):
     def scores(self, x: Vector, y: Vector, name: str = "P", crossing: int = 0) -> Value:
         """P[c, s] of a query and a key; the products of their tiles are shared by what reads at several positions."""
         names, places = (x.tile.name, y.tile.name), (self.form.form.state, str(x.position), str(y.position))
-        columns = self.b.rename(y.tile, "c", "s")
-        products = self.once(("products", *names), lambda: self.b.contract(x.tile, columns, self.key, name=name))
-        return self.once(("P", *names, *places), lambda: self.weighted(products, x, y, name))
+        return self.once(("P", *names, *places), lambda: self.weighted(self.products(x, y), x, y, name))
+
+    def products(self, x: Vector, y: Vector) -> Value:
+        """q . b of all pairs, without their weights."""
+        key = ("products", x.tile.name, y.tile.name)
+        return self.once(key, lambda: self.b.contract(x.tile, self.b.rename(y.tile, "c", "s"), self.key, name="P"))
 
     def spread(self, pairs: Value, y: Rows) -> Value:
         """sum over s of pairs[c, s] y[s], the factors of rows in the pairs already."""
