@@ -39,7 +39,8 @@ from recur.strategies.chunk.worths import (
     own_partners,
     write_name,
 )
-from recur.strategies.operands import entries
+from recur.strategies.operands import argument_leaves, entries
+from recur.strategies.order import IN_ORDER
 
 WIDEST = 64  # of a tile of the state
 GATES = "for the gradients of gates"
@@ -83,6 +84,15 @@ class FormPass:
 
     def written(self, j: int) -> Rows:
         return self.chunk.form.values[j]
+
+    def rounded_scores(self) -> dict[tuple[str, int], Value]:
+        """P of every readout and write, as products take it."""
+        chunk, keys = self.chunk, self.chunk.form.keys
+        return {
+            (side.name, j): chunk.b.rounded(chunk.scores(side.vector, key))
+            for side in self.sides
+            for j, key in keys.items()
+        }
 
     def next_state(self, state: Value) -> Value:
         return self.chunk.next_state(state, dict(self.chunk.form.values))
@@ -234,7 +244,7 @@ def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     for walk, start in zip(backward, last, strict=True):
         adjoint = inner.phi(walk.state, start)
         part = FormPass.load(shape, tiles, walk.form, "value")
-        value_cotangents(part, cotangents, adjoint)
+        value_cotangents(part, cotangents, adjoint, None)
         carries.append(Carry(adjoint, start, part.previous_adjoint(adjoint)))
     store_gradients(tiles, cotangents, buffer_of, "values", shape.value[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
@@ -243,10 +253,12 @@ def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     return pass_kernel("value_gradients", shape, b, VALUE_EQUATIONS, shape.value)
 
 
-def value_cotangents(part: FormPass, cotangents: Cotangents, adjoint: Value) -> None:
+def value_cotangents(
+    part: FormPass, cotangents: Cotangents, adjoint: Value, scores: dict[tuple[str, int], Value] | None
+) -> None:
     """P^T dO + 2^(G_C - G) B R of every write."""
     for j, write in enumerate(part.form.writes):
-        d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint)
+        d_u, _ = adjoint_values(part.chunk, j, part.sides, part.values, adjoint, scores)
         cotangents.add(write.value, d_u)
 
 
@@ -278,9 +290,12 @@ def key_cotangents(shape: Shape, part: FamilyPass, cotangents: Cotangents, adjoi
     for credited in part.credited.values():
         store_inner(shape, part, credited)
     chunk = part.chunk
+    pairs = {
+        (n, j): chunk.b.rounded(part.pairs(n, j, "key")) for n in range(len(part.sides)) for j in chunk.form.keys
+    }
     for j, key in chunk.form.keys.items():
         outer = chunk.times(part.to_adjoints(j, adjoints), chunk.reach(key.position, key.scale, "key"), name="outer")
-        inner = [chunk.gather(part.pairs(n, j, "key"), side.vector) for n, side in enumerate(part.sides)]
+        inner = [chunk.gather(pairs[n, j], side.vector) for n, side in enumerate(part.sides)]
         part.settle(shape, cotangents, key, write_name(j), outer, inner)
 
 
@@ -316,23 +331,29 @@ def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
 
 
 def emit_write_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The cotangents of values and keys, and of the initial state: the walk of a stage's one matrix, R whole."""
+    """The cotangents of values and keys, and of the initial state: the walk of a stage's one matrix, R whole.
+
+    In this order, in which registers suffice: pairs are rounded before the products that need them, and keys are
+    stored before values come.
+    """
     (walk,) = walks(matrix_part(shape), adjoint=True)
     b = Builder(complex_buffers=shape.complex_buffers)
     (last,) = load_starts(b, [walk])
     inner = b.nested()
     tiles, cotangents = Tiles(inner), Cotangents()
     adjoint = inner.phi(walk.state, last)
-    previous = adjoint
-    for family in infer_families(shape):
-        part = FamilyPass.load(shape, tiles, family, "value")
-        members = load_states(inner, family, "chunk_R", {walk.form.state: adjoint})
+    parts = [FamilyPass.load(shape, tiles, family, "value") for family in infer_families(shape)]
+    matrix = next(form for part in parts for form in part.forms if form.form.value)
+    scores = matrix.rounded_scores()
+    for part in parts:
+        members = load_states(inner, part.family, "chunk_R", {walk.form.state: adjoint})
         key_cotangents(shape, part, cotangents, members)
-        for form in (f for f in part.forms if f.form.value):
-            value_cotangents(form, cotangents, adjoint)
-            previous = form.previous_adjoint(adjoint)
-    store_gradients(tiles, cotangents, buffer_of, "writes", "")
-    b.loop("chunks", inner, (Carry(adjoint, last, previous),), reverse=True)
+    of_values = argument_leaves([w.value for w in walk.form.writes if w.value is not None])
+    keys = [x for x in argument_leaves(cotangents.nodes) if x not in of_values]
+    store_gradients(tiles, cotangents, buffer_of, "writes", "", keys)
+    value_cotangents(matrix, cotangents, adjoint, scores)
+    store_gradients(tiles, cotangents, buffer_of, "writes", "", of_values)
+    b.loop("chunks", inner, (Carry(adjoint, last, matrix.previous_adjoint(adjoint)),), reverse=True)
     b.store(walk.end, adjoint)
     return pass_kernel("write_gradients", shape, b, WRITE_EQUATIONS, ())
 
@@ -343,8 +364,7 @@ def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...],
         axes, sizes = placed_axes(shape, {}), dict(shape.sizes)
         warps = 4 if entries(shape.key, sizes) * entries(shape.value, sizes) <= STATE_ENTRIES else 8
         grid = ("batch", "head", "segment")
-        role = name.replace("_", " ")
-        return Kernel(name, grid, axes, tuple(b.statements), equations, role, (), warps, rows_last=True)
+        return Kernel(name, grid, axes, tuple(b.statements), equations, IN_ORDER, (), warps, rows_last=True)
     # Tiled dims come last: a product of scaled rows of a tile with the user's rows then has the user's on its left.
     axes = tuple(sorted(placed_axes(shape, {tiled[0]: "grid"}), key=lambda a: a.name in tiled))
     width = tile_width(shape, tiled)
