@@ -209,6 +209,12 @@ def _compose_max(g1, m1, g2, m2):
     """First m -> max(m + g1, m1), then m -> max(m + g2, m2)."""
     return g1 + g2, tl.maximum(m1 + g2, m2)
 ''',
+    "_rest": '''
+@triton.jit
+def _rest(x, DOT: tl.constexpr):
+    """What is left of x where it is rounded to the operand type."""
+    return x - x.to(DOT).to(tl.float32)
+''',
     "_in_runs": '''
 @triton.jit
 def _in_runs(C: tl.constexpr, RUNS: tl.constexpr):

@@ -19,7 +19,8 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     load (buffer, shift)            reads the buffer's block for this program; see `Access`
     contract x, y (over, precision) sum over axes `over` of x * y (empty: the tensor product). precision "operand": on
                                     the matrix units with operands rounded to the operand type where the shapes allow;
-                                    "full": float32 throughout
+                                    "split": y in two parts, the second what rounding has left of it; "full": float32
+                                    throughout
     weigh x, y, gx, gy (over)       sum over axes `over` of x * y * exp2(gx - gy), exponents taken as differences.
                                     x and gx have the rows axis c, y and gy the rows axis s. Only pairs with
                                     row c >= row s count for the caller; the others may come out as anything finite

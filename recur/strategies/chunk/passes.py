@@ -19,19 +19,23 @@ from dataclasses import dataclass
 
 from recur.ir.core import is_const
 from recur.ir.normal import MatrixForm
-from recur.ir.tile import Access, Builder, Carry, Kernel, Value
+from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
-from recur.strategies.chunk.families import MOST_ENTRIES, Family, infer_families, kept_axes, matrix_part
+from recur.strategies.chunk.families import (
+    Family,
+    infer_families,
+    matrix_part,
+    vector_part,
+)
 from recur.strategies.chunk.gradients import BufferOf, Cotangents, load_cotangents, store_gradients
-from recur.strategies.chunk.kernels import STATE_ENTRIES, STATE_EQUATION, load_starts
+from recur.strategies.chunk.kernels import STATE_ENTRIES, STATE_EQUATION, fit_whole, load_starts
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import walks
-from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, chunk_access, placed_axes
+from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, placed_axes
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector
 from recur.strategies.chunk.weights import Own, WeightedChunk, weighted_chunk
 from recur.strategies.chunk.worths import (
     Credited,
-    across_access,
     credited_vectors,
     inner_access,
     outer_access,
@@ -109,8 +113,8 @@ class FamilyPass:
     forms: list[FormPass]
 
     @classmethod
-    def load(cls, shape: Shape, tiles: Tiles, family: Family, tiled: str) -> FamilyPass:
-        return cls(family, [FormPass.load(shape, tiles, f, tiled) for f in family.forms])
+    def load(cls, shape: Shape, tiles: Tiles, family: Family) -> FamilyPass:
+        return cls(family, [FormPass.load(shape, tiles, f, "key") for f in family.forms])
 
     @property
     def chunk(self) -> WeightedChunk:
@@ -148,8 +152,8 @@ class FamilyPass:
 
     def worths(self, n: int, j: int, own: Own) -> Value:
         """M = P * E, the weights once."""
-        key = self.chunk.form.keys[j]
-        return self.chunk.b.mul(self.pairs(n, j, own), self.chunk.products(self.sides[n].vector, key), name="M")
+        pairs, products = self.pairs(n, j, own), self.chunk.products(self.sides[n].vector, self.chunk.form.keys[j])
+        return self.chunk.once(("M", pairs.name), lambda: self.chunk.b.mul(pairs, products, name="M"))
 
     def from_states(self, n: int, states: list[Value]) -> Value:
         """dO S^T of the readout number n."""
@@ -165,32 +169,27 @@ class FamilyPass:
         return self.chunk.b.expand(self.chunk.sum_of(terms, "d_after"), self.rows, "d_after")
 
     def _against(self, form: FormPass, rows: Rows, state: Value) -> Value:
-        return self.chunk.times(self.chunk.b.contract(rows.tile, state, form.form.value, name="U_R"), rows.scale)
+        """Where there are decays, what these products are worth goes into sums over chunks: none is rounded off."""
+        precision = "split" if self.family.lead.decays else "operand"
+        product = self.chunk.b.contract(rows.tile, state, form.form.value, name="U_R", precision=precision)
+        return self.chunk.times(product, rows.scale)
 
     @property
     def credited(self) -> dict[str, Credited]:
         return {v.name: v for v in credited_vectors(self.family)}
 
     def settle(
-        self, shape: Shape, cotangents: Cotangents, own: Vector, name: str, outer: Value, inner: list[Value]
+        self, shape: Shape, cotangents: Cotangents, own: Vector, name: str, kind: Own, raw: Value, inner: list[Value]
     ) -> None:
         """A key-side vector's cotangent, from other chunks and from its own: what the first is worth, and the pull to
-        its expression."""
+        its expression. ``raw``: the first without the weights to the chunk's start or end."""
         chunk, b = self.chunk, self.chunk.b
         if name in self.credited:
-            worth = b.sum(b.mul(own.tile, outer, name="worth"), chunk.key, "worth")
+            worth = b.sum(b.mul(chunk.reaching(own, own.position, kind), raw, name="worth"), chunk.key, "worth")
             b.store(outer_access(shape, self.family, self.credited[name]), worth, GATES)
+        outer = chunk.times(raw, chunk.reach(own.position, own.scale, kind), name="outer")
         total = chunk.sum_of([outer, *inner], "total")
         cotangents.add(split_scale(own.node)[1], chunk.times(total, chunk.unless_zero(own.position)))
-
-
-def load_states(b: Builder, family: Family, prefix: str, walked: dict[str, Value]) -> list[Value]:
-    """Every form's state: those that are walked, and what the vectors' own walks have left."""
-    return [walked[f.state] if f.value else b.load(f.state, kept_access(f, prefix), f.key) for f in family.forms]
-
-
-def kept_access(form: MatrixForm, prefix: str) -> Access:
-    return chunk_access(f"{prefix}_{form.state}", kept_axes(form))
 
 
 # --- walks -----------------------------------------------------------------------------------------------------------
@@ -199,23 +198,18 @@ def kept_access(form: MatrixForm, prefix: str) -> Access:
 def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """The cotangents of the readouts' vectors."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    forward = walks(matrix_part(shape))
+    forward = walks(shape)
     first = load_starts(b, forward)
     inner = b.nested()
     tiles, cotangents = Tiles(inner), Cotangents()
     states = {w.form.state: inner.phi(w.form.state, start) for w, start in zip(forward, first, strict=True)}
-    for walk in forward:
-        if walk.form.decays:
-            access = kept_access(walk.form, "chunk")
-            inner.store(access, states[walk.form.state], GATES)
     following: dict[str, Value] = {}
     for family in infer_families(shape):
-        part = FamilyPass.load(shape, tiles, family, "key")
-        members = load_states(inner, family, "chunk", states)
+        part = FamilyPass.load(shape, tiles, family)
+        members = [states[f.state] for f in family.forms]
         for n, side in enumerate(part.sides):
             query_cotangent(shape, part, cotangents, n, side, members)
-        matrices = [(f, s) for f, s in zip(part.forms, members, strict=True) if f.form.value]
-        following |= {f.form.state: f.next_state(s) for f, s in matrices}
+        following |= {f.form.state: f.next_state(s) for f, s in zip(part.forms, members, strict=True)}
     carries = [Carry(states[s], start, following[s]) for s, start in zip(states, first, strict=True)]
     store_gradients(tiles, cotangents, buffer_of, "queries", shape.key[0])
     b.loop("chunks", inner, tuple(carries))
@@ -227,9 +221,9 @@ def query_cotangent(
 ) -> None:
     """2^G dO S^T, and E B of every write."""
     chunk, own = part.chunk, side.vector
-    outer = chunk.times(part.from_states(n, states), chunk.reach(own.position, own.scale, "query"), name="outer")
+    raw = part.from_states(n, states)
     inner = [chunk.spread(part.pairs(n, j, "query"), key) for j, key in chunk.form.keys.items()]
-    part.settle(shape, cotangents, own, side.name, outer, inner)
+    part.settle(shape, cotangents, own, side.name, "query", raw, inner)
 
 
 def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -265,28 +259,27 @@ def value_cotangents(
 def emit_key_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """The cotangents of the writes' vectors."""
     b = Builder(complex_buffers=shape.complex_buffers)
-    backward = walks(matrix_part(shape), adjoint=True)
+    backward = walks(shape, adjoint=True)
     last = load_starts(b, backward)
     inner = b.nested()
     tiles, cotangents = Tiles(inner), Cotangents()
     adjoints = {w.form.state: inner.phi(w.state, start) for w, start in zip(backward, last, strict=True)}
     previous: dict[str, Value] = {}
     for family in infer_families(shape):
-        part = FamilyPass.load(shape, tiles, family, "key")
-        members = load_states(inner, family, "chunk_R", adjoints)
+        part = FamilyPass.load(shape, tiles, family)
+        members = [adjoints[f.state] for f in family.forms]
         key_cotangents(shape, part, cotangents, members)
-        matrices = [(f, r) for f, r in zip(part.forms, members, strict=True) if f.form.value]
-        previous |= {f.form.state: f.previous_adjoint(r) for f, r in matrices}
+        previous |= {f.form.state: f.previous_adjoint(r) for f, r in zip(part.forms, members, strict=True)}
     carries = [Carry(adjoints[s], start, previous[s]) for s, start in zip(adjoints, last, strict=True)]
     store_gradients(tiles, cotangents, buffer_of, "keys", shape.key[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
+    for walk in walks(vector_part(shape), adjoint=True):
+        b.store(walk.end, adjoints[walk.form.state])
     return pass_kernel("key_gradients", shape, b, KEY_EQUATIONS, shape.key)
 
 
 def key_cotangents(shape: Shape, part: FamilyPass, cotangents: Cotangents, adjoints: list[Value]) -> None:
     """2^(G_C - G) U R^T + E^T Q of every write, and what else the walk leaves for the gates."""
-    if part.family.lead.decays:
-        store_across(shape, part, adjoints)
     for credited in part.credited.values():
         store_inner(shape, part, credited)
     chunk = part.chunk
@@ -294,9 +287,9 @@ def key_cotangents(shape: Shape, part: FamilyPass, cotangents: Cotangents, adjoi
         (n, j): chunk.b.rounded(part.pairs(n, j, "key")) for n in range(len(part.sides)) for j in chunk.form.keys
     }
     for j, key in chunk.form.keys.items():
-        outer = chunk.times(part.to_adjoints(j, adjoints), chunk.reach(key.position, key.scale, "key"), name="outer")
+        raw = part.to_adjoints(j, adjoints)
         inner = [chunk.gather(pairs[n, j], side.vector) for n, side in enumerate(part.sides)]
-        part.settle(shape, cotangents, key, write_name(j), outer, inner)
+        part.settle(shape, cotangents, key, write_name(j), "key", raw, inner)
 
 
 def store_inner(shape: Shape, part: FamilyPass, of: Credited) -> None:
@@ -304,7 +297,8 @@ def store_inner(shape: Shape, part: FamilyPass, of: Credited) -> None:
     b, form = part.chunk.b, part.chunk.form
     partners = range(len(part.sides)) if of.is_write else form.keys
     pairs = {i: part.worths(*((i, of.number) if of.is_write else (of.number, i)), of.own) for i in partners}
-    apart, zero = b.after("c", "s", 1, "apart"), b.const(0.0, name="zero")
+    apart = part.chunk.once(("apart",), lambda: b.after("c", "s", 1, "apart"))
+    zero = b.const(0.0, name="zero")
     total = b.where(apart, part.chunk.sum_of(list(pairs.values()), "M"), zero, name="M")
     b.store(inner_access(shape, part.family, of), along(b, total, of.is_write, "inner"), GATES)
     for i in own_partners(part.family, of):
@@ -319,67 +313,59 @@ def along(b: Builder, pairs: Value, is_write: bool, name: str) -> Value:
     return b.rename(b.sum(pairs, ("c",), name=name), "s", "c", name=name)
 
 
-def store_across(shape: Shape, part: FamilyPass, adjoints: list[Value]) -> None:
-    """2^G_C <S, R>, of a tile of the key dims where they are in tiles."""
-    chunk, b = part.chunk, part.chunk.b
-    both = []
-    for form, adjoint in zip(part.family.forms, adjoints, strict=True):
-        state = b.load("S", kept_access(form, "chunk"), kept_axes(form))
-        both.append(b.sum(b.mul(state, adjoint, name="S_R"), kept_axes(form), name="S_R"))
-    across = b.mul(chunk.sum_of(both, "S_R"), chunk.class_over_chunk("key"), name="across")
-    b.store(across_access(shape, part.family), across, GATES)
-
-
 def emit_write_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """The cotangents of values and keys, and of the initial state: the walk of a stage's one matrix, R whole.
 
     In this order, in which registers suffice: pairs are rounded before the products that need them, and keys are
     stored before values come.
     """
-    (walk,) = walks(matrix_part(shape), adjoint=True)
     b = Builder(complex_buffers=shape.complex_buffers)
-    (last,) = load_starts(b, [walk])
+    backward = walks(shape, adjoint=True)
+    last = load_starts(b, backward)
     inner = b.nested()
     tiles, cotangents = Tiles(inner), Cotangents()
-    adjoint = inner.phi(walk.state, last)
-    parts = [FamilyPass.load(shape, tiles, family, "value") for family in infer_families(shape)]
-    matrix = next(form for part in parts for form in part.forms if form.form.value)
+    adjoints = {w.form.state: inner.phi(w.state, start) for w, start in zip(backward, last, strict=True)}
+    parts = [FamilyPass.load(shape, tiles, family) for family in infer_families(shape)]
+    forms = [form for part in parts for form in part.forms]
+    (matrix,) = (form for form in forms if form.form.value)
     scores = matrix.rounded_scores()
     for part in parts:
-        members = load_states(inner, part.family, "chunk_R", {walk.form.state: adjoint})
-        key_cotangents(shape, part, cotangents, members)
-    of_values = argument_leaves([w.value for w in walk.form.writes if w.value is not None])
+        key_cotangents(shape, part, cotangents, [adjoints[f.state] for f in part.family.forms])
+    of_values = argument_leaves([w.value for w in matrix.form.writes if w.value is not None])
     keys = [x for x in argument_leaves(cotangents.nodes) if x not in of_values]
     store_gradients(tiles, cotangents, buffer_of, "writes", "", keys)
-    value_cotangents(matrix, cotangents, adjoint, scores)
+    value_cotangents(matrix, cotangents, adjoints[matrix.form.state], scores)
     store_gradients(tiles, cotangents, buffer_of, "writes", "", of_values)
-    b.loop("chunks", inner, (Carry(adjoint, last, matrix.previous_adjoint(adjoint)),), reverse=True)
-    b.store(walk.end, adjoint)
+    previous = {f.form.state: f.previous_adjoint(adjoints[f.form.state]) for f in forms}
+    carries = [Carry(adjoints[s], start, previous[s]) for s, start in zip(adjoints, last, strict=True)]
+    b.loop("chunks", inner, tuple(carries), reverse=True)
+    for walk in backward:
+        b.store(walk.end, adjoints[walk.form.state])
     return pass_kernel("write_gradients", shape, b, WRITE_EQUATIONS, ())
 
 
 def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...], tiled: tuple[str, ...]) -> Kernel:
-    """A walk in tiles of the dims ``tiled``, or with all of the state, whose rows lie across then."""
+    """A walk in tiles of the dims ``tiled``, or with all of the state.
+
+    Tiled dims, or else the keys, come last: a product of scaled rows with the user's rows then has the user's on its
+    left.
+    """
+    last = tiled or shape.key
+    axes = tuple(sorted(placed_axes(shape, dict.fromkeys(tiled, "grid")), key=lambda a: a.name in last))
+    grid = ("batch", "head", "segment", *(f"tile:{d}" for d in tiled))
+    stages = 2 if any(f.decays for f in shape.forms) else 3  # the weights of pairs take shared memory too
     if not tiled:
-        axes, sizes = placed_axes(shape, {}), dict(shape.sizes)
-        warps = 4 if entries(shape.key, sizes) * entries(shape.value, sizes) <= STATE_ENTRIES else 8
-        grid = ("batch", "head", "segment")
-        return Kernel(name, grid, axes, tuple(b.statements), equations, IN_ORDER, (), warps, rows_last=True)
-    # Tiled dims come last: a product of scaled rows of a tile with the user's rows then has the user's on its left.
-    axes = tuple(sorted(placed_axes(shape, {tiled[0]: "grid"}), key=lambda a: a.name in tiled))
-    width = tile_width(shape, tiled)
-    others = shape.value if tiled == shape.key else shape.key
-    warps = 4 if width * entries(others, dict(shape.sizes)) <= STATE_ENTRIES else 8
-    grid = ("batch", "head", "segment", f"tile:{tiled[0]}")
-    widths = ((tiled[0], width),)
-    return Kernel(name, grid, axes, tuple(b.statements), equations, name.replace("_", " "), widths, warps)
+        kernel = Kernel(name, grid, axes, tuple(b.statements), equations, IN_ORDER, rows_last=True)
+        return fit_whole(shape, kernel, stages)
+    widths = ((tiled[0], tile_width(shape, tiled)),)
+    return Kernel(name, grid, axes, tuple(b.statements), equations, name.replace("_", " "), widths, 4, stages)
 
 
 def tile_width(shape: Shape, tiled: tuple[str, ...]) -> int:
-    """Of a tile of the state, whole along its other dims."""
+    """Of a tile of the state, whole along its other dims, that four warps hold."""
     sizes = dict(shape.sizes)
     others = entries(shape.value if tiled == shape.key else shape.key, sizes)
     width = WIDEST
-    while width > LEAST_WIDTH and (width * others > MOST_ENTRIES or width >= 2 * entries(tiled, sizes)):
+    while width > LEAST_WIDTH and (width * others > STATE_ENTRIES or width >= 2 * entries(tiled, sizes)):
         width //= 2
     return width
