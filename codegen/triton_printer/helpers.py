@@ -215,6 +215,12 @@ def _held(x):
     """x itself: where threads share it, Triton would hand round what was loaded, and each thread widen its copy."""
     return tl.sum(x[None], 0)
 ''',
+    "_rest": '''
+@triton.jit
+def _rest(x, DOT: tl.constexpr):
+    """What is left of x where it is rounded to the operand type."""
+    return x - x.to(DOT).to(tl.float32)
+''',
     "_in_runs": '''
 @triton.jit
 def _in_runs(C: tl.constexpr, RUNS: tl.constexpr):

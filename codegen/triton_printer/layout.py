@@ -166,7 +166,7 @@ class Layout:
         return TileAxis(name, word, root, block, block_name, extent, root.extent)
 
     def order(self, axes: tuple[str, ...]) -> tuple[str, ...]:
-        """Rows before sizes, each in the order of the kernel's axes, a renaming after what it renames.
+        """Rows before sizes, or after them, each in the order of the kernel's axes, a renaming after what it renames.
 
         In a scan the axes in tiles come last: Triton spreads the last axes over threads, and neighbouring channels lie
         side by side in memory, while several states of one channel are summed by the thread that holds them.
@@ -177,7 +177,7 @@ class Layout:
     def _place(self, axis: str) -> int:
         root = self.axes[axis].root
         if root.kind == "rows":
-            return 0
+            return 3 if self.kernel.rows_last else 0
         return 1 if self.is_scan and root.place == "whole" else 2
 
     def shape(self, axes: tuple[str, ...]) -> str:

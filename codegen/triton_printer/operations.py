@@ -142,6 +142,7 @@ class OperationPrinter(Values):
     def _print_dot(self, let: Let, left: Pair, right: Pair, over: str) -> list[str]:
         """The operand that holds the result's first axis goes left, so the result lies as it should."""
         x, y = let.args
+        split = y.name if let.attr("precision") == "split" else None
         first = self.layout.order(let.out.axes)[0]
         if first not in x.axes:
             x, y, left, right = y, x, right, left
@@ -150,10 +151,14 @@ class OperationPrinter(Values):
         sides = [self.layout.axes[a].block for a in (*let.out.axes, over)]
         precision = "ieee" if max(sides) <= IEEE_SIDE else "tf32x3"
         # The cast comes first: a loaded tile's conversions to float32 and back then fold; it stays in shared memory.
-        left = left.map(lambda part: transposed(part + cast, self.tile(x).axes[1] != over))
-        right = right.map(lambda part: transposed(part + cast, self.tile(y).axes[0] != over))
-        dot = lambda a, b: f'tl.dot({a}, {b}, input_precision="{precision}")'  # noqa: E731
-        product = complex_numbers.multiply_with(dot, left, right)
+        cast_left = lambda part: transposed(part + cast, self.tile(x).axes[1] != over)  # noqa: E731
+        cast_right = lambda part: transposed(part + cast, self.tile(y).axes[0] != over)  # noqa: E731
+        dot = lambda a, b, c="": f'tl.dot({a}, {b}{c}, input_precision="{precision}")'  # noqa: E731
+        product = complex_numbers.multiply_with(dot, left.map(cast_left), right.map(cast_right))
+        if split is not None:
+            rest = f"_rest({bare((left if x.name == split else right).re)}, DOT)"
+            first, second = (rest if z.name == split else side.re for z, side in ((x, left), (y, right)))
+            product = Pair(dot(cast_left(first), cast_right(second), f", {product.re}"))
         return self.bind(let.out, product)
 
     def _print_weigh(self, let: Let) -> list[str]:

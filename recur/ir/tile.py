@@ -20,7 +20,8 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     load (buffer, shift)            reads the buffer's block for this program; see `Access`
     contract x, y (over, precision) sum over axes `over` of x * y (empty: the tensor product). precision "operand": on
                                     the matrix units with operands rounded to the operand type where the shapes allow;
-                                    "full": float32 throughout
+                                    "split": y in two parts, the second what rounding has left of it; "full": float32
+                                    throughout
     weigh x, y, gx, gy (over)       sum over axes `over` of x * y * exp2(gx - gy), exponents taken as differences.
                                     x and gx have the rows axis c, y and gy the rows axis s. Only pairs with
                                     row c >= row s count for the caller; the others may come out as anything finite
@@ -212,7 +213,8 @@ class Kernel:
     `widths`: for axes in tiles on the grid, the widths with which the body's tiles fit `warps` warps' registers, where
     the strategy knows them; `registers`: a thread's at most, so that more programs share a multiprocessor (0: as many
     as the compiler takes); `stages`: how many chunks a walk then has in flight. ``joins_segments``: it is launched
-    only where the sequence has several segments.
+    only where the sequence has several segments. ``rows_last``: tiles have their dims before their rows, so that eight
+    warps share a product of two whole sides, and do not each do a chunk's rows.
     """
 
     name: str
@@ -226,6 +228,7 @@ class Kernel:
     stages: int = 2
     registers: int = 0
     joins_segments: bool = False
+    rows_last: bool = False
 
     def axis(self, name: str) -> Axis:
         return next(a for a in self.axes if a.name == name)

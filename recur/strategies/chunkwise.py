@@ -33,10 +33,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from recur.ir.core import Node, leaves
-from recur.ir.normal import Decay, MatrixForm, NormalForm
+from recur.ir.normal import Decay, MatrixForm, NormalForm, Readout, Write
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
-from recur.strategies.chunk.families import kept_axes, matrix_part, prepare_passes, takes_passes, vector_part
+from recur.strategies.chunk.families import (
+    holds_whole,
+    prepare_passes,
+    sum_buffers,
+    takes_passes,
+    tiled,
+    vector_part,
+)
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
@@ -57,6 +64,7 @@ from recur.strategies.chunk.kernels import (
     emit_states,
     emit_walk,
     fit_walk,
+    fit_whole,
     inverse_name,
     readout_leaves,
     values_name,
@@ -73,12 +81,11 @@ from recur.strategies.chunk.key_side import (
 )
 from recur.strategies.chunk.pairs import evidence_buffers, pair_buffers, paired_chunk
 from recur.strategies.chunk.passes import (
-    emit_gate_pass,
     emit_key_pass,
     emit_query_pass,
     emit_value_pass,
-    has_gates,
-    pass_buffers,
+    emit_write_pass,
+    tile_width,
 )
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.scales import split_scale
@@ -86,7 +93,9 @@ from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes
 from recur.strategies.chunk.solved_gradients import emit_solved_gradients, takes_solved_gradients
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
+from recur.strategies.chunk.vector_sums import emit_vector_sums
 from recur.strategies.chunk.weights import emit_weights, infer_weights, weight_buffers, weighted_chunk
+from recur.strategies.chunk.worths import emit_gate_pass, has_gates, worth_buffers
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.order import order_kernel
 from recur.strategies.prune import prune_kernel
@@ -169,22 +178,23 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
 
 
 def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
-    """Walks over tiles of the state, forward and backward; vectors beside matrices have walks of their own."""
-    shape, kept = keep_rows(user_shape)
+    """Walks over tiles of the state, forward and backward."""
+    whole, kept = keep_rows(user_shape)
+    shape = tiled(whole)
     chunk_of, buffer_of = partial(weighted_chunk, shape), gradient_buffers(kept, ledger)
-    vectors, matrices = vector_part(shape), matrix_part(shape)
+    has_vectors = bool(vector_part(shape).forms)
     forward = [emit_rows(user_shape, kept)] if kept else []
     forward += [emit_weights(shape)] if any(infer_weights(shape)) else []
+    forward += [emit_vector_sums(shape, adjoint=False)] if has_vectors else []
     forward += starting_kernels(shape, chunk_of, adjoint=False)
-    if vectors is not None:
-        forward.append(emit_walk(vectors, chunk_of, keep_states=True, name="vector_forward"))
-    forward.append(fit_walk(matrices, emit_walk(matrices, chunk_of)))
+    forward.append(fit_walk(whole, emit_walk(whole, chunk_of)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward += [emit_vector_sums(shape, adjoint=True)] if has_vectors else []
     backward += starting_kernels(shape, chunk_of, adjoint=True)
-    if vectors is not None:
-        backward.append(emit_reverse_walk(vectors, chunk_of, name="vector_reverse"))
-    backward += [emit_query_pass(shape, buffer_of), emit_value_pass(shape, buffer_of), emit_key_pass(shape, buffer_of)]
-    backward += [emit_gate_pass(shape, buffer_of)] if has_gates(shape) else []
+    backward.append(emit_query_pass(shape, buffer_of))
+    writes = (emit_write_pass,) if holds_whole(shape) else (emit_value_pass, emit_key_pass)
+    backward += [emit(shape, buffer_of) for emit in writes]
+    backward += [emit_gate_pass(shape, buffer_of, tile_width(shape, shape.key))] if has_gates(shape) else []
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
     return forward, backward, kept
 
@@ -221,13 +231,9 @@ def starting_kernels(shape: Shape, chunk_of: ChunkOf, adjoint: bool) -> list[Ker
     if not shape.splits:
         return []
     begin, equation = (begin_adjoints, ADJOINT_EQUATION) if adjoint else (begin_states, STATE_EQUATION)
-    parts = {"vector_": vector_part(shape), "": matrix_part(shape)} if shape.pass_forms else {"": shape}
-    local = [
-        emit_local(part, adjoint, partial(begin, part, chunk_of), equation, of)
-        for of, part in parts.items()
-        if part is not None
-    ]
-    return [*local, emit_starts(shape, adjoint)]
+    local = emit_local(shape, adjoint, partial(begin, shape, chunk_of), equation)
+    local = fit_whole(shape, local) if shape.pass_forms and holds_whole(shape) else local
+    return [local, emit_starts(shape, adjoint)]
 
 
 def ordered_arguments(shape: Shape) -> list[Node]:
@@ -271,7 +277,7 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [w.start_buffer for w in walks(shape)] if shape.splits else []
     buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     buffers += weight_buffers(shape)
-    buffers += [kept_states(shape, f) for f in shape.pass_forms if not f.value]
+    buffers += sum_buffers(shape, Write) if shape.pass_forms else []
     buffers += [kept_states(shape, f) for f in shape.forms] if keeps_states(shape) else []
     if has_stored_key_side(shape):
         buffers += key_side_buffers(shape)
@@ -296,13 +302,12 @@ def keeps_states(shape: Shape) -> bool:
 
     A second walk, by one program for a whole sequence, takes longer than writing them does.
     """
-    return not shape.splits and not has_stored_key_side(shape)
+    return not (shape.splits or shape.pass_forms or has_stored_key_side(shape))
 
 
 def kept_states(shape: Shape, form: MatrixForm) -> Buffer:
-    """S at every chunk's start; a vector's, which are few numbers, as they are."""
-    axes = kept_axes(form) if shape.pass_forms else shape.state_axes(form)
-    dtype = "operand" if form.value else "accumulate"
+    """S at every chunk's start."""
+    axes, dtype = shape.state_axes(form), "operand" if form.value else "accumulate"
     return Buffer(f"chunk_{form.state}", ("B", "N", "H", *axes), dtype, form.is_complex, "S at every chunk's start")
 
 
@@ -315,15 +320,16 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
-    buffers += pass_buffers(shape) if shape.pass_forms else []
+    buffers += [*sum_buffers(shape, Readout), *worth_buffers(shape)] if shape.pass_forms else []
     buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     buffers += evidence_buffers(shape) if has_stored_key_side(shape) or takes_solved_gradients(shape) else []
     buffers += own_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
-        states = kept_states(shape, form)
-        if (form.value or not shape.pass_forms) and not keeps_states(shape):
-            buffers.append(states)
-        buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
+        if not shape.pass_forms:
+            states = kept_states(shape, form)
+            if not keeps_states(shape):
+                buffers.append(states)
+            buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
         for j in solved_writes(form):
             buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))

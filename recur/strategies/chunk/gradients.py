@@ -68,7 +68,7 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
-def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf, name: str = "reverse") -> Kernel:
+def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf) -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
     last = load_starts(b, walks(shape, adjoint=True))
@@ -83,7 +83,7 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf, name: str = "reverse") ->
     b.loop("chunks", inner, carries, reverse=True)
     for walk, adjoint in zip(walks(shape, adjoint=True), adjoints, strict=True):
         b.store(walk.end, adjoint)
-    return Kernel(name, shape.segment_grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+    return Kernel("reverse", shape.segment_grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
 
 
 def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:

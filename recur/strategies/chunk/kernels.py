@@ -10,6 +10,7 @@ from recur.ir.core import Node, leaves
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Builder, Carry, Kernel, Value, next_power_of_two
 from recur.strategies.chunk.equations import Blocks, Chunk, invert_system
+from recur.strategies.chunk.families import holds_whole
 from recur.strategies.chunk.kept_scales import kept_scales, store_scales
 from recur.strategies.chunk.pairs import pairs_name, stored_pairs
 from recur.strategies.chunk.scales import scale_last
@@ -76,11 +77,8 @@ def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
     return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
 
 
-def emit_walk(shape: Shape, chunk_of: ChunkOf, keep_states: bool = False, name: str = "forward") -> Kernel:
-    """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks.
-
-    ``keep_states``: leaves them in memory at every chunk's start.
-    """
+def emit_walk(shape: Shape, chunk_of: ChunkOf) -> Kernel:
+    """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks."""
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
     inner = b.nested()
@@ -95,8 +93,6 @@ def emit_walk(shape: Shape, chunk_of: ChunkOf, keep_states: bool = False, name: 
         for j in part.solved:
             access = token_access(values_name(form.state, j), form.value)
             inner.store(access, u[j].tile, "kept for the backward pass")
-        if keep_states:
-            inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
         for readout in form.readouts:
             rows = chunk.read_out(readout, state, u)
             dims = form.value if readout.axis == "key" else form.key
@@ -113,7 +109,7 @@ def emit_walk(shape: Shape, chunk_of: ChunkOf, keep_states: bool = False, name: 
     b.loop("chunks", inner, carries)
     for walk, state in zip(walks(shape), states, strict=True):
         b.store(walk.end, state)
-    return Kernel(name, shape.segment_grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
+    return Kernel("forward", shape.segment_grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
 
 
 def emit_epilogue(tiles: Tiles, nodes: list[Node], name: str) -> list[Value]:
@@ -132,13 +128,24 @@ def fit_walk(shape: Shape, kernel: Kernel) -> Kernel:
     Narrow ones where a program walks a whole sequence: few heads fill a GPU with many programs only, and each step is
     slow for being a chain of products, not for their size.
     """
+    if shape.pass_forms and (shape.whole_values or holds_whole(shape)):
+        return fit_whole(shape, replace(kernel, rows_last=True))
     if shape.whole_values:
         return kernel
     sizes = dict(shape.sizes)
     keys = max(1, math.prod(next_power_of_two(sizes[d]) for d in shape.key))
     widest = max(LEAST_WIDTH, min(WIDE if shape.splits else NARROW, STATE_ENTRIES // keys))
     widths = tile_widths(shape, shape.value, widest)
-    return replace(kernel, widths=widths, warps=4 if keys * widest <= STATE_ENTRIES else 8, stages=3)
+    stages = 2 if shape.pass_forms and any(f.decays for f in shape.forms) else 3
+    return replace(kernel, widths=widths, warps=4 if keys * widest <= STATE_ENTRIES else 8, stages=stages)
+
+
+def fit_whole(shape: Shape, kernel: Kernel, stages: int = 3) -> Kernel:
+    """A walk whose programs hold a whole state, eight warps each, loading two chunks ahead."""
+    sizes = dict(shape.sizes)
+    entries = math.prod(next_power_of_two(sizes[d]) for d in shape.key + shape.value)
+    widths = tile_widths(shape, shape.value, entries) if any(g.startswith("tile:") for g in kernel.grid) else ()
+    return replace(kernel, widths=widths, warps=4 if entries <= STATE_ENTRIES else 8, stages=stages)
 
 
 def readout_leaves(shape: Shape) -> list[Node]:

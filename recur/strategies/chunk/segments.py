@@ -110,10 +110,8 @@ def walks(shape: Shape, adjoint: bool = False) -> list[Walk]:
     return [Walk(shape, form, adjoint) for form in shape.forms]
 
 
-def emit_local(
-    shape: Shape, adjoint: bool, begin: Callable[[Builder], Advance], equation: str, of: str = ""
-) -> Kernel:
-    """D and P of every segment; ``begin`` gives the step over a chunk in the loop's body, ``of`` stands in the name."""
+def emit_local(shape: Shape, adjoint: bool, begin: Callable[[Builder], Advance], equation: str) -> Kernel:
+    """D and P of every segment; ``begin`` gives the step over a chunk in the loop's body."""
     b = Builder(complex_buffers=shape.complex_buffers)
     inner = b.nested()
     advance = begin(inner)
@@ -133,7 +131,7 @@ def emit_local(
     b.loop("chunks", inner, tuple(carries), reverse=adjoint)
     for access, value in ends:
         b.store(access, value)
-    name = f"{of}reverse_local" if adjoint else f"{of}local"
+    name = "reverse_local" if adjoint else "local"
     equations = (equation, "D <- 2^G_C D")
     return Kernel(name, shape.segment_grid, shape.axes, tuple(b.statements), equations, "segments", joins_segments=True)
 

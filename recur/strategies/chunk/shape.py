@@ -151,7 +151,7 @@ def _joined_shape(normal: NormalForm, forms: tuple[MatrixForm, ...], sizes: dict
     sizes = {name: math.prod(sizes[d] for d in group) for name, group in fused.groups} | sizes
     key, value = ((next(f for f, g in fused.groups if g == dims),) if len(dims) > 1 else dims for dims in (key, value))
     draft = Shape(forms, epilogue, key, value, False, layouts, tuple(sizes.items()), fused.groups, views, folding.batch)
-    return replace(draft, whole_values=not value or _needs_whole_values(draft))
+    return replace(draft, whole_values=not value or needs_whole_values(draft))
 
 
 def _reason_against(forms: tuple[MatrixForm, ...], key: tuple[str, ...], value: tuple[str, ...]) -> str | None:
@@ -233,7 +233,7 @@ def _split_scale(node: Node) -> tuple[Node | None, Node]:
     return None, node
 
 
-def _needs_whole_values(shape: Shape) -> bool:
+def needs_whole_values(shape: Shape) -> bool:
     """Value dims cannot be tiled where an expression mixes their entries, or where a readout sums over them."""
     value = set(shape.value)
     if any(r.axis == "value" for f in shape.forms for r in f.readouts):

@@ -19,7 +19,7 @@ from recur.ir.core import Node, is_const, leaves
 from recur.ir.normal import MatrixForm, Readout, Write
 from recur.ir.tile import Buffer, Builder, Kernel, Value
 from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.families import Family, infer_families
+from recur.strategies.chunk.families import Family, infer_families, sums_access
 from recur.strategies.chunk.gates import Gate, Gates, between, class_decays, from_start, to_end, uncut
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.shape import Shape, key_only, pair_access
@@ -226,11 +226,12 @@ class WeightedChunk(Chunk):
     """The equations of a chunk with weights, which take the place of gates and of the vectors' factors.
 
     ``weights``: None where all that the vectors have is constant factors. ``tiled``: the side, "key" or "value", whose
-    dims the walk has in tiles.
+    dims the walk has in tiles. ``is_summed``: whether a vector's sums over the chunk lie in memory (see families).
     """
 
     weights: Weights | None = None
     tiled: str = "value"
+    is_summed: bool = True
 
     def weighted(self, pairs: Value, query: Vector, key: Vector, name: str, own: Own = "") -> Value:
         """tril(pairs) D."""
@@ -268,9 +269,12 @@ class WeightedChunk(Chunk):
     def scores(self, x: Vector, y: Vector, name: str = "P", crossing: int = 0) -> Value:
         """P[c, s] of a query and a key; the products of their tiles are shared by what reads at several positions."""
         names, places = (x.tile.name, y.tile.name), (self.form.form.state, str(x.position), str(y.position))
-        columns = self.b.rename(y.tile, "c", "s")
-        products = self.once(("products", *names), lambda: self.b.contract(x.tile, columns, self.key, name=name))
-        return self.once(("P", *names, *places), lambda: self.weighted(products, x, y, name))
+        return self.once(("P", *names, *places), lambda: self.weighted(self.products(x, y), x, y, name))
+
+    def products(self, x: Vector, y: Vector) -> Value:
+        """q . b of all pairs, without their weights."""
+        key = ("products", x.tile.name, y.tile.name)
+        return self.once(key, lambda: self.b.contract(x.tile, self.b.rename(y.tile, "c", "s"), self.key, name="P"))
 
     def spread(self, pairs: Value, y: Rows) -> Value:
         """sum over s of pairs[c, s] y[s], the factors of rows in the pairs already."""
@@ -288,10 +292,17 @@ class WeightedChunk(Chunk):
 
     def into_state(self, keys: Rows, values: Rows, position: int, which: str, name: str) -> Value:
         """The outer products of rows, summed over the chunk: the tile is scaled, being narrower than what is whole."""
-        factors = (values.scale, self.reach(position, keys.scale))
+        if not self.value and self.is_summed:
+            return self.b.load(name, sums_access(self.form.form, position), self.key)
         if self.tiled == "value":
+            factors = (values.scale, self.reach(position, keys.scale))
             return self.b.contract(keys.tile, self.times(values.tile, *factors), ("c",), name=name)
-        return self.b.contract(self.times(keys.tile, *factors), values.tile, ("c",), name=name)
+        return self.b.contract(self.reaching(keys, position), self.full(values), ("c",), name=name)
+
+    def reaching(self, keys: Rows, position: int, own: Own = "") -> Value:
+        """A vector's rows as they stand at the chunk's start or end, rounded as a state takes them."""
+        factor = self.reach(position, keys.scale, own)
+        return keys.tile if factor is None else self.b.rounded(self.times(keys.tile, factor))
 
 
 def weighted_chunk(shape: Shape, tiles: Tiles, form: MatrixForm, tiled: str = "value") -> WeightedChunk:
