@@ -430,6 +430,27 @@ class OperationPrinter(Values):
         source = middle_row(self.layout.axes[axis].index)
         return self.bind(let.out, self.tile(let.args[0]).parts.map(lambda part: self._row(part, axis, axes, source)))
 
+    def _print_start(self, let: Let) -> list[str]:
+        """In registers; of a tile whose rows lie in memory, kernel.py loads them from there."""
+        axis, axes = str(let.attr("axis")), self.layout.order(let.out.axes)
+        row, rows = self.layout.axes[axis].index, int(let.attr("rows"))  # type: ignore[arg-type]
+        source = f"tl.maximum({start_row(row, rows)}, 0)"
+        after_first = align(f"({row} >= {rows})", (axis,), axes)
+        parts = self.tile(let.args[0]).parts.map(lambda part: self._row(part, axis, axes, source))
+        return self.bind(let.out, parts.map(lambda part: f"tl.where({after_first}, {part}, 0.0)"))
+
+    def _print_beside(self, let: Let) -> list[str]:
+        axes, rows = self.layout.order(let.out.axes), let.attr("rows")
+        row, column = (self.layout.axes[a].index for a in let.out.axes)
+        r, c = (align(i, (a,), axes) for i, a in zip((row, column), let.out.axes, strict=True))
+        blocks = [align(f"({i} // {rows})", (a,), axes) for i, a in zip((row, column), let.out.axes, strict=True)]
+        return self.bind(let.out, Pair(f"({r} > {c}) & ({' == '.join(blocks)})"))
+
+    def _print_room(self, let: Let) -> list[str]:
+        name = self.names[let.out.name]
+        self.alias(let.out, Pair(name), is_number=True)
+        return [f"{name}: tl.constexpr = 0.0 if DOT == tl.float16 else 80.0"]
+
     def _print_rounded(self, let: Let) -> list[str]:
         return self.bind(let.out, self.tile(let.args[0]).parts.map(lambda part: f"{part}.to(DOT).to(tl.float32)"))
 
@@ -518,6 +539,11 @@ class OperationPrinter(Values):
         lanes = ", ".join(":" if i in (position, position + 1) else "None" for i in range(len(tile.axes) + 1))
         moved = ", ".join([":"] * (position + 1) + ["None"] + [":"] * (len(tile.axes) - position - 1))
         return self.bind(let.out, clean.map(lambda part: f"tl.sum({part}[{moved}] * {matrix}[{lanes}], {position})"))
+
+
+def start_row(row: str, rows: int) -> str:
+    """The last row before a row's block of so many."""
+    return f"{row} // {rows} * {rows} - 1"
 
 
 def middle_row(row: str) -> str:

@@ -45,6 +45,11 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
                                     in a loop over levels, of rows axes that hold chunks whole: every row becomes x's
                                     last row before the middle of its block; whether a row is in the right half of its
                                     block; whether two rows are in the two halves of one block
+    start x (axis, rows), beside (axes c, s; rows)
+                                    the chunk in blocks of `rows` rows: every row becomes x's last row before its block,
+                                    0 in the first one; whether row s comes before row c in c's block
+    room                            a number r so that the operand type holds what is within 2^-r and 2^r, with digits
+                                    of a float32 to spare on either side; 0 for a type that has no such r
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
     select (fused, part, outer, inner)  one where the index of `fused`, which runs over all combinations of the axes
@@ -155,6 +160,9 @@ class Loop:
     "tiles": the tiles of `axis`; "levels": l = 0, 1, ... while 2^l < C, at which a chunk falls into blocks of 2^(l+1)
     rows, each of two halves. `reverse`: from the last to the first.
 
+    Levels: `levels` are the first one and the one before which the loop ends (None: all). Where the condition `idle`
+    holds, no level changes what is carried: the loop may be left out.
+
     Tiles of rows: the loop starts at the tile of the rows axis `first` on the grid, and ends with that of `last`,
     where they are given. It may leave out tiles that lie past the sequence's end. A backend that holds chunks whole
     has one tile, and runs the body once.
@@ -167,6 +175,14 @@ class Loop:
     axis: str | None = None
     first: str | None = None
     last: str | None = None
+    levels: tuple[int, int | None] = (0, None)
+    idle: Value | None = None
+
+    def range_of_levels(self, chunk: int) -> tuple[int, int]:
+        """The first level and the end, of a chunk of so many rows."""
+        count = (chunk - 1).bit_length()
+        first, end = self.levels
+        return min(first, count), count if end is None else min(end, count)
 
 
 Statement = Let | Store | Loop
@@ -422,6 +438,15 @@ class Builder:
     def apart(self, row: str, column: str, name: str = "is_apart") -> Value:
         return self.let(name, "apart", (), (row, column), is_complex=False, is_bool=True)
 
+    def start(self, x: Value, axis: str, rows: int, name: str = "start") -> Value:
+        return self.let(name, "start", (x,), x.axes, (("axis", axis), ("rows", rows)))
+
+    def beside(self, row: str, column: str, rows: int, name: str = "is_beside") -> Value:
+        return self.let(name, "beside", (), (row, column), (("rows", rows),), is_complex=False, is_bool=True)
+
+    def room(self) -> Value:
+        return self.let("room", "room", (), ())
+
     def rounded(self, x: Value, name: str | None = None) -> Value:
         return self.let(name or x.name, "rounded", (x,), x.axes)
 
@@ -442,8 +467,11 @@ class Builder:
         axis: str | None = None,
         first: str | None = None,
         last: str | None = None,
+        levels: tuple[int, int | None] = (0, None),
+        idle: Value | None = None,
     ) -> None:
-        self.statements.append(Loop(over, carries, tuple(body.statements), reverse, axis, first, last))
+        body_statements = tuple(body.statements)
+        self.statements.append(Loop(over, carries, body_statements, reverse, axis, first, last, levels, idle))
 
     def phi(self, name: str, like: Value) -> Value:
         """A name for a carried value, to be used inside the body and in its `Carry`."""

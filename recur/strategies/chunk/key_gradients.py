@@ -21,6 +21,7 @@ from recur.ir.core import Node
 from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import Query, adjoint_values, queries_of, read_keys, readout_keys
+from recur.strategies.chunk.blocks import Blocks
 from recur.strategies.chunk.equations import Chunk, carry_sum, sum_of
 from recur.strategies.chunk.gates import Gates, class_decays
 from recur.strategies.chunk.gradients import (
@@ -36,6 +37,7 @@ from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
     WIDTH,
     StoredChunk,
+    chunks_are_blocks,
     held_chunk,
     key_vectors,
     load_key_gates,
@@ -198,7 +200,8 @@ class FormKeyGradients:
         self.pairs = [(query, j) for query in self.queries for j in range(len(form.writes))]
         self._walk_values()
         tiles = Tiles(b)
-        gates = load_key_gates(tiles, form)
+        log = load_log(b, form)
+        gates = load_key_gates(tiles, form, log)
         self.vectors = key_vectors(tiles, form, gates)
         self.chunk = Chunk(tiles, FormTiles(form, {}, {}, {}, {}, gates, None))
         self.rows = {p: self.chunk.full(v) for p, v in self.vectors.items()}
@@ -206,12 +209,12 @@ class FormKeyGradients:
             (query.name, j): b.load("E", pair_access(evidence_name(form, query, j)), ("c", "s"))
             for query, j in self.pairs
         }
-        if gates is None:
+        if gates is None or log is None:
             self._add_plain_pairs(evidence)
         else:
             self._add_ends(gates)
             self._add_own_pairs(gates)
-            self._add_levels(gates, evidence)
+            self._add_pairs(gates, log, evidence)
         for position, total in self.grown.items():
             rows = self.chunk.full(signed(b, gates, position, Rows(total)))
             self.cotangents.add(self.vectors[position].node, rows)
@@ -273,15 +276,43 @@ class FormKeyGradients:
                 self._take(pair[0], amount)
                 self._take(pair[1], amount)
 
-    def _add_levels(self, gates: Gates, evidence: dict[tuple[str, int], Value]) -> None:
-        """Pairs of different tokens: see halves.py."""
-        inner = self.b.nested()
+    def _add_pairs(self, gates: Gates, log: Value, evidence: dict[tuple[str, int], Value]) -> None:
+        """Pairs of different tokens: see blocks.py and halves.py."""
+        blocks = Blocks(self.b, gates, log, self.rows, self.form.key, chunks_are_blocks(self.shape))
+        self._add_blocks(blocks, evidence)
+        within = Halves(self.b.nested(), gates, log, self.rows, blocks.is_near)
+        self._add_levels(within, evidence, blocks.within, blocks.all_near)
+        if not blocks.is_chunk:
+            self._add_levels(Halves(self.b.nested(), gates, log, self.rows), evidence, blocks.beyond, None)
+
+    def _add_blocks(self, blocks: Blocks, evidence: dict[tuple[str, int], Value]) -> None:
+        b = self.b
+        for query, j in self.pairs:
+            reader, write = query.position, self.writes[j]
+            x, y = blocks.reader(reader), blocks.write(write)
+            pairs = b.where(blocks.beside(), evidence[query.name, j], b.const(0.0, name="zero"), name="E_beside")
+            z_x = b.contract(pairs, b.rename(y, "c", "s"), ("s",), name="Z")
+            z_y = b.rename(b.contract(pairs, x, ("c",), name="Z"), "s", "c")
+            for position, tile, factor, z in (
+                (reader, x, blocks.reader_factor(reader), z_x),
+                (write, y, blocks.write_factor(write), z_y),
+            ):
+                self._grow(position, b.mul(factor, z, name="decayed"))
+                self._take(position, b.mul(tile, z, name="amount"))
+
+    def _add_levels(
+        self,
+        halves: Halves,
+        evidence: dict[tuple[str, int], Value],
+        levels: tuple[int, int | None],
+        idle: Value | None,
+    ) -> None:
+        inner = halves.b
         start: dict[tuple[str, object], Value] = {("grown", p): total for p, total in self.grown.items()}
         start |= {("taken", passed): total for passed, total in self.taken.items()}
         phis = {key: inner.phi(total.name, total) for key, total in start.items()}
         sums = dict(phis)
         zero = inner.const(0.0, name="zero")
-        halves = Halves(inner, gates, load_log(self.b, self.form), self.rows)
 
         def grow(right: tuple[str, object], left: tuple[str, object], amount: Value, less: bool) -> None:
             """Adds to one sum in right halves, and to the other in left halves or takes it off."""
@@ -304,7 +335,7 @@ class FormKeyGradients:
             right, left = (("taken", self._passed(p)) for p in pair)
             grow(right, left, inner.mul(tile, z, name="amount"), less=True)
         carries = tuple(Carry(phis[key], start[key], sums[key]) for key in start)
-        self.b.loop("levels", inner, carries)
+        self.b.loop("levels", inner, carries, levels=levels, idle=idle)
         self.grown = {p: phis["grown", p] for p in self.grown}
         self.taken = {key: phis["taken", key] for key in self.taken}
 
