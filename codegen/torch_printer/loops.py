@@ -60,7 +60,7 @@ def inline_loops(
             result.append(replace(statement, value=known.get(statement.value.name, statement.value)))
         elif statement.over in ("tiles", "levels"):
             known.update({c.phi.name: known.get(c.init.name, c.init) for c in statement.carries})
-            for i in range(*statement.range_of_levels(chunk)) if statement.over == "levels" else (level,):
+            for i in range(statement.count_levels(chunk)) if statement.over == "levels" else (level,):
                 result.extend(inline_loops(statement.body, chunk, known, i))
                 known.update({c.phi.name: known.get(c.next.name, c.next) for c in statement.carries})
         else:

@@ -412,8 +412,14 @@ def start(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(f"_before_block({bare(x.text)}, {let.attr('rows')}, {positions(x, (axis,))})", x.dims, x.is_complex)
 
 
+def end(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    x = whole(args[0], (axis,), sizes)
+    return Tensor(f"_block_end({bare(x.text)}, {let.attr('rows')}, {positions(x, (axis,))})", x.dims, x.is_complex)
+
+
 def beside(let: Let, args: Args, sizes: Sizes) -> Tensor:
-    text = f"_beside({sizes.size(let.out.axes[0])}, {let.attr('rows')}, {sizes.device})"
+    text = f"_{let.op}({sizes.size(let.out.axes[0])}, {let.attr('rows')}, {sizes.device})"
     return Tensor(text, let.out.axes, is_bool=True)
 
 
@@ -489,7 +495,7 @@ OPERATIONS: dict[str, Operation] = {
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
     "rename": rename, "expand": expand, "after": after, "valid": valid,
     "middle": middle, "right": right, "apart": apart, "rounded": rounded,
-    "start": start, "beside": beside, "room": room,
+    "start": start, "end": end, "beside": beside, "across": beside, "room": room,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.inlining import inlinable_values
 from recur.codegen.triton_printer.layout import BufferDim, Layout, TileAxis, align, print_tuple, safe_name
 from recur.codegen.triton_printer.names import name_values
-from recur.codegen.triton_printer.operations import OperationPrinter, is_reverse, middle_row, start_row
+from recur.codegen.triton_printer.operations import OperationPrinter, end_row, is_reverse, middle_row, start_row
 from recur.codegen.triton_printer.padding import infer_padding
 from recur.codegen.triton_printer.placing import Placed, placed_values
 from recur.codegen.triton_printer.relay import as_relay, handed_at, handed_lanes, handed_words
@@ -228,7 +228,7 @@ class KernelPrinter:
                 continue
             elif statement.op == "load":
                 self._print_load(statement)
-            elif statement.op in ("middle", "start", "last", "index") and self._is_in_memory(statement):
+            elif statement.op in ("middle", "start", "end", "last", "index") and self._is_in_memory(statement):
                 self._print_other_row(statement)
             else:
                 for line in self.operations.print_let(statement):
@@ -267,8 +267,10 @@ class KernelPrinter:
         rows = {"middle": middle_row(tile.index), "last": f"{tile.block_name} - 1"}
         axes = self.layout.order(let.out.axes)
         mask = self._mask(access, axes)
-        if let.op == "start":
+        if let.op in ("start", "end"):
             block = int(let.attr("rows"))  # type: ignore[arg-type]
+            rows["end"] = end_row(tile, block)
+        if let.op == "start":
             rows["start"] = start_row(tile.index, block)
             after_first = align(f"({tile.index} >= {block})", (axis,), axes)
             mask = f"{mask} & {after_first}" if mask else after_first
@@ -328,8 +330,7 @@ class KernelPrinter:
         if loop.over == "chunks":
             index, count = "chunk", self.words["N"]
         elif loop.over == "levels":
-            lowest, highest = loop.range_of_levels(self.config.chunk)
-            index, count = "level", str(highest)
+            index, count = "level", str(loop.count_levels(self.config.chunk))
         elif loop.over == "segments":
             index, count = "segment", self.words["G"]
         elif loop.over == "tiles":
@@ -347,10 +348,11 @@ class KernelPrinter:
             self._define("end", f"tl.minimum(first + {self.words['L']}, {self.words['N']})")
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
-        if loop.over == "levels":
-            idle = None if loop.idle is None else self.operations.tile(loop.idle).parts.re
-            first = str(lowest) if idle is None else f"tl.where({idle}, {bound}, {lowest})"
+        if loop.idle is not None:
+            first = f"tl.where({self.operations.tile(loop.idle).parts.re}, {bound}, {first})"
         counted = f"range({first}, {bound})"
+        if loop.over == "levels":  # a level's rows are in the first cache: copied ahead, they would be waited for
+            counted = f"tl.range({first}, {bound}, num_stages=1)"
         if loop.over == "chunks" and self.layout.runs is not None:  # without dots, Triton prefetches when told
             counted = f"tl.range({first}, {bound}, num_stages={self.launch.num_stages})"
         self._line(f"for {'step' if loop.reverse else index} in {counted}:")

@@ -10,7 +10,7 @@ from recur.codegen.triton_printer import complex_numbers
 from recur.codegen.triton_printer.complex_numbers import Pair
 from recur.codegen.triton_printer.config import is_matrix_product, statements_of
 from recur.codegen.triton_printer.inlining import LONGEST
-from recur.codegen.triton_printer.layout import Layout, align
+from recur.codegen.triton_printer.layout import Layout, TileAxis, align
 from recur.codegen.triton_printer.padding import Fill, Fills
 from recur.codegen.triton_printer.values import Tile, Values, bare
 from recur.ir.tile import Kernel, Let, Value
@@ -439,12 +439,24 @@ class OperationPrinter(Values):
         parts = self.tile(let.args[0]).parts.map(lambda part: self._row(part, axis, axes, source))
         return self.bind(let.out, parts.map(lambda part: f"tl.where({after_first}, {part}, 0.0)"))
 
+    def _print_end(self, let: Let) -> list[str]:
+        axis, axes = str(let.attr("axis")), self.layout.order(let.out.axes)
+        source = end_row(self.layout.axes[axis], int(let.attr("rows")))  # type: ignore[arg-type]
+        return self.bind(let.out, self.tile(let.args[0]).parts.map(lambda part: self._row(part, axis, axes, source)))
+
     def _print_beside(self, let: Let) -> list[str]:
-        axes, rows = self.layout.order(let.out.axes), let.attr("rows")
-        row, column = (self.layout.axes[a].index for a in let.out.axes)
-        r, c = (align(i, (a,), axes) for i, a in zip((row, column), let.out.axes, strict=True))
-        blocks = [align(f"({i} // {rows})", (a,), axes) for i, a in zip((row, column), let.out.axes, strict=True)]
-        return self.bind(let.out, Pair(f"({r} > {c}) & ({' == '.join(blocks)})"))
+        (row, column), blocks = self._rows_and_blocks(let)
+        return self.bind(let.out, Pair(f"({row} > {column}) & ({' == '.join(blocks)})"))
+
+    def _print_across(self, let: Let) -> list[str]:
+        return self.bind(let.out, Pair(" > ".join(self._rows_and_blocks(let)[1])))
+
+    def _rows_and_blocks(self, let: Let) -> tuple[list[str], list[str]]:
+        """Both axes' rows, and the numbers of the blocks that they are in."""
+        axes = self.layout.order(let.out.axes)
+        rows = {a: self.layout.axes[a].index for a in let.out.axes}
+        blocks = {a: f"({row} // {let.attr('rows')})" for a, row in rows.items()}
+        return tuple([align(text, (a,), axes) for a, text in texts.items()] for texts in (rows, blocks))  # type: ignore[return-value]
 
     def _print_room(self, let: Let) -> list[str]:
         name = self.names[let.out.name]
@@ -544,6 +556,12 @@ class OperationPrinter(Values):
 def start_row(row: str, rows: int) -> str:
     """The last row before a row's block of so many."""
     return f"{row} // {rows} * {rows} - 1"
+
+
+def end_row(axis: TileAxis, rows: int) -> str:
+    """The last row of a row's block of so many, in a chunk that may have fewer."""
+    least = min(rows, axis.block)
+    return f"{axis.index} // {least} * {least} + {least - 1}"
 
 
 def middle_row(row: str) -> str:

@@ -19,8 +19,8 @@ A decay's log has the cotangent x dx - b db, summed over the rows on its later s
 the product has it: what a pair that does not straddle the decay adds on one side is exactly what it takes off on the
 other. A token's own pair has no level: it is a product of rows.
 
-Each level costs a tile and a product, so pairs within blocks are taken from blocks.py first: there a row that is near
-its block's start has met the writes before it, and reads nothing more at the levels within blocks.
+Each level costs a tile and a product, so most pairs are those of blocks.py: what is left for the levels within a block
+are the pairs of the readers that are not near. Where all rows are, no level is gone through.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from recur.ir.tile import Builder, Carry, Value
-from recur.strategies.chunk.blocks import Blocks
+from recur.strategies.chunk.blocks import BLOCK, Blocks
 from recur.strategies.chunk.gates import Gates
 
 Pair = tuple[int, int]  # the positions of a reader and a write
@@ -95,50 +95,27 @@ class Halves:
 
 
 def emit_scores(
-    b: Builder,
-    gates: Gates,
-    log: Value,
-    rows: dict[int, Value],
-    key: tuple[str, ...],
-    pairs: list[Pair],
-    is_chunk: bool,
+    b: Builder, gates: Gates, log: Value, rows: dict[int, Value], key: tuple[str, ...], pairs: list[Pair], is_one: bool
 ) -> dict[Pair, Value]:
     """P[c, s] of each pair over the key dims at hand where c > s; anything where c <= s.
 
-    ``is_chunk``: chunks are no longer than blocks.
+    ``is_one``: a chunk is one block.
     """
-    blocks = Blocks(b, gates, log, rows, key, is_chunk)
-    sums = {
-        pair: b.contract(blocks.reader(pair[0]), b.rename(blocks.write(pair[1]), "c", "s"), key, name="P")
-        for pair in pairs
-    }
+    blocks = Blocks(b, gates, log, rows, key, is_one)
+    scores = {pair: blocks.scores(*pair) for pair in pairs}
     inner = b.nested()
-    halves = Halves(inner, gates, log, rows, blocks.is_near)
-    sums = _add_levels(b, halves, key, sums, blocks.within, blocks.all_near)
-    return sums if is_chunk else _add_levels(b, Halves(b.nested(), gates, log, rows), key, sums, blocks.beyond, None)
-
-
-def _add_levels(
-    b: Builder,
-    halves: Halves,
-    key: tuple[str, ...],
-    sums: dict[Pair, Value],
-    levels: tuple[int, int | None],
-    idle: Value | None,
-) -> dict[Pair, Value]:
-    """The sums with the pairs of some levels: added within blocks, in place of what is there between blocks."""
-    inner, pairs = halves.b, list(sums)
+    halves = Halves(inner, gates, log, rows)
     readers, writes = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
     carries = []
-    for (reader, write), before in sums.items():
+    for (reader, write), before in scores.items():
         # Of a tile one side is needed here: that of tiles which other pairs have too.
         left = halves.tile((reader, writes[min(readers.index(reader), len(writes) - 1)]))
         right = halves.tile((readers[min(writes.index(write), len(readers) - 1)], write))
         product = inner.contract(left, inner.rename(right, "c", "s"), key, name="X_X")
         phi = inner.phi("P", before)
-        found = product if idle is None else inner.add(product, phi, name="X_X")
+        found = inner.where(blocks.is_near, phi, product, name="P")
         carries.append(Carry(phi, before, inner.where(halves.is_apart, found, phi, name="P")))
-    b.loop("levels", inner, tuple(carries), levels=levels, idle=idle)
+    b.loop("levels", inner, tuple(carries), rows=BLOCK, idle=blocks.all_near)
     return {pair: carry.phi for pair, carry in zip(pairs, carries, strict=True)}
 
 
