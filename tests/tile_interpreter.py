@@ -148,7 +148,7 @@ class Program:
         if loop.over == "chunks":
             points = range(run.chunks)
         elif loop.over == "levels":
-            points = range((run.chunk - 1).bit_length())
+            points = range(loop.count_levels(run.chunk))
         elif loop.over == "tiles":
             first = self.where[loop.first] if loop.first else 0
             end = self.where[loop.last] + 1 if loop.last else run.tiles_of(self.kernel.axis(name))
@@ -472,6 +472,28 @@ class Program:
     def op_apart(self, s: Let) -> Tensor:
         row = torch.arange(self.run_.chunk)
         return ((row[:, None] ^ row[None, :]) >> self.where["level"] == 1)[None, None]
+
+    def op_start(self, s: Let) -> Tensor:
+        axis, rows = 2 + s.out.axes.index(s.attr("axis")), int(s.attr("rows"))
+        tile = self.full_tile(s.args[0])
+        padded = torch.cat([torch.zeros_like(tile.narrow(axis, 0, 1)), tile], axis)
+        return padded.index_select(axis, torch.arange(self.run_.chunk) // rows * rows)
+
+    def op_end(self, s: Let) -> Tensor:
+        axis, rows = 2 + s.out.axes.index(s.attr("axis")), int(s.attr("rows"))
+        end = torch.arange(self.run_.chunk) // rows * rows + rows - 1
+        return self.full_tile(s.args[0]).index_select(axis, end.clamp(max=self.run_.chunk - 1))
+
+    def op_across(self, s: Let) -> Tensor:
+        block = torch.arange(self.run_.chunk) // s.attr("rows")
+        return (block[:, None] > block)[None, None]
+
+    def op_beside(self, s: Let) -> Tensor:
+        row, rows = torch.arange(self.run_.chunk), s.attr("rows")
+        return ((row[:, None] > row) & (row[:, None] // rows == row // rows))[None, None]
+
+    def op_room(self, s: Let) -> Tensor:
+        return torch.full((1, 1), 80.0, dtype=self.run_.dtype)
 
     def op_rounded(self, s: Let) -> Tensor:
         return self.get(s.args[0])

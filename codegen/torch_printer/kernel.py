@@ -43,7 +43,7 @@ class KernelPrinter:
     place: Place = field(default_factory=Place)
 
     def run(self) -> None:
-        body = share(inline_loops(self.kernel.body, ((self.function.plan.chunk or 1) - 1).bit_length()))
+        body = share(inline_loops(self.kernel.body, self.function.plan.chunk or 1))
         self.count = Counter(v.name for s in body for v in uses(s))
         self.place = Place("chunk" in self.kernel.grid)
         self.statements(body)

@@ -110,6 +110,30 @@ def _apart(C: int, level: int, device: torch.device) -> torch.Tensor:
     return (row[:, None] ^ row) >> level == 1
 
 
+def _before_block(x: torch.Tensor, rows: int, dim: int) -> torch.Tensor:
+    """For every row x's last row before the row's block of ``rows`` rows, zero in the first block."""
+    before = torch.arange(x.shape[dim], device=x.device) // rows * rows - 1
+    return torch.nn.functional.pad(x.movedim(dim, -1), (1, 0)).movedim(-1, dim).index_select(dim, before + 1)
+
+
+def _block_end(x: torch.Tensor, rows: int, dim: int) -> torch.Tensor:
+    """For every row x's last row of the row's block of ``rows`` rows."""
+    row = torch.arange(x.shape[dim], device=x.device)
+    return x.index_select(dim, (row // rows * rows + rows - 1).clamp(max=x.shape[dim] - 1))
+
+
+def _beside(C: int, rows: int, device: torch.device) -> torch.Tensor:
+    """[C, C]: whether the column comes before the row in its block of ``rows`` rows."""
+    row = torch.arange(C, device=device)
+    return (row[:, None] > row) & (row[:, None] // rows == row // rows)
+
+
+def _across(C: int, rows: int, device: torch.device) -> torch.Tensor:
+    """[C, C]: whether the column's block of ``rows`` rows comes before the row's."""
+    block = torch.arange(C, device=device) // rows
+    return block[:, None] > block
+
+
 def _part(fused: int, size: int, *inner: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[fused, size]: one where the column is the part of an entry of the fused dim; ``inner``: sizes of later parts."""
     index = torch.arange(fused, device=device)

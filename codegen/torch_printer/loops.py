@@ -47,9 +47,9 @@ def defines(statement: Statement) -> tuple[str, ...]:
 
 
 def inline_loops(
-    body: Iterable[Statement], levels: int, known: dict[str, Value] | None = None, level: int | None = None
+    body: Iterable[Statement], chunk: int, known: dict[str, Value] | None = None, level: int | None = None
 ) -> tuple[Statement, ...]:
-    """The statements with loops over tiles and ``levels`` levels replaced by their bodies, one for each iteration."""
+    """The statements with loops over tiles and levels replaced by their bodies, one for each iteration."""
     known = {} if known is None else known
     result: list[Statement] = []
     for statement in body:
@@ -60,11 +60,11 @@ def inline_loops(
             result.append(replace(statement, value=known.get(statement.value.name, statement.value)))
         elif statement.over in ("tiles", "levels"):
             known.update({c.phi.name: known.get(c.init.name, c.init) for c in statement.carries})
-            for i in range(levels) if statement.over == "levels" else (level,):
-                result.extend(inline_loops(statement.body, levels, known, i))
+            for i in range(statement.count_levels(chunk)) if statement.over == "levels" else (level,):
+                result.extend(inline_loops(statement.body, chunk, known, i))
                 known.update({c.phi.name: known.get(c.next.name, c.next) for c in statement.carries})
         else:
-            inner = inline_loops(statement.body, levels, known)
+            inner = inline_loops(statement.body, chunk, known)
             carries = tuple(
                 Carry(c.phi, known.get(c.init.name, c.init), known.get(c.next.name, c.next)) for c in statement.carries
             )

@@ -410,6 +410,27 @@ def apart(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(text, let.out.axes, is_bool=True)
 
 
+def start(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    x = whole(args[0], (axis,), sizes)
+    return Tensor(f"_before_block({bare(x.text)}, {let.attr('rows')}, {positions(x, (axis,))})", x.dims, x.is_complex)
+
+
+def end(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    axis = str(let.attr("axis"))
+    x = whole(args[0], (axis,), sizes)
+    return Tensor(f"_block_end({bare(x.text)}, {let.attr('rows')}, {positions(x, (axis,))})", x.dims, x.is_complex)
+
+
+def beside(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    text = f"_{let.op}({sizes.size(let.out.axes[0])}, {let.attr('rows')}, {sizes.device})"
+    return Tensor(text, let.out.axes, is_bool=True)
+
+
+def room(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    return Tensor("80.0", is_number=True)
+
+
 def rounded(let: Let, args: Args, sizes: Sizes) -> Tensor:
     """Products here take their operands as they are."""
     return args[0]
@@ -488,6 +509,7 @@ OPERATIONS: dict[str, Operation] = {
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
     "rename": rename, "expand": expand, "after": after, "valid": valid, "on_steps": on_steps,
     "middle": middle, "right": right, "apart": apart, "rounded": rounded,
+    "start": start, "end": end, "beside": beside, "across": beside, "room": room,
 }  # fmt: skip
 
 

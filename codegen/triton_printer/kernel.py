@@ -21,7 +21,7 @@ from recur.codegen.triton_printer.layout import (
     token_name,
 )
 from recur.codegen.triton_printer.names import name_values
-from recur.codegen.triton_printer.operations import OperationPrinter, is_reverse, middle_row
+from recur.codegen.triton_printer.operations import OperationPrinter, end_row, is_reverse, middle_row, start_row
 from recur.codegen.triton_printer.padding import infer_padding
 from recur.codegen.triton_printer.placing import Placed, placed_values
 from recur.codegen.triton_printer.relay import as_relay, handed_at, handed_lanes, handed_words
@@ -253,7 +253,7 @@ class KernelPrinter:
                 continue
             elif statement.op == "load":
                 self._print_load(statement)
-            elif statement.op in ("middle", "last", "index") and self._is_in_memory(statement):
+            elif statement.op in ("middle", "start", "end", "last", "index") and self._is_in_memory(statement):
                 self._print_other_row(statement)
             else:
                 for line in self.operations.print_let(statement):
@@ -299,9 +299,16 @@ class KernelPrinter:
         access, axis = self.loads[let.args[0].name], str(let.attr("axis"))
         tile = self.layout.axes[axis]
         rows = {"middle": middle_row(tile.index), "last": f"{tile.block_name} - 1"}
-        row = str(let.attr("i")) if let.op == "index" else rows[let.op]
         axes = self.layout.order(let.out.axes)
         mask = self._mask(access, axes)
+        if let.op in ("start", "end"):
+            block = int(let.attr("rows"))  # type: ignore[arg-type]
+            rows["end"] = end_row(tile, block)
+        if let.op == "start":
+            rows["start"] = start_row(tile.index, block)
+            after_first = align(f"({tile.index} >= {block})", (axis,), axes)
+            mask = f"{mask} & {after_first}" if mask else after_first
+        row = str(let.attr("i")) if let.op == "index" else rows[let.op]
         masked = f", mask={mask}, other=0.0" if mask else ""
         pointers = self._pointers(access, axes, {axis: row if row.isdigit() else f"({row})"})
         loads = [f"tl.load({pointer}{masked}).to(tl.float32)" for pointer in pointers]
@@ -357,7 +364,7 @@ class KernelPrinter:
         if loop.over == "chunks":
             index, count = "chunk", self.words["N"]
         elif loop.over == "levels":
-            index, count = "level", str((self.config.rows - 1).bit_length())
+            index, count = "level", str(loop.count_levels(self.config.rows))
         elif loop.over == "segments":
             index, count = "segment", self.words["G"]
         elif loop.over == "tiles":
@@ -375,7 +382,11 @@ class KernelPrinter:
             self._define("end", f"tl.minimum(first + {self.words['L']}, {self.words['N']})")
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
+        if loop.idle is not None:
+            first = f"tl.where({self.operations.tile(loop.idle).parts.re}, {bound}, {first})"
         counted = f"range({first}, {bound})"
+        if loop.over == "levels":  # a level's rows are in the first cache: copied ahead, they would be waited for
+            counted = f"tl.range({first}, {bound}, num_stages=1)"
         if loop.over == "chunks" and self.layout.runs is not None:  # without dots, Triton prefetches when told
             counted = f"tl.range({first}, {bound}, num_stages={self.launch.num_stages})"
         self._line(f"for {'step' if loop.reverse else index} in {counted}:")

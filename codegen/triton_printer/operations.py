@@ -10,7 +10,7 @@ from recur.codegen.triton_printer import complex_numbers
 from recur.codegen.triton_printer.complex_numbers import Pair
 from recur.codegen.triton_printer.config import is_matrix_product
 from recur.codegen.triton_printer.inlining import LONGEST
-from recur.codegen.triton_printer.layout import Layout, align, step_name
+from recur.codegen.triton_printer.layout import Layout, TileAxis, align, step_name
 from recur.codegen.triton_printer.padding import Fill, Fills
 from recur.codegen.triton_printer.values import Tile, Values, bare
 from recur.ir.tile import Let, Value
@@ -411,6 +411,39 @@ class OperationPrinter(Values):
         source = middle_row(self.layout.axes[axis].index)
         return self.bind(let.out, self.tile(let.args[0]).parts.map(lambda part: self._row(part, axis, axes, source)))
 
+    def _print_start(self, let: Let) -> list[str]:
+        """In registers; of a tile whose rows lie in memory, kernel.py loads them from there."""
+        axis, axes = str(let.attr("axis")), self.layout.order(let.out.axes)
+        row, rows = self.layout.axes[axis].index, int(let.attr("rows"))  # type: ignore[arg-type]
+        source = f"tl.maximum({start_row(row, rows)}, 0)"
+        after_first = align(f"({row} >= {rows})", (axis,), axes)
+        parts = self.tile(let.args[0]).parts.map(lambda part: self._row(part, axis, axes, source))
+        return self.bind(let.out, parts.map(lambda part: f"tl.where({after_first}, {part}, 0.0)"))
+
+    def _print_end(self, let: Let) -> list[str]:
+        axis, axes = str(let.attr("axis")), self.layout.order(let.out.axes)
+        source = end_row(self.layout.axes[axis], int(let.attr("rows")))  # type: ignore[arg-type]
+        return self.bind(let.out, self.tile(let.args[0]).parts.map(lambda part: self._row(part, axis, axes, source)))
+
+    def _print_beside(self, let: Let) -> list[str]:
+        (row, column), blocks = self._rows_and_blocks(let)
+        return self.bind(let.out, Pair(f"({row} > {column}) & ({' == '.join(blocks)})"))
+
+    def _print_across(self, let: Let) -> list[str]:
+        return self.bind(let.out, Pair(" > ".join(self._rows_and_blocks(let)[1])))
+
+    def _rows_and_blocks(self, let: Let) -> tuple[list[str], list[str]]:
+        """Both axes' rows, and the numbers of the blocks that they are in."""
+        axes = self.layout.order(let.out.axes)
+        rows = {a: self.layout.axes[a].index for a in let.out.axes}
+        blocks = {a: f"({row} // {let.attr('rows')})" for a, row in rows.items()}
+        return tuple([align(text, (a,), axes) for a, text in texts.items()] for texts in (rows, blocks))  # type: ignore[return-value]
+
+    def _print_room(self, let: Let) -> list[str]:
+        name = self.names[let.out.name]
+        self.alias(let.out, Pair(name), is_number=True)
+        return [f"{name}: tl.constexpr = 0.0 if DOT == tl.float16 else 80.0"]
+
     def _print_rounded(self, let: Let) -> list[str]:
         return self.bind(let.out, self.tile(let.args[0]).parts.map(lambda part: f"{part}.to(DOT).to(tl.float32)"))
 
@@ -509,6 +542,17 @@ class OperationPrinter(Values):
         lanes = ", ".join(":" if i in (position, position + 1) else "None" for i in range(len(tile.axes) + 1))
         moved = ", ".join([":"] * (position + 1) + ["None"] + [":"] * (len(tile.axes) - position - 1))
         return self.bind(let.out, clean.map(lambda part: f"tl.sum({part}[{moved}] * {matrix}[{lanes}], {position})"))
+
+
+def start_row(row: str, rows: int) -> str:
+    """The last row before a row's block of so many."""
+    return f"{row} // {rows} * {rows} - 1"
+
+
+def end_row(axis: TileAxis, rows: int) -> str:
+    """The last row of a row's block of so many, in a chunk that may have fewer."""
+    least = min(rows, axis.block)
+    return f"{axis.index} // {least} * {least} + {least - 1}"
 
 
 def middle_row(row: str) -> str:

@@ -70,7 +70,7 @@ def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
     match let.op:
         case "load" | "zeros" | "place" | "select":
             return Fill.ZERO
-        case "const" | "size" | "full" | "eye" | "after" | "right" | "apart" | "expand":
+        case "const" | "size" | "room" | "full" | "eye" | "after" | "right" | "apart" | "beside" | "across" | "expand":
             return (
                 Fill.FINITE if not let.args else min(fills[0], Fill.ZERO if axis in let.args[0].axes else Fill.FINITE)
             )
@@ -86,7 +86,7 @@ def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
             return _product(fills)
         case "weigh":
             return _product(fills[:2])
-        case "sum" | "amax" | "last" | "index" | "cumsum" | "middle" | "rounded":
+        case "sum" | "amax" | "last" | "index" | "cumsum" | "middle" | "start" | "end" | "rounded":
             return fills[0]
         case "previous":
             return min(min(fills), Fill.FINITE) if axis == let.attr("axis") else min(fills)

@@ -47,6 +47,12 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
                                     in a loop over levels, of rows axes that hold chunks whole: every row becomes x's
                                     last row before the middle of its block; whether a row is in the right half of its
                                     block; whether two rows are in the two halves of one block
+    start x (axis, rows), end x (axis, rows), beside (axes c, s; rows), across (axes c, s; rows)
+                                    the chunk in blocks of `rows` rows: every row becomes x's last row before its block,
+                                    0 in the first one; every row becomes the last row of its block; whether row s comes
+                                    before row c in c's block; whether it does in an earlier one
+    room                            a number r so that the operand type holds what is within 2^-r and 2^r, with digits
+                                    of a float32 to spare on either side; 0 for a type that has no such r
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
     on_steps x (axis, first, count, fill)   x on those rows of each token, `fill` on its others
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
@@ -161,6 +167,9 @@ class Loop:
     "tiles": the tiles of `axis`; "levels": l = 0, 1, ... while 2^l < C, at which a chunk falls into blocks of 2^(l+1)
     rows, each of two halves. `reverse`: from the last to the first.
 
+    Levels: those of blocks of at most `rows` rows where that is given, else all. Where the condition `idle` holds, no
+    level changes what is carried: the loop may be left out.
+
     Tiles of rows: the loop starts at the tile of the rows axis `first` on the grid, and ends with that of `last`,
     where they are given. It may leave out tiles that lie past the sequence's end. A backend that holds chunks whole
     has one tile, and runs the body once.
@@ -173,6 +182,12 @@ class Loop:
     axis: str | None = None
     first: str | None = None
     last: str | None = None
+    rows: int | None = None
+    idle: Value | None = None
+
+    def count_levels(self, chunk: int) -> int:
+        """How many levels a chunk of so many rows has."""
+        return (min(chunk, self.rows or chunk) - 1).bit_length()
 
 
 Statement = Let | Store | Loop
@@ -432,6 +447,21 @@ class Builder:
     def apart(self, row: str, column: str, name: str = "is_apart") -> Value:
         return self.let(name, "apart", (), (row, column), is_complex=False, is_bool=True)
 
+    def start(self, x: Value, axis: str, rows: int, name: str = "start") -> Value:
+        return self.let(name, "start", (x,), x.axes, (("axis", axis), ("rows", rows)))
+
+    def end(self, x: Value, axis: str, rows: int, name: str = "end") -> Value:
+        return self.let(name, "end", (x,), x.axes, (("axis", axis), ("rows", rows)))
+
+    def beside(self, row: str, column: str, rows: int, name: str = "is_beside") -> Value:
+        return self.let(name, "beside", (), (row, column), (("rows", rows),), is_complex=False, is_bool=True)
+
+    def across(self, row: str, column: str, rows: int, name: str = "is_across") -> Value:
+        return self.let(name, "across", (), (row, column), (("rows", rows),), is_complex=False, is_bool=True)
+
+    def room(self) -> Value:
+        return self.let("room", "room", (), ())
+
     def rounded(self, x: Value, name: str | None = None) -> Value:
         return self.let(name or x.name, "rounded", (x,), x.axes)
 
@@ -452,8 +482,11 @@ class Builder:
         axis: str | None = None,
         first: str | None = None,
         last: str | None = None,
+        rows: int | None = None,
+        idle: Value | None = None,
     ) -> None:
-        self.statements.append(Loop(over, carries, tuple(body.statements), reverse, axis, first, last))
+        statements = tuple(body.statements)
+        self.statements.append(Loop(over, carries, statements, reverse, axis, first, last, rows, idle))
 
     def phi(self, name: str, like: Value) -> Value:
         """A name for a carried value, to be used inside the body and in its `Carry`."""

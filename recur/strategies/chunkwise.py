@@ -69,7 +69,7 @@ from recur.strategies.chunk.kernels import (
     readout_leaves,
     values_name,
 )
-from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients, own_buffers
+from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients, part_buffers
 from recur.strategies.chunk.key_side import (
     emit_inverse,
     emit_key_side,
@@ -323,7 +323,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers += [*sum_buffers(shape, Readout), *worth_buffers(shape)] if shape.pass_forms else []
     buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     buffers += evidence_buffers(shape) if has_stored_key_side(shape) or takes_solved_gradients(shape) else []
-    buffers += own_buffers(shape) if has_stored_key_side(shape) else []
+    buffers += part_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         if not shape.pass_forms:
             states = kept_states(shape, form)

@@ -18,6 +18,9 @@ and at each level one product of matrices is enough, of which the pairs that are
 A decay's log has the cotangent x dx - b db, summed over the rows on its later side. It is taken as X Z, X rounded as
 the product has it: what a pair that does not straddle the decay adds on one side is exactly what it takes off on the
 other. A token's own pair has no level: it is a product of rows.
+
+Each level costs a tile and a product, so most pairs are those of blocks.py: what is left for the levels within a block
+are the pairs of the readers that are not near. Where all rows are, no level is gone through.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from recur.ir.tile import Builder, Carry, Value
+from recur.strategies.chunk.blocks import BLOCK, Blocks
 from recur.strategies.chunk.gates import Gates
 
 Pair = tuple[int, int]  # the positions of a reader and a write
@@ -35,13 +39,15 @@ Pair = tuple[int, int]  # the positions of a reader and a write
 class Halves:
     """The tiles of one level, in the body of the loop over levels.
 
-    ``log``: G after every token's last decay; ``rows``: the readers' and writes' rows [c, key dims] by position.
+    ``log``: G after every token's last decay; ``rows``: the readers' and writes' rows [c, key dims] by position;
+    ``done``: which rows read nothing, None where all of them read.
     """
 
     b: Builder
     gates: Gates
     log: Value
     rows: dict[int, Value]
+    done: Value | None = None
     known: dict[tuple[str, ...], Value] = field(default_factory=dict)
 
     def once(self, key: tuple[str, ...], emit: Callable[[], Value]) -> Value:
@@ -66,7 +72,15 @@ class Halves:
         b = self.b
         anchor = self.once(("anchor",), lambda: b.middle(self.log, "c", name="A"))
         since, until = b.sub(later, anchor, name="since"), b.sub(anchor, earlier, name="until")
-        return b.exp2(b.where(self.is_right, since, until, name="elapsed"), name="factor")
+        factor = b.exp2(b.where(self.is_right, since, until, name="elapsed"), name="factor")
+        return factor if self.done is None else b.mul(factor, self.once(("counts",), self._counts), name="factor")
+
+    def _counts(self) -> Value:
+        """0 for a row in a right half that reads nothing."""
+        b, one = self.b, self.b.const(1.0, name="one")
+        assert self.done is not None
+        reads = b.where(self.done, b.const(0.0, name="zero"), one, name="reads")
+        return b.where(self.is_right, reads, one, name="counts")
 
     def tile(self, pair: Pair) -> Value:
         """X, rounded to the operand type."""
@@ -81,22 +95,27 @@ class Halves:
 
 
 def emit_scores(
-    b: Builder, gates: Gates, log: Value, rows: dict[int, Value], key: tuple[str, ...], pairs: list[Pair]
+    b: Builder, gates: Gates, log: Value, rows: dict[int, Value], key: tuple[str, ...], pairs: list[Pair], is_one: bool
 ) -> dict[Pair, Value]:
-    """P[c, s] of each pair over the key dims at hand where c > s; anything finite where c <= s."""
+    """P[c, s] of each pair over the key dims at hand where c > s; anything where c <= s.
+
+    ``is_one``: a chunk is one block.
+    """
+    blocks = Blocks(b, gates, log, rows, key, is_one)
+    scores = {pair: blocks.scores(*pair) for pair in pairs}
     inner = b.nested()
     halves = Halves(inner, gates, log, rows)
     readers, writes = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
     carries = []
-    for reader, write in pairs:
+    for (reader, write), before in scores.items():
         # Of a tile one side is needed here: that of tiles which other pairs have too.
         left = halves.tile((reader, writes[min(readers.index(reader), len(writes) - 1)]))
         right = halves.tile((readers[min(writes.index(write), len(readers) - 1)], write))
         product = inner.contract(left, inner.rename(right, "c", "s"), key, name="X_X")
-        zero = b.zeros(("c", "s"), "P_0")
-        phi = inner.phi("P", zero)
-        carries.append(Carry(phi, zero, inner.where(halves.is_apart, product, phi, name="P")))
-    b.loop("levels", inner, tuple(carries))
+        phi = inner.phi("P", before)
+        found = inner.where(blocks.is_near, phi, product, name="P")
+        carries.append(Carry(phi, before, inner.where(halves.is_apart, found, phi, name="P")))
+    b.loop("levels", inner, tuple(carries), rows=BLOCK, idle=blocks.all_near)
     return {pair: carry.phi for pair, carry in zip(pairs, carries, strict=True)}
 
 

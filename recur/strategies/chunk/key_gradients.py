@@ -21,6 +21,7 @@ from recur.ir.core import Node
 from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import Query, adjoint_values, queries_of, read_keys, readout_keys
+from recur.strategies.chunk.blocks import BLOCK, Blocks
 from recur.strategies.chunk.equations import Chunk, carry_sum, sum_of
 from recur.strategies.chunk.gates import Gates, class_decays
 from recur.strategies.chunk.gradients import (
@@ -36,6 +37,7 @@ from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
     WIDTH,
     StoredChunk,
+    chunks_are_blocks,
     held_chunk,
     key_vectors,
     load_key_gates,
@@ -70,10 +72,19 @@ def own_name(form: MatrixForm, query: Query, j: int) -> str:
     return f"own_{evidence_name(form, query, j)}"
 
 
-def own_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    """The diagonal of E of every query and write, between the kernels that write and read it."""
+def across_name(form: MatrixForm, query: Query, j: int) -> str:
+    return f"across_{evidence_name(form, query, j)}"
+
+
+def part_buffers(shape: Shape) -> tuple[Buffer, ...]:
+    """Parts of E of every query and write, beside that within blocks, between the kernels that write and read them:
+    the diagonal, and where a chunk is two blocks, that of pairs of both.
+    """
     pairs = [(f, q, j) for f in shape.forms for q in queries_of(f) for j in range(len(f.writes))]
-    return tuple(Buffer(own_name(*pair), ("B", "T", "H")) for pair in pairs)
+    own = tuple(Buffer(own_name(*pair), ("B", "T", "H")) for pair in pairs)
+    if chunks_are_blocks(shape):
+        return own
+    return own + tuple(Buffer(across_name(*pair), ("B", "T", "H", "C"), "operand") for pair in pairs)
 
 
 def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -198,25 +209,28 @@ class FormKeyGradients:
         self.pairs = [(query, j) for query in self.queries for j in range(len(form.writes))]
         self._walk_values()
         tiles = Tiles(b)
-        gates = load_key_gates(tiles, form)
+        log = load_log(b, form)
+        gates = load_key_gates(tiles, form, log)
         self.vectors = key_vectors(tiles, form, gates)
         self.chunk = Chunk(tiles, FormTiles(form, {}, {}, {}, {}, gates, None))
         self.rows = {p: self.chunk.full(v) for p, v in self.vectors.items()}
         evidence = {
-            (query.name, j): b.load("E", pair_access(evidence_name(form, query, j)), ("c", "s"))
-            for query, j in self.pairs
+            (query.name, j): self._load_pairs(evidence_name(form, query, j)) for query, j in self.pairs
         }
-        if gates is None:
+        if gates is None or log is None:
             self._add_plain_pairs(evidence)
         else:
             self._add_ends(gates)
             self._add_own_pairs(gates)
-            self._add_levels(gates, evidence)
+            self._add_pairs(gates, log, evidence)
         for position, total in self.grown.items():
             rows = self.chunk.full(signed(b, gates, position, Rows(total)))
             self.cotangents.add(self.vectors[position].node, rows)
         if gates is not None:
             self._add_decays()
+
+    def _load_pairs(self, buffer: str) -> Value:
+        return self.b.load("E", pair_access(buffer), ("c", "s"))
 
     def _walk_values(self) -> None:
         """vx S^T and u R^T, over all value dims, and <S, R> over them."""
@@ -273,15 +287,40 @@ class FormKeyGradients:
                 self._take(pair[0], amount)
                 self._take(pair[1], amount)
 
-    def _add_levels(self, gates: Gates, evidence: dict[tuple[str, int], Value]) -> None:
-        """Pairs of different tokens: see halves.py."""
-        inner = self.b.nested()
+    def _add_pairs(self, gates: Gates, log: Value, evidence: dict[tuple[str, int], Value]) -> None:
+        """Pairs of different tokens: see blocks.py, and halves.py for those of rows that are not near."""
+        blocks = Blocks(self.b, gates, log, self.rows, self.form.key, chunks_are_blocks(self.shape))
+        for query, j in self.pairs:
+            self._add_blocks(blocks, query, j, evidence[query.name, j])
+        self._add_levels(Halves(self.b.nested(), gates, log, self.rows, blocks.is_near), evidence, blocks.all_near)
+
+    def _add_blocks(self, blocks: Blocks, query: Query, j: int, beside: Value) -> None:
+        b, reader, write = self.b, query.position, self.writes[j]
+        x, y = blocks.reader(reader), blocks.write(write)
+        near = b.where(blocks.is_near, x, b.const(0.0, name="zero"), name="X_near")
+        z = b.contract(beside, b.rename(y, "c", "s"), ("s",), name="Z")
+        z = b.where(blocks.is_near, z, b.const(0.0, name="zero"), name="Z")
+        self._add_to_write(write, blocks.up(write), y, b.contract(beside, near, ("c",), name="Z"))
+        if not blocks.is_one:
+            across = self._load_pairs(across_name(self.form, query, j))
+            w = blocks.write_before(write)
+            z = b.add(z, b.contract(across, b.rename(w, "c", "s"), ("s",), name="Z"), name="Z")
+            self._add_to_write(write, blocks.onward(write), w, b.contract(across, x, ("c",), name="Z"))
+        self._grow(reader, b.mul(blocks.down(reader), z, name="decayed"))
+        self._take(reader, b.mul(x, z, name="amount"))
+
+    def _add_to_write(self, write: int, factor: Value, tile: Value, z: Value) -> None:
+        z = self.b.rename(z, "s", "c")
+        self._grow(write, self.b.mul(factor, z, name="decayed"))
+        self._take(write, self.b.mul(tile, z, name="amount"))
+
+    def _add_levels(self, halves: Halves, evidence: dict[tuple[str, int], Value], idle: Value) -> None:
+        inner = halves.b
         start: dict[tuple[str, object], Value] = {("grown", p): total for p, total in self.grown.items()}
         start |= {("taken", passed): total for passed, total in self.taken.items()}
         phis = {key: inner.phi(total.name, total) for key, total in start.items()}
         sums = dict(phis)
         zero = inner.const(0.0, name="zero")
-        halves = Halves(inner, gates, load_log(self.b, self.form), self.rows)
 
         def grow(right: tuple[str, object], left: tuple[str, object], amount: Value, less: bool) -> None:
             """Adds to one sum in right halves, and to the other in left halves or takes it off."""
@@ -298,13 +337,15 @@ class FormKeyGradients:
             pair = (query.position, self.writes[j])
             tile, factor = halves.tile(pair), halves.factor(pair)
             apart = inner.where(halves.is_apart, evidence[query.name, j], zero, name="E_apart")
-            z = inner.contract(apart, inner.rename(tile, "c", "s"), ("s",), name="Z")
+            of_right = inner.contract(apart, inner.rename(tile, "c", "s"), ("s",), name="Z")
+            of_left = inner.rename(inner.contract(apart, tile, ("c",), name="Z"), "s", "c")
+            z = inner.add(of_right, of_left, name="Z")
             both = inner.mul(factor, z, name="decayed")
             grow(("grown", pair[0]), ("grown", pair[1]), both, less=False)
             right, left = (("taken", self._passed(p)) for p in pair)
             grow(right, left, inner.mul(tile, z, name="amount"), less=True)
         carries = tuple(Carry(phis[key], start[key], sums[key]) for key in start)
-        self.b.loop("levels", inner, carries)
+        self.b.loop("levels", inner, carries, rows=BLOCK, idle=idle)
         self.grown = {p: phis["grown", p] for p in self.grown}
         self.taken = {key: phis["taken", key] for key in self.taken}
 
@@ -340,11 +381,20 @@ VALUE_EQUATIONS = (
 )
 
 
-def store_evidence(b: Builder, form: MatrixForm, query: Query, j: int, pairs: Value) -> None:
-    """E + E^T without the upper triangle's own values, and the diagonal."""
-    turned = b.rename(b.rename(b.rename(pairs, "s", "u"), "c", "s"), "u", "c", name="E_turned")
-    both = b.where(b.after("c", "s", 0), pairs, turned, name="E_both")
-    b.store(pair_access(evidence_name(form, query, j)), both)
+def store_evidence(b: Builder, shape: Shape, form: MatrixForm, query: Query, j: int, pairs: Value) -> None:
+    """E in parts: where a write comes before its query in a block, the diagonal, and where a write is in an earlier
+    block. Without decays, whole.
+    """
+    zero = b.const(0.0, name="zero")
+    if not class_decays(form, "key"):
+        b.store(pair_access(evidence_name(form, query, j)), pairs)
+        return
+    is_one = chunks_are_blocks(shape)
+    is_beside = b.after("c", "s", 1) if is_one else b.beside("c", "s", BLOCK)
+    b.store(pair_access(evidence_name(form, query, j)), b.where(is_beside, pairs, zero, name="E_beside"))
+    if not is_one:
+        is_across = b.across("c", "s", BLOCK)
+        b.store(pair_access(across_name(form, query, j)), b.where(is_across, pairs, zero, name="E_across"))
     diagonal = b.mul(pairs, b.let("is_own", "eye", (), ("c", "s")), name="E_own")
     b.store(token_access(own_name(form, query, j), ()), b.sum(diagonal, ("s",), name="E_own"))
 
@@ -374,7 +424,7 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
         evidence = {(query, j): loop.add("E", loop.pairs(query, j)) for query in queries for j in writes}
         loop.close()
         for (query, j), pairs in evidence.items():
-            store_evidence(b, loop.form, query, j, pairs)
+            store_evidence(b, shape, loop.form, query, j, pairs)
     for source, tile in sums.items():
         store_gradient(b, source, tile, buffer_of(source, "values", ""))
     widths = tile_widths(shape, shape.value, WIDTH)

@@ -17,6 +17,7 @@ from functools import partial
 from recur.ir.core import topological
 from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
+from recur.strategies.chunk.blocks import BLOCK
 from recur.strategies.chunk.equations import Chunk, carry_sum, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
 from recur.strategies.chunk.halves import Pair, emit_scores, own_products
@@ -116,7 +117,7 @@ def emit_key_side(shape: Shape) -> Kernel:
     """All chunks at once; a program goes through the key dims tile by tile and adds up the pairs."""
     b = Builder(complex_buffers=shape.complex_buffers)
     body = b.nested()
-    sides = [FormKeySide(b, Tiles(body), form) for form in shape.forms]
+    sides = [FormKeySide(b, Tiles(body), form, chunks_are_blocks(shape)) for form in shape.forms]
     b.loop("tiles", body, tuple(c for side in sides for c in side.carries), axis=shape.key[0])
     for side in sides:
         side.store_pairs()
@@ -134,23 +135,25 @@ class FormKeySide:
     b: Builder
     tiles: Tiles
     form: MatrixForm
+    is_chunk: bool
     carries: list[Carry] = field(default_factory=list)
     sums: dict[Pair, Value] = field(default_factory=dict)
     own: dict[Pair, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         store_logs(self.tiles, self.form)
-        self.gates = load_key_gates(self.tiles, self.form)
+        log = load_log(self.tiles.b, self.form)
+        self.gates = load_key_gates(self.tiles, self.form, log)
         self.vectors = key_vectors(self.tiles, self.form, self.gates)
         self.chunk = Chunk(self.tiles, FormTiles(self.form, {}, {}, {}, {}, self.gates, None))
         self._store_rows()
         pairs = [*stored_pairs(self.form), *system_pairs(self.form).values()]
-        if self.gates is None:
+        if self.gates is None or log is None:
             for pair in pairs:
                 later, earlier = (self.vectors[p] for p in pair)
                 self.sums[pair] = self._add("P", self.chunk.scores(later, earlier))
         else:
-            self._add_pairs(pairs, self.gates)
+            self._add_pairs(pairs, self.gates, log)
 
     def _store_rows(self) -> None:
         body, form = self.tiles.b, self.form
@@ -162,14 +165,14 @@ class FormKeySide:
         if self.gates is not None:
             body.store(chunk_access(decay_name(form), form.key), whole_chunk(body, self.gates.end))
 
-    def _add_pairs(self, pairs: list[Pair], gates: Gates) -> None:
+    def _add_pairs(self, pairs: list[Pair], gates: Gates, log: Value) -> None:
         body, form = self.tiles.b, self.form
         rows = {p: self.chunk.full(v) for p, v in self.vectors.items()}
         for pair in pairs:
             if pair[1] < pair[0]:
                 own = body.sum(own_products(body, gates, rows, pair), form.key, name="own")
                 self.own[pair] = self._add("own", own)
-        scores = emit_scores(body, gates, load_log(body, form), rows, form.key, pairs)
+        scores = emit_scores(body, gates, log, rows, form.key, pairs, self.is_chunk)
         self.sums = {pair: self._add("P", tile) for pair, tile in scores.items()}
 
     def _add(self, name: str, amount: Value) -> Value:
@@ -205,9 +208,9 @@ def log_access(form: MatrixForm) -> Access:
     return Access(log_name(form), ("batch", "chunk", "head", "c", *form.key))
 
 
-def load_log(b: Builder, form: MatrixForm) -> Value:
-    """G after every token's last decay."""
-    return b.load("G", log_access(form), ("c", *form.key))
+def load_log(b: Builder, form: MatrixForm) -> Value | None:
+    """G after every token's last decay; None for a form without decays."""
+    return b.load("G", log_access(form), ("c", *form.key)) if class_decays(form, "key") else None
 
 
 def store_logs(tiles: Tiles, form: MatrixForm) -> None:
@@ -226,13 +229,12 @@ def key_steps(tiles: Tiles, form: MatrixForm) -> dict[int, Value]:
     return {i: tiles.b.expand(step, ("c", *form.key), name="log2_decay") for i, step in steps.items()}
 
 
-def load_key_gates(tiles: Tiles, form: MatrixForm) -> Gates | None:
-    """The gates of every event: G from memory, less what a token decays after the event."""
+def load_key_gates(tiles: Tiles, form: MatrixForm, log: Value | None) -> Gates | None:
+    """The gates of every event: G, less what a token decays after the event."""
     signs = load_gates(tiles, form, "key")
-    if signs is None:
+    if signs is None or log is None:
         return None
     b, steps = tiles.b, key_steps(tiles, form)
-    log = load_log(b, form)
     end = Gate(b.last(log, "c", name="G_C"), None, signs.end.unit)
     at: dict[int, Gate] = {}
     for i in reversed(range(len(form.events))):
@@ -279,6 +281,10 @@ WIDTH = 32  # entries of the key or value dims in a tile
 def stored_chunk_length(shape: Shape) -> int:
     """Systems are inverted in float32: longer ones spill."""
     return 32 if any(f.reads for f in shape.forms) else 64
+
+
+def chunks_are_blocks(shape: Shape) -> bool:
+    return stored_chunk_length(shape) <= BLOCK
 
 
 @dataclass
