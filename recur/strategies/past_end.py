@@ -1,7 +1,8 @@
 """Rows past a sequence's end take no step: their decays are one and their drives zero.
 
-Selecting that for every entry of a state is a large part of a short step. Often few entries decide: exp(-delta[d] w[d, n])
-is one where delta[d] is zero, and a product is zero where a token's tensor in it is, which reads as zero past the end.
+Selecting that for every entry of a state is a large part of a short step. Often few entries decide: exp(-delta[d]
+w[d, n]) is one where delta[d] is zero, and a product is zero where a token's tensor in it is, which reads as zero past
+the end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def emit_no_step(b: Builder, node: Node, fill: float, rows: str, values: dict[No
 
 
 def decisive_nodes(node: Node, fill: float) -> list[tuple[Node, float]]:
-    """The nodes to fill past the end, and with what, for ``node`` to be ``fill`` there; ``node`` varies with the token."""
+    """Which nodes to fill past the end, and with what, for ``node`` to be ``fill`` there; ``node`` varies by token."""
     if fill == 1.0 and node.op in ("exp", "exp2"):
         return decisive_nodes(node.args[0], 0.0)
     if fill == 1.0 and node.op == "sub" and is_const(node.args[0], 1.0):
