@@ -11,6 +11,8 @@ from recur.ir.plan import Plan
 from recur.strategies.chunkwise import plan
 from recur.zoo import path
 
+SIZES = {"K": 128, "V": 128}
+
 RECURRENCES = {
     "a vector beside a matrix, with a factor that may be zero": """
 recurrence gated_normaliser:
@@ -98,11 +100,20 @@ recurrence undecayed:
 @pytest.mark.parametrize("name", RECURRENCES)
 def test_several_chunks(name: str, extreme: bool, loss: str) -> None:
     op = loads(RECURRENCES[name])
-    assert any("query_gradients" in k for k in kernels(op.recurrence.name, RECURRENCES[name])), "takes passes"
+    assert "query_gradients" in kernels(RECURRENCES[name]), "takes passes"
     compare(op, "chunkwise", T=150, sizes={"K": 5, "V": 3}, extreme=extreme, loss=loss, seed=3)
 
 
-@pytest.mark.parametrize("name", ["mlstm_exp", "mlstm_sig", "mamba2", "linear_attention_normalised"])
+@pytest.mark.parametrize("name", ["gated_normaliser", "wide", "twice", "signs"])
+def test_states_too_large_for_a_program(name: str) -> None:
+    """Values and keys have walks of their own, in tiles of the state."""
+    source = next(text for text in RECURRENCES.values() if f"recurrence {name}:" in text)
+    sizes = {"K": 130, "V": 66}
+    assert {"value_gradients", "key_gradients"} <= set(kernels(source, sizes))
+    compare(loads(source), "chunkwise", T=70, B=1, sizes=sizes, seed=4)
+
+
+@pytest.mark.parametrize("name", ["mlstm_exp", "mlstm_sig", "mamba2", "linear_attention_normalised", "lightning"])
 @pytest.mark.parametrize("T", [1, 64, 65])
 def test_chunk_bounds(name: str, T: int) -> None:
     compare(load(str(path(name))), "chunkwise" if name != "mlstm_exp" else "auto", T=T, B=1, extreme=True)
@@ -138,15 +149,32 @@ def test_a_constant_decay_near_zero_has_a_gradient(value: float) -> None:
     assert (found - wanted).abs().max() < 1e-9 * wanted.abs().max()
 
 
-def kernels(name: str, source: str) -> list[str]:
-    return [k.name for k in planned(source).forward + planned(source).backward]
+def kernels(source: str, sizes: dict[str, int] = SIZES) -> list[str]:
+    found = planned(source, sizes)
+    return [k.name for k in found.forward + found.backward]
 
 
-def planned(source: str) -> Plan:
-    program = loads(source).program
-    found = plan(program.stages[-1], {"K": 128, "V": 128})
+def planned(source: str, sizes: dict[str, int] = SIZES) -> Plan:
+    found = plan(loads(source).program.stages[-1], sizes)
     assert isinstance(found, Plan)
     return found
+
+
+def test_no_state_of_a_chunk_goes_to_memory() -> None:
+    for source in RECURRENCES.values():
+        found = planned(source)
+        assert not [b for b in found.saved + found.workspace if b.layout[1] == "N" and {"K", "V"} <= set(b.layout)]
+
+
+def test_an_epilogue_that_mixes_values_keeps_them_whole_forward_only() -> None:
+    found = kernels(path("lightning").read_text())
+    assert {"query_gradients", "write_gradients"} <= set(found)
+
+
+def test_what_decays_need_of_states_is_not_rounded_off() -> None:
+    with_decay, without = (load(str(path(n))).source("triton") for n in ("simple_gla", "linear_attention"))
+    assert "_rest(S, DOT)" in with_decay and "_rest(R_S, DOT)" in with_decay
+    assert "_rest(" not in without
 
 
 def test_a_family_has_one_tile_of_pairs() -> None:
