@@ -18,7 +18,7 @@ from recur.zoo import path
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs with TRITON_INTERPRET=1")
 
 OF_ONE_CHUNK = '''
-def _segments(sequences, chunks):
+def _segments(sequences, chunks, programs=1):
     """Every chunk a segment of its own."""
     return chunks, 1
 '''
@@ -40,6 +40,15 @@ def test_tiles_of_the_state(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HELPERS, "_segments", OF_ONE_CHUNK)
     options = {"sizes": {"K": 80, "V": 72}, "dtype": torch.float32, "tolerance": 4e-4}
     compare(path(name).read_text(), "auto", "triton", T=70, B=1, H=1, **options)
+
+
+@pytest.mark.parametrize("loss", ("both", "final"))
+@pytest.mark.parametrize("name", ("mamba1", "longhorn", "s4d_real"))
+def test_walks_over_tokens(name: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All states of a channel in one thread; more channels than a program has, and a ragged end."""
+    monkeypatch.setitem(HELPERS, "_segments", OF_ONE_CHUNK)
+    options = {"sizes": {"D": 37, "N": 8}, "dtype": torch.float32, "tolerance": 4e-4, "loss": loss}
+    compare(path(name).read_text(), "associative_scan", "triton", T=37, B=1, H=1, **options)
 
 
 @pytest.mark.parametrize("extreme", [False, True])

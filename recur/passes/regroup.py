@@ -49,8 +49,8 @@ class Regrouping:
         outside = [f for f in found if f not in inside]
         if not set(over) <= {d for f in inside for d in f.dims}:  # a factor was spread along one
             return node
-        inside = self.merged(inside, 2)
-        total = reduce("sum", inside[0], over) if len(inside) == 1 else contract(*inside, over)
+        first, *second = self.merged(inside, 2)
+        total = contract(first, second[0], over) if second else reduce("sum", first, over)
         return self.product([total, *outside])
 
     def product(self, factors: Sequence[Node]) -> Node:

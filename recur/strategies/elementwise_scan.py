@@ -28,6 +28,7 @@ from recur.ir.tile import Access, Axis, Builder, Kernel, Value, next_power_of_tw
 from recur.passes.autodiff import pull_back
 from recur.strategies import operands
 from recur.strategies.operands import Dims, Frame
+from recur.strategies.past_end import emit_no_step, varies
 from recur.strategies.pointwise import emit_nodes
 from recur.strategies.prune import prune_kernel
 
@@ -168,10 +169,6 @@ class Scan:
     def access_starts(self, form: ScanForm) -> Access:
         return Access(f"{form.state}.start", ("batch", "chunk", "head", self.runs, *form.dims))
 
-    def emit_valid(self, b: Builder, a: Value, x: Value) -> tuple[Value, Value]:
-        """The coefficients, of no step at all on rows past the sequence's end."""
-        return b.valid(a, self.rows, self.no_step[0], "a"), b.valid(x, self.rows, self.no_step[1], "x")
-
     def complex_buffers(self) -> frozenset[str]:
         names = {operands.tensor_name(n) for n in self.arguments if n.is_complex}
         names |= {f"d_{name}" for name, node in self.normal.epilogue if node.is_complex}
@@ -202,7 +199,7 @@ class Scan:
         body = b.nested()
         carried = [body.phi(f.state, start) for f, start in zip(self.forms, starts, strict=True)]
         steps = self.emit_steps(body, values)
-        scanned = [self.emit_scan(body, i, *self.emit_valid(body, *step), h)
+        scanned = [self.emit_scan(body, i, *step, h)
                    for i, (step, h) in enumerate(zip(steps, carried, strict=True))]  # fmt: skip
         for f, (before, _) in zip(self.forms, scanned, strict=True):
             if keep_starts:
@@ -226,14 +223,20 @@ class Scan:
         return f"{h}_t = a_t * {h}_(t-1) + x_t"
 
     def emit_steps(self, b: Builder, values: dict[Node, Value]) -> list[tuple[Value, Value]]:
-        """Loads the chunk's inputs, and returns every state's coefficients at all rows."""
+        """Loads the chunk's inputs, and returns every state's coefficients at all rows.
+
+        They are of no step at all on rows past the sequence's end.
+        """
         self.load_tokens(b, values)
         steps = []
         for i, s in enumerate(self.states):
             axes = self.frame.token_axes(s.dims)
             a, x = emit_nodes(b, self.coefficients[2 * i : 2 * i + 2], values)
-            steps.append((b.expand(a, axes, "a"), b.expand(x, axes, "x")))
+            steps.append(self.emit_valid(b, i, b.expand(a, axes, "a"), b.expand(x, axes, "x")))
         return steps
+
+    def emit_valid(self, b: Builder, which: int, a: Value, x: Value) -> tuple[Value, Value]:
+        return b.valid(a, self.rows, self.no_step[0], "a"), b.valid(x, self.rows, self.no_step[1], "x")
 
     def load_tokens(self, b: Builder, values: dict[Node, Value]) -> None:
         tokens = [n for n in self.arguments if n.attrs[0] != "param"]
@@ -304,6 +307,20 @@ class ElementwiseScan(Scan):
     def no_step(self) -> tuple[float, float]:
         return 1.0, 0.0
 
+    # no step past the sequence's end, by few entries where they decide (past_end.py)
+
+    def load_tokens(self, b: Builder, values: dict[Node, Value]) -> None:
+        super().load_tokens(b, values)
+        for i, node in enumerate(self.coefficients):
+            if varies(node):
+                emit_no_step(b, node, self.no_step[i % 2], self.rows, values)
+
+    def emit_valid(self, b: Builder, which: int, a: Value, x: Value) -> tuple[Value, Value]:
+        """What varies from token to token has been seen to (load_tokens)."""
+        decay, drive = self.coefficients[2 * which : 2 * which + 2]
+        return (a if varies(decay) else b.valid(a, self.rows, self.no_step[0], "a"),
+                x if varies(drive) else b.valid(x, self.rows, self.no_step[1], "x"))  # fmt: skip
+
     def emit_scan(self, b: Builder, which: int, a: Value, x: Value, h: Value) -> tuple[Value, Value]:
         name = self.forms[which].state
         names = (f"{name}_decay", f"{name}_own")
@@ -364,12 +381,14 @@ class ElementwiseScan(Scan):
     def load_cotangents(self, b: Builder, values: dict[Node, Value]) -> None:
         for (name, node), cotangent in zip(self.normal.epilogue, self.adjoint.given, strict=True):
             values[cotangent] = self.frame.load(b, f"d_{name}", "token", node.dims)
+        for node in self.adjoint.next:
+            if varies(node):
+                emit_no_step(b, node, 0.0, self.rows, values)
 
     def emit_adjoint(self, b: Builder, values: dict[Node, Value], which: int, mu: Value) -> Value:
         """One state's reverse scan: gives lambda to ``values`` and returns mu at the chunk's first token."""
         rows, name = self.rows, self.forms[which].state
         a, g, drive = self.emit_reach(b, values, which)
-        a, drive = self.emit_valid(b, a, drive)
         names = ("mu_decay", "mu_own")
         decay, own, decay_all, own_all = b.prescan(a, drive, rows, self.runs, names=names, reverse=True)
         end = b.add(own_all, b.mul(decay_all, mu), name=f"d_{name}_start")
@@ -380,7 +399,7 @@ class ElementwiseScan(Scan):
         return end
 
     def emit_reach(self, b: Builder, values: dict[Node, Value], which: int) -> tuple[Value, Value, Value]:
-        """conj(a_t), g_t and conj(a_t) g_t + s_t."""
+        """conj(a_t), g_t and conj(a_t) g_t + s_t; the first and the last of no step past the sequence's end."""
         adjoint = self.adjoint
         axes = self.frame.token_axes(self.forms[which].dims)
         conjugate = apply("conj", self.coefficients[2 * which])
@@ -389,7 +408,9 @@ class ElementwiseScan(Scan):
         drive = b.mul(a, g, name="reach")
         if not operands.is_zero(adjoint.state[which]):
             s = emit_nodes(b, [adjoint.state[which]], values)[0]
-            drive = b.add(drive, b.expand(s, axes, "s"), name="reach")
+            drive = b.valid(b.add(drive, b.expand(s, axes, "s"), name="reach"), self.rows)
+        if not varies(conjugate):
+            a = b.valid(a, self.rows, 1.0)
         return a, g, drive
 
     def emit_gradients(self, b: Builder, values: dict[Node, Value]) -> None:

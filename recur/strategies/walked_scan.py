@@ -28,7 +28,6 @@ from recur.strategies import operands
 from recur.strategies.chunk.segments import segment_access
 from recur.strategies.elementwise_scan import ADJOINT_EQUATIONS, Adjoint, ElementwiseScan
 from recur.strategies.operands import Frame
-from recur.strategies.past_end import emit_no_step, varies
 from recur.strategies.pointwise import emit_nodes
 
 FEWEST_STATES, MOST_STATES = 8, 32  # of a channel, for which the walk is the faster schedule and fits registers
@@ -158,31 +157,6 @@ class WalkedScan(ElementwiseScan):
         kernel = super().kernel(name, b, equations)
         return replace(kernel, grid=self.per_segment.grid, stages=STAGES, joins_segments=joins_segments)
 
-    # no step past the sequence's end
-
-    def load_tokens(self, b: Builder, values: dict[Node, Value]) -> None:
-        super().load_tokens(b, values)
-        for i, node in enumerate(self.coefficients):
-            if varies(node):
-                emit_no_step(b, node, self.no_step[i % 2], self.rows, values)
-
-    def load_cotangents(self, b: Builder, values: dict[Node, Value]) -> None:
-        super().load_cotangents(b, values)
-        for node in self.adjoint.next:
-            if varies(node):
-                emit_no_step(b, node, 0.0, self.rows, values)
-
-    def emit_steps(self, b: Builder, values: dict[Node, Value]) -> list[tuple[Value, Value]]:
-        decays, drives = self.coefficients[::2], self.coefficients[1::2]
-        steps = super().emit_steps(b, values)
-        return [(a if varies(decay) else b.valid(a, self.rows, 1.0), x if varies(drive) else b.valid(x, self.rows))
-                for decay, drive, (a, x) in zip(decays, drives, steps, strict=True)]  # fmt: skip
-
-    def emit_reach(self, b: Builder, values: dict[Node, Value], which: int) -> tuple[Value, Value, Value]:
-        a, g, drive = super().emit_reach(b, values, which)
-        a = a if varies(self.coefficients[2 * which]) else b.valid(a, self.rows, 1.0)
-        return a, g, drive if operands.is_zero(self.adjoint.state[which]) else b.valid(drive, self.rows)
-
     # before the walks
 
     def local(self) -> Kernel:
@@ -282,7 +256,7 @@ class WalkedScan(ElementwiseScan):
         self.emit_kept_states(body, values)
         self.load_cotangents(body, values)
         nexts = [self.emit_adjoint(body, values, i, mu) for i, mu in enumerate(carried)]
-        parts = self.emit_gradients(body, values)
+        parts = self.emit_parts(body, values)
         totals = [body.add(total, parts[n], name=f"{total.name}_next") for n, total in zip(params, sums, strict=True)]
         carries = operands.carry_all([*carried, *sums], [*lasts, *zeros], [*nexts, *totals])
         b.loop("chunks", body, carries, reverse=True)
@@ -300,7 +274,7 @@ class WalkedScan(ElementwiseScan):
         reached = b.add(drive, b.mul(a, later), name="mu")
         return b.last(reached, self.rows, f"d_{name}_start", reverse=True)
 
-    def emit_gradients(self, b: Builder, values: dict[Node, Value]) -> dict[Node, Value]:
+    def emit_parts(self, b: Builder, values: dict[Node, Value]) -> dict[Node, Value]:
         """Stores the inputs' gradients; the chunk's part of each param's."""
         memo: dict[Node, Value] = {}
         parts = {}
