@@ -32,16 +32,14 @@ from recur.strategies.chunk.gradients import (
     load_cotangents,
     store_gradient,
 )
-from recur.strategies.chunk.halves import Halves, own_products, own_weight
+from recur.strategies.chunk.halves import own_products, own_weight
 from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
     WIDTH,
+    KeyRows,
     StoredChunk,
     chunks_are_blocks,
     held_chunk,
-    key_vectors,
-    load_key_gates,
-    load_log,
     stored_chunk_length,
 )
 from recur.strategies.chunk.pairs import evidence_name
@@ -208,21 +206,18 @@ class FormKeyGradients:
         self.writes = [form.events.index(w) for w in form.writes]
         self.pairs = [(query, j) for query in self.queries for j in range(len(form.writes))]
         self._walk_values()
-        tiles = Tiles(b)
-        log = load_log(b, form)
-        gates = load_key_gates(tiles, form, log)
-        self.vectors = key_vectors(tiles, form, gates)
-        self.chunk = Chunk(tiles, FormTiles(form, {}, {}, {}, {}, gates, None))
-        self.rows = {p: self.chunk.full(v) for p, v in self.vectors.items()}
+        side = KeyRows(Tiles(b), form)
+        gates, self.vectors, self.chunk = side.gates, side.vectors, side.chunk
+        self.rows = side.rows
         evidence = {
             (query.name, j): self._load_pairs(evidence_name(form, query, j)) for query, j in self.pairs
         }
-        if gates is None or log is None:
+        if gates is None:
             self._add_plain_pairs(evidence)
         else:
             self._add_ends(gates)
             self._add_own_pairs(gates)
-            self._add_pairs(gates, log, evidence)
+            self._add_pairs(side.blocks(chunks_are_blocks(self.shape)), evidence)
         for position, total in self.grown.items():
             rows = self.chunk.full(signed(b, gates, position, Rows(total)))
             self.cotangents.add(self.vectors[position].node, rows)
@@ -287,12 +282,11 @@ class FormKeyGradients:
                 self._take(pair[0], amount)
                 self._take(pair[1], amount)
 
-    def _add_pairs(self, gates: Gates, log: Value, evidence: dict[tuple[str, int], Value]) -> None:
+    def _add_pairs(self, blocks: Blocks, evidence: dict[tuple[str, int], Value]) -> None:
         """Pairs of different tokens: see blocks.py, and halves.py for those of rows that are not near."""
-        blocks = Blocks(self.b, gates, log, self.rows, self.form.key, chunks_are_blocks(self.shape))
         for query, j in self.pairs:
             self._add_blocks(blocks, query, j, evidence[query.name, j])
-        self._add_levels(Halves(self.b.nested(), gates, log, self.rows, blocks.is_near), evidence, blocks.all_near)
+        self._add_levels(blocks)
 
     def _add_blocks(self, blocks: Blocks, query: Query, j: int, beside: Value) -> None:
         b, reader, write = self.b, query.position, self.writes[j]
@@ -314,8 +308,9 @@ class FormKeyGradients:
         self._grow(write, self.b.mul(factor, z, name="decayed"))
         self._take(write, self.b.mul(tile, z, name="amount"))
 
-    def _add_levels(self, halves: Halves, evidence: dict[tuple[str, int], Value], idle: Value) -> None:
-        inner = halves.b
+    def _add_levels(self, blocks: Blocks) -> None:
+        inner = self.b.nested()
+        halves = KeyRows(Tiles(inner), self.form).halves(inner, blocks.is_near)  # seldom gone through: loads for itself
         start: dict[tuple[str, object], Value] = {("grown", p): total for p, total in self.grown.items()}
         start |= {("taken", passed): total for passed, total in self.taken.items()}
         phis = {key: inner.phi(total.name, total) for key, total in start.items()}
@@ -336,7 +331,8 @@ class FormKeyGradients:
         for query, j in self.pairs:
             pair = (query.position, self.writes[j])
             tile, factor = halves.tile(pair), halves.factor(pair)
-            apart = inner.where(halves.is_apart, evidence[query.name, j], zero, name="E_apart")
+            pairs = inner.load("E", pair_access(evidence_name(self.form, query, j)), ("c", "s"))
+            apart = inner.where(halves.is_apart, pairs, zero, name="E_apart")
             of_right = inner.contract(apart, inner.rename(tile, "c", "s"), ("s",), name="Z")
             of_left = inner.rename(inner.contract(apart, tile, ("c",), name="Z"), "s", "c")
             z = inner.add(of_right, of_left, name="Z")
@@ -345,7 +341,7 @@ class FormKeyGradients:
             right, left = (("taken", self._passed(p)) for p in pair)
             grow(right, left, inner.mul(tile, z, name="amount"), less=True)
         carries = tuple(Carry(phis[key], start[key], sums[key]) for key in start)
-        self.b.loop("levels", inner, carries, rows=BLOCK, idle=idle)
+        self.b.loop("levels", inner, carries, rows=BLOCK, idle=blocks.all_near)
         self.grown = {p: phis["grown", p] for p in self.grown}
         self.taken = {key: phis["taken", key] for key in self.taken}
 
