@@ -240,17 +240,20 @@ class FormKeyGradients:
             self.at_end.append(loop.add("S_R", both))
         loop.close()
 
-    def _grow(self, position: int, amount: Value) -> None:
+    def _grow(self, position: int, amount: Value, comment: str = "") -> None:
+        """A comment keeps the addition where it is: later ones then find its operands' registers free."""
         known = self.grown.get(position)
-        self.grown[position] = amount if known is None else self.b.add(known, amount, name=known.name)
+        total = amount if known is None else self.b.add(known, amount, name=known.name, comment=comment)
+        self.grown[position] = total
 
     def _passed(self, position: int) -> tuple[bool, ...]:
         return tuple(position > i for i, _ in class_decays(self.form, "key"))
 
-    def _take(self, position: int, amount: Value) -> None:
+    def _take(self, position: int, amount: Value, comment: str = "") -> None:
         """What a row at a position adds to the cotangents of the decays before it (a write: takes off)."""
         key, grow = self._passed(position), self.b.sub if position in self.writes else self.b.add
-        self.taken[key] = grow(self.taken.get(key, self.b.zeros(amount.axes, "taken_0")), amount, name="taken")
+        before = self.taken.get(key, self.b.zeros(amount.axes, "taken_0"))
+        self.taken[key] = grow(before, amount, name="taken", comment=comment)
 
     def _add_ends(self, gates: Gates) -> None:
         """The state at the chunk's start to what reads it; what is written to the adjoint at the chunk's end."""
@@ -290,23 +293,21 @@ class FormKeyGradients:
 
     def _add_blocks(self, blocks: Blocks, query: Query, j: int, beside: Value) -> None:
         b, reader, write = self.b, query.position, self.writes[j]
-        x, y = blocks.reader(reader), blocks.write(write)
-        near = b.where(blocks.is_near, x, b.const(0.0, name="zero"), name="X_near")
-        z = b.contract(beside, b.rename(y, "c", "s"), ("s",), name="Z")
-        z = b.where(blocks.is_near, z, b.const(0.0, name="zero"), name="Z")
-        self._add_to_write(write, blocks.up(write), y, b.contract(beside, near, ("c",), name="Z"))
+        x, y, zero = blocks.reader(reader), blocks.write(write), b.const(0.0, name="zero")
+        near = b.where(blocks.is_near, x, zero, name="X_near")
+        self._add_pairs_of(write, blocks.up(write), y, b.rename(b.contract(beside, near, ("c",), name="Z"), "s", "c"))
+        z = b.where(blocks.is_near, b.contract(beside, b.rename(y, "c", "s"), ("s",), name="Z"), zero, name="Z")
         if not blocks.is_one:
             across = self._load_pairs(across_name(self.form, query, j))
             w = blocks.write_before(write)
+            z_w = b.rename(b.contract(across, x, ("c",), name="Z"), "s", "c")
+            self._add_pairs_of(write, blocks.onward(write), w, z_w)
             z = b.add(z, b.contract(across, b.rename(w, "c", "s"), ("s",), name="Z"), name="Z")
-            self._add_to_write(write, blocks.onward(write), w, b.contract(across, x, ("c",), name="Z"))
-        self._grow(reader, b.mul(blocks.down(reader), z, name="decayed"))
-        self._take(reader, b.mul(x, z, name="amount"))
+        self._add_pairs_of(reader, blocks.down(reader), x, z)
 
-    def _add_to_write(self, write: int, factor: Value, tile: Value, z: Value) -> None:
-        z = self.b.rename(z, "s", "c")
-        self._grow(write, self.b.mul(factor, z, name="decayed"))
-        self._take(write, self.b.mul(tile, z, name="amount"))
+    def _add_pairs_of(self, position: int, factor: Value, tile: Value, z: Value) -> None:
+        self._grow(position, self.b.mul(factor, z, name="decayed"), "the pairs'")
+        self._take(position, self.b.mul(tile, z, name="amount"), "the pairs'")
 
     def _add_levels(self, blocks: Blocks) -> None:
         inner = self.b.nested()
