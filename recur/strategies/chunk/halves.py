@@ -94,24 +94,20 @@ class Halves:
         return self.once(("tile", x.name, y.name, factor.name), emit)
 
 
-def emit_scores(
-    b: Builder, gates: Gates, log: Value, rows: dict[int, Value], key: tuple[str, ...], pairs: list[Pair], is_one: bool
-) -> dict[Pair, Value]:
+def emit_scores(b: Builder, blocks: Blocks, halves: Halves, pairs: list[Pair]) -> dict[Pair, Value]:
     """P[c, s] of each pair over the key dims at hand where c > s; anything where c <= s.
 
-    ``is_one``: a chunk is one block.
+    ``halves``: in a body of its own, which becomes that of the loop over levels.
     """
-    blocks = Blocks(b, gates, log, rows, key, is_one)
     scores = {pair: blocks.scores(*pair) for pair in pairs}
-    inner = b.nested()
-    halves = Halves(inner, gates, log, rows)
+    inner = halves.b
     readers, writes = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
     carries = []
     for (reader, write), before in scores.items():
         # Of a tile one side is needed here: that of tiles which other pairs have too.
         left = halves.tile((reader, writes[min(readers.index(reader), len(writes) - 1)]))
         right = halves.tile((readers[min(writes.index(write), len(readers) - 1)], write))
-        product = inner.contract(left, inner.rename(right, "c", "s"), key, name="X_X")
+        product = inner.contract(left, inner.rename(right, "c", "s"), blocks.key, name="X_X")
         phi = inner.phi("P", before)
         found = inner.where(blocks.is_near, phi, product, name="P")
         carries.append(Carry(phi, before, inner.where(halves.is_apart, found, phi, name="P")))

@@ -32,16 +32,14 @@ from recur.strategies.chunk.gradients import (
     load_cotangents,
     store_gradient,
 )
-from recur.strategies.chunk.halves import Halves, own_products, own_weight
+from recur.strategies.chunk.halves import own_products, own_weight
 from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
     WIDTH,
+    KeyRows,
     StoredChunk,
     chunks_are_blocks,
     held_chunk,
-    key_vectors,
-    load_key_gates,
-    load_log,
     stored_chunk_length,
 )
 from recur.strategies.chunk.pairs import evidence_name
@@ -208,21 +206,18 @@ class FormKeyGradients:
         self.writes = [form.events.index(w) for w in form.writes]
         self.pairs = [(query, j) for query in self.queries for j in range(len(form.writes))]
         self._walk_values()
-        tiles = Tiles(b)
-        log = load_log(b, form)
-        gates = load_key_gates(tiles, form, log)
-        self.vectors = key_vectors(tiles, form, gates)
-        self.chunk = Chunk(tiles, FormTiles(form, {}, {}, {}, {}, gates, None))
-        self.rows = {p: self.chunk.full(v) for p, v in self.vectors.items()}
+        side = KeyRows(Tiles(b), form)
+        gates, self.vectors, self.chunk = side.gates, side.vectors, side.chunk
+        self.rows = side.rows
         evidence = {
             (query.name, j): self._load_pairs(evidence_name(form, query, j)) for query, j in self.pairs
         }
-        if gates is None or log is None:
+        if gates is None:
             self._add_plain_pairs(evidence)
         else:
             self._add_ends(gates)
             self._add_own_pairs(gates)
-            self._add_pairs(gates, log, evidence)
+            self._add_pairs(side.blocks(chunks_are_blocks(self.shape)), evidence)
         for position, total in self.grown.items():
             rows = self.chunk.full(signed(b, gates, position, Rows(total)))
             self.cotangents.add(self.vectors[position].node, rows)
@@ -245,17 +240,20 @@ class FormKeyGradients:
             self.at_end.append(loop.add("S_R", both))
         loop.close()
 
-    def _grow(self, position: int, amount: Value) -> None:
+    def _grow(self, position: int, amount: Value, comment: str = "") -> None:
+        """A comment keeps the addition where it is: later ones then find its operands' registers free."""
         known = self.grown.get(position)
-        self.grown[position] = amount if known is None else self.b.add(known, amount, name=known.name)
+        total = amount if known is None else self.b.add(known, amount, name=known.name, comment=comment)
+        self.grown[position] = total
 
     def _passed(self, position: int) -> tuple[bool, ...]:
         return tuple(position > i for i, _ in class_decays(self.form, "key"))
 
-    def _take(self, position: int, amount: Value) -> None:
+    def _take(self, position: int, amount: Value, comment: str = "") -> None:
         """What a row at a position adds to the cotangents of the decays before it (a write: takes off)."""
         key, grow = self._passed(position), self.b.sub if position in self.writes else self.b.add
-        self.taken[key] = grow(self.taken.get(key, self.b.zeros(amount.axes, "taken_0")), amount, name="taken")
+        before = self.taken.get(key, self.b.zeros(amount.axes, "taken_0"))
+        self.taken[key] = grow(before, amount, name="taken", comment=comment)
 
     def _add_ends(self, gates: Gates) -> None:
         """The state at the chunk's start to what reads it; what is written to the adjoint at the chunk's end."""
@@ -287,35 +285,33 @@ class FormKeyGradients:
                 self._take(pair[0], amount)
                 self._take(pair[1], amount)
 
-    def _add_pairs(self, gates: Gates, log: Value, evidence: dict[tuple[str, int], Value]) -> None:
+    def _add_pairs(self, blocks: Blocks, evidence: dict[tuple[str, int], Value]) -> None:
         """Pairs of different tokens: see blocks.py, and halves.py for those of rows that are not near."""
-        blocks = Blocks(self.b, gates, log, self.rows, self.form.key, chunks_are_blocks(self.shape))
         for query, j in self.pairs:
             self._add_blocks(blocks, query, j, evidence[query.name, j])
-        self._add_levels(Halves(self.b.nested(), gates, log, self.rows, blocks.is_near), evidence, blocks.all_near)
+        self._add_levels(blocks)
 
     def _add_blocks(self, blocks: Blocks, query: Query, j: int, beside: Value) -> None:
         b, reader, write = self.b, query.position, self.writes[j]
-        x, y = blocks.reader(reader), blocks.write(write)
-        near = b.where(blocks.is_near, x, b.const(0.0, name="zero"), name="X_near")
-        z = b.contract(beside, b.rename(y, "c", "s"), ("s",), name="Z")
-        z = b.where(blocks.is_near, z, b.const(0.0, name="zero"), name="Z")
-        self._add_to_write(write, blocks.up(write), y, b.contract(beside, near, ("c",), name="Z"))
+        x, y, zero = blocks.reader(reader), blocks.write(write), b.const(0.0, name="zero")
+        near = b.where(blocks.is_near, x, zero, name="X_near")
+        self._add_pairs_of(write, blocks.up(write), y, b.rename(b.contract(beside, near, ("c",), name="Z"), "s", "c"))
+        z = b.where(blocks.is_near, b.contract(beside, b.rename(y, "c", "s"), ("s",), name="Z"), zero, name="Z")
         if not blocks.is_one:
             across = self._load_pairs(across_name(self.form, query, j))
             w = blocks.write_before(write)
+            z_w = b.rename(b.contract(across, x, ("c",), name="Z"), "s", "c")
+            self._add_pairs_of(write, blocks.onward(write), w, z_w)
             z = b.add(z, b.contract(across, b.rename(w, "c", "s"), ("s",), name="Z"), name="Z")
-            self._add_to_write(write, blocks.onward(write), w, b.contract(across, x, ("c",), name="Z"))
-        self._grow(reader, b.mul(blocks.down(reader), z, name="decayed"))
-        self._take(reader, b.mul(x, z, name="amount"))
+        self._add_pairs_of(reader, blocks.down(reader), x, z)
 
-    def _add_to_write(self, write: int, factor: Value, tile: Value, z: Value) -> None:
-        z = self.b.rename(z, "s", "c")
-        self._grow(write, self.b.mul(factor, z, name="decayed"))
-        self._take(write, self.b.mul(tile, z, name="amount"))
+    def _add_pairs_of(self, position: int, factor: Value, tile: Value, z: Value) -> None:
+        self._grow(position, self.b.mul(factor, z, name="decayed"), "the pairs'")
+        self._take(position, self.b.mul(tile, z, name="amount"), "the pairs'")
 
-    def _add_levels(self, halves: Halves, evidence: dict[tuple[str, int], Value], idle: Value) -> None:
-        inner = halves.b
+    def _add_levels(self, blocks: Blocks) -> None:
+        inner = self.b.nested()
+        halves = KeyRows(Tiles(inner), self.form).halves(inner, blocks.is_near)  # seldom gone through: loads for itself
         start: dict[tuple[str, object], Value] = {("grown", p): total for p, total in self.grown.items()}
         start |= {("taken", passed): total for passed, total in self.taken.items()}
         phis = {key: inner.phi(total.name, total) for key, total in start.items()}
@@ -336,7 +332,8 @@ class FormKeyGradients:
         for query, j in self.pairs:
             pair = (query.position, self.writes[j])
             tile, factor = halves.tile(pair), halves.factor(pair)
-            apart = inner.where(halves.is_apart, evidence[query.name, j], zero, name="E_apart")
+            pairs = inner.load("E", pair_access(evidence_name(self.form, query, j)), ("c", "s"))
+            apart = inner.where(halves.is_apart, pairs, zero, name="E_apart")
             of_right = inner.contract(apart, inner.rename(tile, "c", "s"), ("s",), name="Z")
             of_left = inner.rename(inner.contract(apart, tile, ("c",), name="Z"), "s", "c")
             z = inner.add(of_right, of_left, name="Z")
@@ -345,7 +342,7 @@ class FormKeyGradients:
             right, left = (("taken", self._passed(p)) for p in pair)
             grow(right, left, inner.mul(tile, z, name="amount"), less=True)
         carries = tuple(Carry(phis[key], start[key], sums[key]) for key in start)
-        self.b.loop("levels", inner, carries, rows=BLOCK, idle=idle)
+        self.b.loop("levels", inner, carries, rows=BLOCK, idle=blocks.all_near)
         self.grown = {p: phis["grown", p] for p in self.grown}
         self.taken = {key: phis["taken", key] for key in self.taken}
 

@@ -17,10 +17,10 @@ from functools import partial
 from recur.ir.core import topological
 from recur.ir.normal import MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
-from recur.strategies.chunk.blocks import BLOCK
+from recur.strategies.chunk.blocks import BLOCK, Blocks
 from recur.strategies.chunk.equations import Chunk, carry_sum, invert_system, sum_of
 from recur.strategies.chunk.gates import Gate, Gates, class_decays, decay_steps, is_plain_factor, whole_chunk
-from recur.strategies.chunk.halves import Pair, emit_scores, own_products
+from recur.strategies.chunk.halves import Halves, Pair, emit_scores, own_products
 from recur.strategies.chunk.kept_scales import store_scales
 from recur.strategies.chunk.kernels import inverse_name
 from recur.strategies.chunk.pairs import PairedChunk, pair_buffers, pairs_name, stored_pairs
@@ -135,25 +135,23 @@ class FormKeySide:
     b: Builder
     tiles: Tiles
     form: MatrixForm
-    is_chunk: bool
+    is_one: bool  # whether a chunk is one block
     carries: list[Carry] = field(default_factory=list)
     sums: dict[Pair, Value] = field(default_factory=dict)
     own: dict[Pair, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         store_logs(self.tiles, self.form)
-        log = load_log(self.tiles.b, self.form)
-        self.gates = load_key_gates(self.tiles, self.form, log)
-        self.vectors = key_vectors(self.tiles, self.form, self.gates)
-        self.chunk = Chunk(self.tiles, FormTiles(self.form, {}, {}, {}, {}, self.gates, None))
+        side = KeyRows(self.tiles, self.form)
+        self.gates, self.vectors, self.chunk = side.gates, side.vectors, side.chunk
         self._store_rows()
         pairs = [*stored_pairs(self.form), *system_pairs(self.form).values()]
-        if self.gates is None or log is None:
+        if side.gates is None:
             for pair in pairs:
                 later, earlier = (self.vectors[p] for p in pair)
                 self.sums[pair] = self._add("P", self.chunk.scores(later, earlier))
         else:
-            self._add_pairs(pairs, self.gates, log)
+            self._add_pairs(pairs, side)
 
     def _store_rows(self) -> None:
         body, form = self.tiles.b, self.form
@@ -165,14 +163,14 @@ class FormKeySide:
         if self.gates is not None:
             body.store(chunk_access(decay_name(form), form.key), whole_chunk(body, self.gates.end))
 
-    def _add_pairs(self, pairs: list[Pair], gates: Gates, log: Value) -> None:
+    def _add_pairs(self, pairs: list[Pair], side: KeyRows) -> None:
         body, form = self.tiles.b, self.form
-        rows = {p: self.chunk.full(v) for p, v in self.vectors.items()}
+        blocks = side.blocks(self.is_one)
         for pair in pairs:
             if pair[1] < pair[0]:
-                own = body.sum(own_products(body, gates, rows, pair), form.key, name="own")
+                own = body.sum(own_products(body, blocks.gates, blocks.rows, pair), form.key, name="own")
                 self.own[pair] = self._add("own", own)
-        scores = emit_scores(body, gates, log, rows, form.key, pairs, self.is_chunk)
+        scores = emit_scores(body, blocks, side.halves(body.nested()), pairs)
         self.sums = {pair: self._add("P", tile) for pair, tile in scores.items()}
 
     def _add(self, name: str, amount: Value) -> Value:
@@ -242,6 +240,33 @@ def load_key_gates(tiles: Tiles, form: MatrixForm, log: Value | None) -> Gates |
             log = b.sub(log, steps[i], name="G_before")
         at[i] = Gate(log, None, signs.at[i].unit)
     return Gates(form.key, at, end)
+
+
+@dataclass
+class KeyRows:
+    """What a form's pairs are made of, loaded in one body: G, the gates and every event's rows."""
+
+    tiles: Tiles
+    form: MatrixForm
+
+    def __post_init__(self) -> None:
+        self.log = load_log(self.tiles.b, self.form)
+        self.gates = load_key_gates(self.tiles, self.form, self.log)
+        self.vectors = key_vectors(self.tiles, self.form, self.gates)
+        self.chunk = Chunk(self.tiles, FormTiles(self.form, {}, {}, {}, {}, self.gates, None))
+
+    @property
+    def rows(self) -> dict[int, Value]:
+        return {p: self.chunk.full(v) for p, v in self.vectors.items()}
+
+    def blocks(self, is_one: bool) -> Blocks:
+        assert self.gates is not None and self.log is not None
+        return Blocks(self.tiles.b, self.gates, self.log, self.rows, self.form.key, is_one)
+
+    def halves(self, b: Builder, done: Value | None = None) -> Halves:
+        """``b``: the loop's body."""
+        assert self.gates is not None and self.log is not None
+        return Halves(b, self.gates, self.log, self.rows, done)
 
 
 def key_vectors(tiles: Tiles, form: MatrixForm, gates: Gates | None) -> dict[int, Vector]:
