@@ -22,7 +22,7 @@ from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import Query, adjoint_values, queries_of, read_keys, readout_keys
 from recur.strategies.chunk.blocks import BLOCK, Blocks
-from recur.strategies.chunk.equations import Chunk, carry_sum, sum_of
+from recur.strategies.chunk.equations import carry_sum, sum_of
 from recur.strategies.chunk.gates import Gates, class_decays
 from recur.strategies.chunk.gradients import (
     BufferOf,
@@ -52,7 +52,7 @@ from recur.strategies.chunk.shape import (
     tile_widths,
     token_access,
 )
-from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, load_values, signed
+from recur.strategies.chunk.tiles import Rows, Tiles, load_values, signed
 from recur.strategies.operands import argument_leaves
 from recur.strategies.order import IN_ORDER
 
