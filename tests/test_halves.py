@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from stage_oracle import check_plan, join_segments, random_tensors
@@ -48,6 +50,18 @@ def test_plans_in_tiles_compute_the_stage(name: str, tokens: int) -> None:
     found, normal = planned(name, sizes)
     tensors = random_tensors(normal, sizes, 2, tokens, 2)
     check_plan(found, normal, sizes, tensors, chunk=4, blocks={"K": 2, "V": 2}, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("name", ["gla", "rwkv6", "kda", "rwkv7", "dplr"])
+@pytest.mark.parametrize("strength", [0.1, 10.0, 200.0])
+def test_rows_near_and_far_in_two_blocks(name: str, strength: float) -> None:
+    """Gates under which all rows are near the start of their block of 32, the first ones, and none."""
+    sizes = {"K": 2, "V": 2}
+    found, normal = planned(name, sizes)
+    tensors = random_tensors(normal, sizes, 1, 70, 1)
+    for gate in {"g", "w"} & tensors.keys():
+        tensors[gate] = -strength * tensors[gate].abs() if gate == "g" else tensors[gate] + math.log(strength)
+    check_plan(found, normal, sizes, tensors, chunk=64 if name in ("gla", "rwkv6") else 32, tolerance=1e-8)
 
 
 def rounded(x: Tensor) -> Tensor:

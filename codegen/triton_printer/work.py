@@ -49,10 +49,11 @@ def count_work(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) 
         "chunks": -(-chunks // extent.segments) if "segment" in kernel.grid else chunks,
         "segments": extent.segments,
         "steps": config.chunk if "chunk" in kernel.grid else extent.tokens,
-        "levels": config.rows.bit_length() - 1,
     }
 
     def trips_of(loop: Loop) -> int:
+        if loop.over == "levels":  # at least: one that may be idle is
+            return 0 if loop.idle is not None else loop.count_levels(config.chunk)
         return trips[loop.over] if loop.axis is None else layout.axes[loop.axis].tiles
 
     products = sum(times * _product(let, layout) for let, times in _repeated(kernel.body, trips_of) if is_dot(let))

@@ -1,16 +1,16 @@
 """Pairs of rows by blocks of a chunk, under decays over the key dims that are not too strong.
 
-A chunk is one block of rows or two. With F the running sum before the block of row c, and D that at the end of the block
-of row s, rows c > s have
+A chunk is one block of rows or two. With F the running sum before the block of row c, and D that at the end of the
+block of row s, rows c > s have
 
     2^(G_c - G_s) = 2^(G_c - F) 2^(F - G_s)   in one block        2^(G_c - F) 2^(D - G_s)   in two, where D is F
 
 Only F - G_s is above 0, and not above F - G_c. So let row c be *near* where F - G_c is within the room r of the operand
-type for all key dims at hand. Then three tiles have the pairs of near readers in one block, and all pairs of two blocks:
+type for all key dims at hand. Then three tiles have the pairs of near readers in one block and all pairs of two blocks:
 
     P = X Y^T or X W^T,     X = x 2^(G - F),     Y = b 2^min(F - G, r),     W = b 2^(D - G)
 
-and with E the cotangent of P, in parts E_Y and E_W,
+and with E the cotangent of P, in parts E_Y (of near readers) and E_W,
 
     dx = 2^(G - F) (E_Y Y + E_W W)        db = 2^(F - G) E_Y^T X + 2^(D - G) E_W^T X
 

@@ -10,10 +10,10 @@ and at its level a row either only reads (in a right half) or is only read (in a
 
     X = x 2^(G - A) in right halves,  b 2^(A - G) in left halves       of a reader x and a write b
 
-and at each level one product of matrices is enough, of which the pairs that are apart there count:
+and of the product with itself those pairs count that are apart at the level:
 
-    P = X X^T                                     E: the cotangent of P, E' = E + E^T, where rows are apart
-    Z = E' X      dx = 2^(G - A) Z in right halves,  db = 2^(A - G) Z in left halves
+    P = X X^T                    E: the cotangent of P where rows are apart and s comes before c
+    Z = E X + E^T X              dx = 2^(G - A) Z in right halves,  db = 2^(A - G) Z in left halves
 
 A decay's log has the cotangent x dx - b db, summed over the rows on its later side. It is taken as X Z, X rounded as
 the product has it: what a pair that does not straddle the decay adds on one side is exactly what it takes off on the

@@ -5,12 +5,13 @@ With (kx, vx) the queries (readouts (q, dO), reads (a, -Z)) and (b, u) the write
     dkx = 2^G (vx S^T) + sum over the writes of E b^,   db = 2^(G_C - G) (u R^T) + sum over the queries of E^T kx~
     E[c, s] = vx[c] u[s], s written before c
 
-A loop over the tiles of the value dims gives vx S^T and u R^T, a loop over the levels of halves.py the pairs. What the
-decays take from each vector, kx dkx and -b db, is added up in float32 on the way: their cotangents are running sums of
+A loop over the tiles of the value dims gives vx S^T and u R^T; the pairs are those of blocks.py, and where its rows are
+far, of the levels of halves.py. What the decays take from each vector, kx dkx and -b db, is added up in float32 on the way: their cotangents are running sums of
 it, anchored at the chunk's end.
 
 The writes' values have a kernel of their own, whose programs hold the key dims whole: dy = P^T vx + B R where a write
-is plain, else Z. It has all of vx and u at hand, and leaves E + E^T in memory, in the operand type.
+is plain, else Z. It has all of vx and u at hand, and leaves E in memory, in parts and in the operand type: so the
+products that E enters find their operand there, and registers hold none of it.
 """
 
 from __future__ import annotations
