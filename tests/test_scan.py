@@ -9,10 +9,12 @@ import torch
 from stage_oracle import check_plan, random_tensors, run_steps
 from tile_interpreter import Run, run_forward
 
+import recur
 from recur.ir.core import Node, add, apply, const, contract, leaf, leaves, mul, neg, rename, sub, substitute
 from recur.ir.normal import ElementwiseForm, GeneralForm, LinearForm, MaxPlusForm, NormalForm, Stage
 from recur.ir.plan import Plan, Reject
 from recur.strategies import associative_scan
+from recur.zoo import path
 
 SIZES = {"D": 3, "N": 2, "E": 4, "b": 3, "c": 3}
 CHUNK = 4
@@ -184,3 +186,14 @@ def test_every_leaf_is_an_argument() -> None:
         normal = make()
         wanted = {n.attrs[1] for n in leaves(n for _, n in normal.stage.updates) if n.attrs[0] in ("input", "param")}
         assert wanted <= {b.name for b in make_plan(normal).arguments}
+
+
+def test_relay_holds_functions() -> None:
+    """The backward program of a chunk computes a gate once, before it waits, and loads the rest again after it."""
+    text = recur.load(str(path("hgrn"))).source("triton", D=64)
+    body = text[text.index("def h_backward_kernel") : text.index("h_FORWARD")]
+    wait = body.index("_take(")
+    before, after = body[:wait], body[wait:]
+    assert before.count("_sigmoid(f)") == 1 and "_sigmoid(f" not in after
+    assert "c_ptr + " not in before and "c_ptr + " in after
+    assert "d_o_ptr + " in before and "d_o_ptr + " in after

@@ -45,6 +45,14 @@ def test_many_states_are_walked() -> None:
     assert "segment" not in few
 
 
+def test_shared_tiles_are_widened_once() -> None:
+    """Of B and C, which all channels read, unlike dt and x."""
+    text = recur.load(str(path("mamba1"))).source("triton", D=64, N=16, strategy="associative_scan")
+    forward = text[text.index("def h_forward_kernel") : text.index("def h_reverse_local_kernel")]
+    assert forward.count("_held(") == 2
+    assert "in_c[:, None, None]" not in forward  # no entry of the state is selected
+
+
 def entries_multiplied(root: Node) -> int:
     """Products of a token's entries, each node once."""
     found: dict[Node, int] = {}

@@ -30,10 +30,10 @@ from recur.strategies.elementwise_scan import ADJOINT_EQUATIONS, Adjoint, Elemen
 from recur.strategies.operands import Frame
 from recur.strategies.pointwise import emit_nodes
 
-FEWEST_STATES, MOST_STATES = 8, 32  # of a channel, for which the walk is the faster schedule and fits registers
-THREAD_ENTRIES = 128  # of a tile of states: the states of a chunk's tokens
-CHANNELS = 32  # of a program: one warp
-BACKWARD_CHANNELS = 16  # the same backward, where a thread holds half of a channel's states, of several kinds
+FEWEST_STATES, MOST_STATES = 8, 64  # of a channel, for which the walk is the faster schedule and fits registers
+ROWS = 8  # tokens in a chunk
+THREAD_STATES = 16  # of one token, of the 32 threads of a program
+BACKWARD_STATES = 8  # the same backward, where a thread holds tiles of several kinds
 STAGES = 4  # chunks in flight: one warp a scheduler has nothing else to wait with
 
 
@@ -116,13 +116,15 @@ class WalkedScan(ElementwiseScan):
 
     @property
     def chunk(self) -> int:
-        return THREAD_ENTRIES // next_power_of_two(self.entries_per_row)
+        return ROWS
 
     @cached_property
     def widths(self) -> tuple[tuple[str, int], ...]:
-        return self.tiles_of(CHANNELS)
+        return self.tiles_of(THREAD_STATES)
 
-    def tiles_of(self, channels: int) -> tuple[tuple[str, int], ...]:
+    def tiles_of(self, states: int) -> tuple[tuple[str, int], ...]:
+        """So many channels that a thread has ``states`` states."""
+        channels = 32 * states // next_power_of_two(self.entries_per_row)
         return operands.fit_tiles(1, self.frame.tiled, self.sizes, channels // 4)[0]
 
     @cached_property
@@ -263,7 +265,7 @@ class WalkedScan(ElementwiseScan):
         self.store_ends(b, True, carried)
         for n, total in zip(params, sums, strict=True):
             self.per_segment.store_gradient(b, n, total)
-        return replace(self.walk_kernel("backward", b, ADJOINT_EQUATIONS), widths=self.tiles_of(BACKWARD_CHANNELS))
+        return replace(self.walk_kernel("backward", b, ADJOINT_EQUATIONS), widths=self.tiles_of(BACKWARD_STATES))
 
     def emit_adjoint(self, b: Builder, values: dict[Node, Value], which: int, mu: Value) -> Value:
         name = self.forms[which].state
