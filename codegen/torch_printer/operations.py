@@ -406,6 +406,24 @@ def apart(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(text, let.out.axes, is_bool=True)
 
 
+ROOM = "80.0"  # as in the kernels: float32 and bfloat16 hold 2^80 and 2^-80
+
+
+def together(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    text = f"_together({sizes.size(let.out.axes[0])}, {let.attr('level')}, {sizes.device})"
+    return Tensor(text, let.out.axes, is_bool=True)
+
+
+def late(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    """Of two rows the second: the highest level of halves."""
+    (axis,) = let.out.axes
+    return Tensor(f"_late({sizes.size(axis)}, {sizes.device})", (axis,), is_bool=True)
+
+
+def room(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    return Tensor(ROOM, is_number=True)
+
+
 def rounded(let: Let, args: Args, sizes: Sizes) -> Tensor:
     """Products here take their operands as they are."""
     return args[0]
@@ -473,7 +491,7 @@ OPERATIONS: dict[str, Operation] = {
     "resume": resume, "maxresume": resume, "inverse": inverse,
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
     "rename": rename, "expand": expand, "after": after, "valid": valid,
-    "middle": middle, "right": right, "apart": apart, "rounded": rounded,
+    "middle": middle, "right": right, "apart": apart, "together": together, "late": late, "room": room, "rounded": rounded,
 }  # fmt: skip
 
 

@@ -322,8 +322,8 @@ class KernelPrinter:
             self._line(line)
         if loop.over == "chunks":
             index, count = "chunk", self.words["N"]
-        elif loop.over == "levels":
-            index, count = "level", str((self.config.chunk - 1).bit_length())
+        elif loop.over in ("levels", "inner levels"):
+            index, count = "level", str((self.config.chunk - 1).bit_length() - (loop.over == "inner levels"))
         elif loop.over == "segments":
             index, count = "segment", self.words["G"]
         elif loop.over == "tiles":
@@ -341,6 +341,8 @@ class KernelPrinter:
             self._define("end", f"tl.minimum(first + {self.words['L']}, {self.words['N']})")
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
+        if loop.needed is not None:
+            first = f"tl.where({self.operations.tile(loop.needed).parts.re} > 0, {first}, {bound})"
         counted = f"range({first}, {bound})"
         if loop.over == "chunks" and self.layout.runs is not None:  # without dots, Triton prefetches when told
             counted = f"tl.range({first}, {bound}, num_stages={self.launch.num_stages})"

@@ -41,10 +41,12 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     rounded x                       x in the kernel's operand type: what a product would make of it
     after x, y (axes c, s; offset)  a boolean tile: row index of c - row index of s >= offset, both counted from the
                                     chunk's start, also where the axes are tiles of rows
-    middle x (axis), right (axis), apart (axes c, s)
+    middle x (axis), right (axis), apart (axes c, s), together (axes c, s)
                                     in a loop over levels, of rows axes that hold chunks whole: every row becomes x's
                                     last row before the middle of its block; whether a row is in the right half of its
-                                    block; whether two rows are in the two halves of one block
+                                    block; whether two rows are in the two halves of one block; in the same half of one
+    late (axis)                     whether a row is in the right half of the chunk, which it holds whole
+    room                            the exponent of 2 up to which products take operands that others scale down again
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
     select (fused, part, outer, inner)  one where the index of `fused`, which runs over all combinations of the axes
@@ -153,20 +155,22 @@ class Loop:
     """over "chunks": all chunks of the sequence, or of the grid's segment where the kernel has one; "segments": all
     segments of the sequence; "steps": the tokens of the sequence, or of the grid's chunk where the kernel has one;
     "tiles": the tiles of `axis`; "levels": l = 0, 1, ... while 2^l < C, at which a chunk falls into blocks of 2^(l+1)
-    rows, each of two halves. `reverse`: from the last to the first.
+    rows, each of two halves; "inner levels": all but the last of these, whose block is the chunk. `reverse`: from the
+    last to the first. ``needed``: a number; where it is zero, the loop changes nothing and may be left out.
 
     Tiles of rows: the loop starts at the tile of the rows axis `first` on the grid, and ends with that of `last`,
     where they are given. It may leave out tiles that lie past the sequence's end. A backend that holds chunks whole
     has one tile, and runs the body once.
     """
 
-    over: Literal["chunks", "segments", "steps", "tiles", "levels"]
+    over: Literal["chunks", "segments", "steps", "tiles", "levels", "inner levels"]
     carries: tuple[Carry, ...]
     body: tuple[Statement, ...]
     reverse: bool = False
     axis: str | None = None
     first: str | None = None
     last: str | None = None
+    needed: Value | None = None
 
 
 Statement = Let | Store | Loop
@@ -422,6 +426,15 @@ class Builder:
     def apart(self, row: str, column: str, name: str = "is_apart") -> Value:
         return self.let(name, "apart", (), (row, column), is_complex=False, is_bool=True)
 
+    def together(self, row: str, column: str, name: str = "is_together") -> Value:
+        return self.let(name, "together", (), (row, column), is_complex=False, is_bool=True)
+
+    def late(self, axis: str, name: str = "is_late") -> Value:
+        return self.let(name, "late", (), (axis,), (("axis", axis),), is_complex=False, is_bool=True)
+
+    def room(self, name: str = "room") -> Value:
+        return self.let(name, "room", (), ())
+
     def rounded(self, x: Value, name: str | None = None) -> Value:
         return self.let(name or x.name, "rounded", (x,), x.axes)
 
@@ -435,15 +448,16 @@ class Builder:
 
     def loop(
         self,
-        over: Literal["chunks", "segments", "steps", "tiles", "levels"],
+        over: Literal["chunks", "segments", "steps", "tiles", "levels", "inner levels"],
         body: Builder,
         carries: tuple[Carry, ...],
         reverse: bool = False,
         axis: str | None = None,
         first: str | None = None,
         last: str | None = None,
+        needed: Value | None = None,
     ) -> None:
-        self.statements.append(Loop(over, carries, tuple(body.statements), reverse, axis, first, last))
+        self.statements.append(Loop(over, carries, tuple(body.statements), reverse, axis, first, last, needed))
 
     def phi(self, name: str, like: Value) -> Value:
         """A name for a carried value, to be used inside the body and in its `Carry`."""

@@ -40,12 +40,15 @@ from recur.strategies.chunk.families import kept_axes, matrix_part, prepare_pass
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
+    FormGradients,
     adjoint_name,
     begin_adjoints,
     emit_epilogue_gradient,
     emit_gradients,
     emit_reverse_walk,
 )
+from recur.strategies.chunk.halved_gradients import HalvedKeyGradients
+from recur.strategies.chunk.halved_gradients import emit_value_gradients as emit_halved_value_gradients
 from recur.strategies.chunk.kept_scales import scale_buffers
 from recur.strategies.chunk.kernels import (
     STATE_EQUATION,
@@ -82,13 +85,14 @@ from recur.strategies.chunk.passes import (
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
-from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes
+from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes, tiled_values
 from recur.strategies.chunk.solved_gradients import (
     emit_pair_gradients,
     emit_vector_gradients,
     takes_solved_gradients,
 )
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
+from recur.strategies.chunk.value_halves import emit_outputs, has_value_halves
 from recur.strategies.chunk.weights import emit_weights, infer_weights, weight_buffers, weighted_chunk
 from recur.strategies.operands import argument_buffer, argument_leaves, entries, tensor_name
 from recur.strategies.order import order_kernel
@@ -141,7 +145,9 @@ Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, b
 def schedule_for(shape: Shape) -> Callable[[Shape, Ledger], Schedule]:
     if shape.pass_forms:
         return pass_schedule
-    return stored_schedule if has_stored_key_side(shape) else computed_schedule
+    if has_stored_key_side(shape):
+        return stored_schedule
+    return halved_schedule if has_value_halves(shape) else computed_schedule
 
 
 def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
@@ -161,7 +167,21 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
         backward.append(emit_pair_gradients(shape, ledger.buffer_of, length))
         backward.append(emit_vector_gradients(shape, ledger.buffer_of, length))
     else:
-        backward.append(emit_gradients(shape, ledger.buffer_of))
+        backward.append(emit_gradients(shape, ledger.buffer_of, FormGradients))
+    return forward, backward, ()
+
+
+def halved_schedule(shape: Shape, ledger: Ledger) -> Schedule:
+    """Walks leave the states of every chunk in memory; readouts and gradients, all chunks at once, start from those."""
+    tiled, gates = tiled_values(shape), scalar_gates(shape)
+    forward = [emit_gates_kernel(shape, gates)] if gates else []
+    forward += starting_kernels(tiled, computed_chunk, adjoint=False)
+    forward += [fit_walk(tiled, emit_states(tiled, computed_chunk, with_ends=True)), emit_outputs(shape)]
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward += starting_kernels(tiled, computed_chunk, adjoint=True)
+    backward.append(fit_walk(tiled, emit_reverse_walk(tiled, computed_chunk)))
+    backward.append(emit_halved_value_gradients(tiled, ledger.buffer_of))
+    backward.append(emit_gradients(tiled, ledger.buffer_of, HalvedKeyGradients))
     return forward, backward, ()
 
 
@@ -241,7 +261,7 @@ def ordered_arguments(shape: Shape) -> list[Node]:
 def chunk_length(shape: Shape) -> int:
     if has_stored_key_side(shape):
         return stored_chunk_length(shape)
-    over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
+    over_dims = not has_value_halves(shape) and any(d.factor.dims for f in shape.forms for d in f.decays)
     reads = max(len(f.reads) for f in shape.forms)
     if over_dims or reads > 2 or shape.fused or not shape.value or CHUNK * key_entries(shape) > KEY_ENTRIES:
         return SHORT_CHUNK
@@ -265,7 +285,9 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = [w.start_buffer for w in walks(shape)] if shape.splits else []
+    halved = has_value_halves(shape)
+    buffers = [w.start_buffer for w in walks(shape)] if shape.splits and not halved else []
+    buffers += [kept_states(shape, f) for f in shape.forms] if halved else []
     buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     buffers += weight_buffers(shape)
     buffers += [kept_states(shape, f) for f in shape.pass_forms if not f.value]
@@ -302,14 +324,16 @@ def readout_type(shape: Shape, readout: Node) -> str:
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    halved = has_value_halves(shape)
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
+    buffers += [w.start_buffer for w in walks(shape)] if halved else []
     buffers += pass_buffers(shape) if shape.pass_forms else []
     buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     buffers += evidence_buffers(shape) if has_stored_key_side(shape) or takes_solved_gradients(shape) else []
     buffers += own_buffers(shape) if has_stored_key_side(shape) else []
     for form in shape.forms:
         states = kept_states(shape, form)
-        if form.value or not shape.pass_forms:
+        if not halved and (form.value or not shape.pass_forms):
             buffers.append(states)
         buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
