@@ -73,11 +73,6 @@ def _right(C: int, level: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(C, device=device) >> level & 1).bool()
 
 
-def _late(C: int, device: torch.device) -> torch.Tensor:
-    """[C]: whether a row is in the right half of the chunk."""
-    return torch.arange(C, device=device) >= C // 2
-
-
 def _together(C: int, level: int, device: torch.device) -> torch.Tensor:
     """[C, C]: whether two rows are in the same half of one block of 2^(level + 1) rows."""
     row = torch.arange(C, device=device) >> level

@@ -60,10 +60,9 @@ def inline_loops(
             result.append(replace(statement, args=args) if level is None else _at_level(statement, args, level, known))
         elif isinstance(statement, Store):
             result.append(replace(statement, value=known.get(statement.value.name, statement.value)))
-        elif statement.over in ("tiles", "levels", "inner levels"):
+        elif statement.over in ("tiles", "levels", "once"):
             known.update({c.phi.name: known.get(c.init.name, c.init) for c in statement.carries})
-            within = {"levels": range(levels), "inner levels": range(levels - 1)}
-            for i in within.get(statement.over, (level,)):
+            for i in range(levels) if statement.over == "levels" else (level,):
                 result.extend(inline_loops(statement.body, levels, known, i))
                 known.update({c.phi.name: known.get(c.next.name, c.next) for c in statement.carries})
         else:

@@ -414,12 +414,6 @@ def together(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(text, let.out.axes, is_bool=True)
 
 
-def late(let: Let, args: Args, sizes: Sizes) -> Tensor:
-    """Of two rows the second: the highest level of halves."""
-    (axis,) = let.out.axes
-    return Tensor(f"_late({sizes.size(axis)}, {sizes.device})", (axis,), is_bool=True)
-
-
 def room(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(ROOM, is_number=True)
 
@@ -491,7 +485,7 @@ OPERATIONS: dict[str, Operation] = {
     "resume": resume, "maxresume": resume, "inverse": inverse,
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
     "rename": rename, "expand": expand, "after": after, "valid": valid,
-    "middle": middle, "right": right, "apart": apart, "together": together, "late": late, "room": room, "rounded": rounded,
+    "middle": middle, "right": right, "apart": apart, "together": together, "room": room, "rounded": rounded,
 }  # fmt: skip
 
 

@@ -320,10 +320,13 @@ class KernelPrinter:
     def _print_loop(self, loop: Loop) -> None:
         for line in self.operations.start_carries(loop):
             self._line(line)
+        if loop.over == "once":
+            self._print_once(loop)
+            return
         if loop.over == "chunks":
             index, count = "chunk", self.words["N"]
-        elif loop.over in ("levels", "inner levels"):
-            index, count = "level", str((self.config.chunk - 1).bit_length() - (loop.over == "inner levels"))
+        elif loop.over == "levels":
+            index, count = "level", str((self.config.chunk - 1).bit_length())
         elif loop.over == "segments":
             index, count = "segment", self.words["G"]
         elif loop.over == "tiles":
@@ -341,8 +344,6 @@ class KernelPrinter:
             self._define("end", f"tl.minimum(first + {self.words['L']}, {self.words['N']})")
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
-        if loop.needed is not None:
-            first = f"tl.where({self.operations.tile(loop.needed).parts.re} > 0, {first}, {bound})"
         counted = f"range({first}, {bound})"
         if loop.over == "chunks" and self.layout.runs is not None:  # without dots, Triton prefetches when told
             counted = f"tl.range({first}, {bound}, num_stages={self.launch.num_stages})"
@@ -359,6 +360,15 @@ class KernelPrinter:
                     self._define_axis(axis.name)
                     if axis.root.kind == "rows":
                         self._define_rows_mask(axis)
+        self._print_block(loop.body)
+        for line in self.operations.end_carries(loop):
+            self._line(line)
+        self.depth -= 1
+
+    def _print_once(self, loop: Loop) -> None:
+        assert loop.needed is not None
+        self._line(f"if {self.operations.tile(loop.needed).parts.re} > 0:")
+        self.depth += 1
         self._print_block(loop.body)
         for line in self.operations.end_carries(loop):
             self._line(line)

@@ -70,7 +70,7 @@ def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
     match let.op:
         case "load" | "zeros" | "place" | "select":
             return Fill.ZERO
-        case "const" | "size" | "full" | "eye" | "after" | "right" | "apart" | "together" | "late" | "room" | "expand":
+        case "const" | "size" | "full" | "eye" | "after" | "right" | "apart" | "together" | "room" | "expand":
             return (
                 Fill.FINITE if not let.args else min(fills[0], Fill.ZERO if axis in let.args[0].axes else Fill.FINITE)
             )

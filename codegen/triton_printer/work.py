@@ -50,14 +50,14 @@ def count_work(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) 
         "segments": extent.segments,
         "steps": config.chunk if "chunk" in kernel.grid else extent.tokens,
         "levels": config.chunk.bit_length() - 1,
-        "inner levels": 0,  # of extreme decays alone
+        "once": 0,  # what is seldom needed
     }
 
     def trips_of(loop: Loop) -> int:
         return trips[loop.over] if loop.axis is None else layout.axes[loop.axis].tiles
 
     products = sum(times * _product(let, layout) for let, times in _repeated(kernel.body, trips_of) if is_dot(let))
-    walks = [s for s in kernel.body if isinstance(s, Loop) and s.axis is None and "levels" not in s.over]
+    walks = [s for s in kernel.body if isinstance(s, Loop) and s.axis is None and s.over in ("chunks", "segments", "steps")]
     steps = max(map(trips_of, walks), default=1)
     return Work(_bytes(plan, kernel, config, extent), float(programs * products), programs, steps)
 

@@ -45,8 +45,7 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
                                     in a loop over levels, of rows axes that hold chunks whole: every row becomes x's
                                     last row before the middle of its block; whether a row is in the right half of its
                                     block; whether two rows are in the two halves of one block; in the same half of one
-    late (axis)                     whether a row is in the right half of the chunk, which it holds whole
-    room                            the exponent of 2 up to which products take operands that others scale down again
+    room                            exponents of 2 from -room to room leave products' operands in range
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
     select (fused, part, outer, inner)  one where the index of `fused`, which runs over all combinations of the axes
@@ -155,15 +154,15 @@ class Loop:
     """over "chunks": all chunks of the sequence, or of the grid's segment where the kernel has one; "segments": all
     segments of the sequence; "steps": the tokens of the sequence, or of the grid's chunk where the kernel has one;
     "tiles": the tiles of `axis`; "levels": l = 0, 1, ... while 2^l < C, at which a chunk falls into blocks of 2^(l+1)
-    rows, each of two halves; "inner levels": all but the last of these, whose block is the chunk. `reverse`: from the
-    last to the first. ``needed``: a number; where it is zero, the loop changes nothing and may be left out.
+    rows, each of two halves; "once": one iteration, which changes nothing where the number `needed` is zero, and may be left
+    out there. `reverse`: from the last to the first.
 
     Tiles of rows: the loop starts at the tile of the rows axis `first` on the grid, and ends with that of `last`,
     where they are given. It may leave out tiles that lie past the sequence's end. A backend that holds chunks whole
     has one tile, and runs the body once.
     """
 
-    over: Literal["chunks", "segments", "steps", "tiles", "levels", "inner levels"]
+    over: Literal["chunks", "segments", "steps", "tiles", "levels", "once"]
     carries: tuple[Carry, ...]
     body: tuple[Statement, ...]
     reverse: bool = False
@@ -429,9 +428,6 @@ class Builder:
     def together(self, row: str, column: str, name: str = "is_together") -> Value:
         return self.let(name, "together", (), (row, column), is_complex=False, is_bool=True)
 
-    def late(self, axis: str, name: str = "is_late") -> Value:
-        return self.let(name, "late", (), (axis,), (("axis", axis),), is_complex=False, is_bool=True)
-
     def room(self, name: str = "room") -> Value:
         return self.let(name, "room", (), ())
 
@@ -448,7 +444,7 @@ class Builder:
 
     def loop(
         self,
-        over: Literal["chunks", "segments", "steps", "tiles", "levels", "inner levels"],
+        over: Literal["chunks", "segments", "steps", "tiles", "levels", "once"],
         body: Builder,
         carries: tuple[Carry, ...],
         reverse: bool = False,

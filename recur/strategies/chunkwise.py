@@ -58,6 +58,7 @@ from recur.strategies.chunk.kernels import (
     emit_prepare,
     emit_states,
     emit_walk,
+    fit_chunk,
     fit_walk,
     inverse_name,
     readout_leaves,
@@ -175,14 +176,20 @@ def halved_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     """Walks leave the states of every chunk in memory; readouts and gradients, all chunks at once, start from those."""
     tiled, gates = tiled_values(shape), scalar_gates(shape)
     forward = [emit_gates_kernel(shape, gates)] if gates else []
-    forward += starting_kernels(tiled, computed_chunk, adjoint=False)
-    forward += [fit_walk(tiled, emit_states(tiled, computed_chunk, with_ends=True)), emit_outputs(shape)]
+    forward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=False))
+    forward.append(fit_walk(tiled, emit_states(tiled, computed_chunk, with_ends=True)))
+    forward.append(fit_chunk(shape, emit_outputs(shape)))
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
-    backward += starting_kernels(tiled, computed_chunk, adjoint=True)
+    backward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=True))
     backward.append(fit_walk(tiled, emit_reverse_walk(tiled, computed_chunk)))
-    backward.append(emit_halved_value_gradients(tiled, ledger.buffer_of))
-    backward.append(emit_gradients(tiled, ledger.buffer_of, HalvedKeyGradients))
+    backward.append(fit_chunk(tiled, emit_halved_value_gradients(tiled, ledger.buffer_of)))
+    backward.append(fit_chunk(tiled, emit_gradients(tiled, ledger.buffer_of, HalvedKeyGradients)))
     return forward, backward, ()
+
+
+def fit_first(shape: Shape, kernels: list[Kernel]) -> list[Kernel]:
+    """The walk that finds the segments' states as the others, where there is one."""
+    return [fit_walk(shape, kernels[0]), *kernels[1:]] if kernels else []
 
 
 def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
@@ -321,6 +328,11 @@ def readout_type(shape: Shape, readout: Node) -> str:
     return "operand" if shape.pass_forms and readout.dims else "accumulate"
 
 
+def cotangent_type(shape: Shape, readout: Node) -> str:
+    """The same of a readout's cotangent, which the softer conditions of a product suit where it is used in no other."""
+    return "operand" if readout.dims and has_value_halves(shape) else readout_type(shape, readout)
+
+
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
@@ -341,7 +353,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
             buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
     if not shape.trivial_epilogue:
         buffers += [
-            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)
+            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), cotangent_type(shape, x), x.is_complex)
             for x in readout_leaves(shape)
         ]
     return tuple(buffers)

@@ -6,15 +6,13 @@ with P = q k^T once more. Both loads and this product cost less than E's way thr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from recur.ir.core import Node
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, readout_keys, readout_values
 from recur.strategies.chunk.equations import Chunk
-from recur.strategies.chunk.gates import Gates, class_decays
+from recur.strategies.chunk.gates import class_decays
 from recur.strategies.chunk.gradients import (
     BufferOf,
     Cotangents,
@@ -25,12 +23,21 @@ from recur.strategies.chunk.gradients import (
     store_gradients,
 )
 from recur.strategies.chunk.halves import own_products, own_weight
-from recur.strategies.chunk.kernels import computed_chunk, known_values
+from recur.strategies.chunk.kernels import known_values
 from recur.strategies.chunk.shape import Shape
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.sums import ones_where, sum_of, sum_rows
 from recur.strategies.chunk.tiles import Rows, Tiles, load_values
-from recur.strategies.chunk.value_halves import Level, Pairs
+from recur.strategies.chunk.value_halves import (
+    HalvedChunk,
+    Level,
+    Pairs,
+    gather,
+    halved_chunk,
+    is_own,
+    own_weights,
+    spread,
+)
 
 VALUE_EQUATIONS = (
     "dy = 2^-G' (P^T X) + 2^(G_C - G) b R,   X = 2^G' vx",
@@ -43,39 +50,40 @@ class HalvedKeyGradients(FormGradients):
     """One form's cotangents of the key side."""
 
     def enter(self, b: Builder, tiles: Tiles, cotangents: Cotangents) -> None:
-        part = load_values(tiles, self.part)
-        chunk, cotangent = Chunk(tiles, part), load_cotangents(b, self.shape, self.form)
+        chunk = HalvedChunk(tiles, load_values(tiles, self.part))
+        values = readout_values(chunk, load_cotangents(b, self.shape, self.form))
         states = load_states(b, self.shape, self.form)
-        self.accumulate(b, chunk, *states, known_values(b, part), readout_values(chunk, cotangent))
+        self.accumulate(b, chunk, *states, known_values(b, chunk.form), values)
 
     def add_evidence(self, b: Builder, chunk: Chunk, side: KeySide, u: dict[int, Rows], vx: Rows) -> None:
-        gates = chunk.form.value_gates
-        assert gates is not None
+        assert isinstance(chunk, HalvedChunk)
         for j, rows in u.items():
-            pairs = Pairs(b, gates, (side.vector.position, self.part.keys[j].position))
-            evidence = self._evidence(b, pairs, chunk.full(vx), chunk.full(rows))
-            self.pairs[side.name, j] = self._carry(b, "E", evidence)
+            pairs = chunk.pairs(side.vector.position, self.part.keys[j].position)
+            x = b.mul(chunk.full(vx), pairs.down, name="X")
+            columns = b.rename(b.mul(chunk.full(rows), pairs.up, name="Y"), "c", "s")
+            evidence = pairs.near(b.contract(x, columns, self.form.value, name="X_Y"), "E")
+            self.pairs[side.name, j] = self._carry(b, "E", self._add_far_pairs(b, chunk, pairs, side, j, evidence))
 
-    def _evidence(self, b: Builder, pairs: Pairs, vx: Value, y: Value) -> Value:
-        """E of the tile of the value dims at hand."""
-        value, terms = self.form.value, []
-        x = b.mul(vx, pairs.down, name="X")
-        for kind, up in pairs.plain_kinds:
-            columns = b.rename(b.mul(y, up, name="Y"), "c", "s")
-            terms.append(kind(b, b.contract(x, columns, value, name="X_Y"), "E"))
-        if pairs.has_own:
-            rows = dict(zip(pairs.pair, (vx, y), strict=True))
-            own = b.sum(own_products(b, pairs.gates, rows, pairs.pair), value, name="E_own")
-            terms.append(b.mul(b.let("is_own", "eye", (), ("c", "s")), own, name="E_own"))
-        total = sum_of(b, terms, "E")
-        inner = b.nested()
-        level, phi = Level(inner, pairs), inner.phi("E", total)
-        both = inner.mul(inner.where(level.is_right, vx, y, name="x"), level.factor, name="X")
-        products = inner.contract(both, inner.rename(both, "c", "s"), value, name="X_X")
-        found = level.apart(pairs.inner(inner, products, "E_inner"), "E_level")
-        carry = Carry(phi, total, inner.add(phi, found, name="E"))
-        b.loop("inner levels", inner, (carry,), needed=pairs.has_inner)
-        return phi
+    def _add_far_pairs(
+        self, b: Builder, chunk: HalvedChunk, pairs: Pairs, side: KeySide, j: int, evidence: Value
+    ) -> Value:
+        body = b.nested()
+        again, before = chunk.again(body), body.phi("E", evidence)
+        values = readout_values(again, load_cotangents(body, self.shape, self.form))
+        vx, y = again.full(values[side.name]), again.full(again.form.values[j])
+        of_body, value, start = again.pairs(*pairs.pair), self.form.value, before
+        if pairs.sees_own:
+            products = own_products(body, of_body.gates, dict(zip(pairs.pair, (vx, y), strict=True)), pairs.pair)
+            own = body.mul(is_own(body), body.sum(products, value, name="E_own"), name="E_own")
+            start = body.add(before, of_body.far(own, "E_own"), name="E")
+        inner = body.nested()
+        level, phi = Level(inner, of_body), inner.phi("E", start)
+        x = inner.mul(inner.where(level.is_right, vx, y, name="x"), level.factor, name="X")
+        found = level.apart(inner.contract(x, inner.rename(x, "c", "s"), value, name="X_X"), "E_level")
+        found = inner.where(of_body.is_near, inner.const(0.0, name="zero"), found, name="E_far")
+        body.loop("levels", inner, (Carry(phi, start, inner.add(phi, found, name="E")),))
+        b.loop("once", body, (Carry(before, evidence, phi),), needed=pairs.has_far)
+        return before
 
 
 def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
@@ -83,46 +91,84 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles, cotangents = Tiles(b, stored=scalar_gates(shape)), Cotangents()
     for form in shape.forms:
-        FormValueGradients(b, shape, form, computed_chunk(tiles, form)).emit(cotangents)
+        FormValueGradients(b, shape, form, halved_chunk(tiles, form)).emit(cotangents)
     (value,) = shape.value
-    store_gradients(tiles, cotangents, buffer_of, "values", value)
-    grid = ("batch", "head", "chunk", *shape.grid[2:])
-    return Kernel("value_gradients", grid, shape.axes, tuple(b.statements), VALUE_EQUATIONS, "value_gradients")
+    store_gradients(Tiles(b, stored=scalar_gates(shape)), cotangents, buffer_of, "values", value)
+    grid, role = ("batch", "head", "chunk", *shape.grid[2:]), "value_gradients, in order"
+    return Kernel("value_gradients", grid, shape.axes, tuple(b.statements), VALUE_EQUATIONS, role)
 
 
 @dataclass
 class FormValueGradients:
     """One form's. ``grown``: the cotangent of every write's values, by position; ``taken``: what the decays get from
-    the rows, by which of the token's decays come before these."""
+    the rows, by which of the token's decays come before these; ``at_end``: what all of a chunk's decays get."""
 
     b: Builder
     shape: Shape
     form: MatrixForm
-    chunk: Chunk
+    chunk: HalvedChunk
     grown: dict[int, Value] = field(default_factory=dict)
     taken: dict[tuple[bool, ...], Value] = field(default_factory=dict)
+    at_end: list[Value] = field(default_factory=list)
 
     def emit(self, cotangents: Cotangents) -> None:
         b, form, chunk = self.b, self.form, self.chunk
         cotangent = load_cotangents(b, self.shape, form)
-        values = readout_values(chunk, cotangent)
         self.readers = {side.vector.position: side for side in readout_keys(chunk, cotangent)}
         self.writes = {key.position: j for j, key in chunk.form.keys.items()}
-        u = known_values(b, chunk.form)
-        self.rows = {r: chunk.full(values[side.name]) for r, side in self.readers.items()}
-        self.rows |= {w: chunk.full(u[j]) for w, j in self.writes.items()}
-        at_end = self._add_ends()
-        gates = chunk.form.value_gates
-        assert gates is not None
+        self.pairs = {(r, w): chunk.pairs(r, w) for r in self.readers for w in self.writes}
+        self.weights = {
+            (r, w): chunk.scores(self.readers[r].vector, chunk.form.keys[self.writes[w]]) for r, w in self.pairs
+        }
+        state, adjoint = load_states(b, self.shape, form)
+        self.at_end = [b.mul(self._products(state, adjoint), chunk.class_over_chunk("value"), name="S_R")]
+        values = readout_values(chunk, cotangent)
+        for w in self.writes:
+            self._add_outlived(w, adjoint)
         for r, side in self.readers.items():
-            for w, j in self.writes.items():
-                pairs, weights = Pairs(b, gates, (r, w)), chunk.scores(side.vector, chunk.form.keys[j])
-                self._add_own_pairs(pairs, weights)
-                self._add_plain_kinds(pairs, weights)
-                self._add_inner_pairs(pairs, weights)
+            self._add_pairs(r, chunk.full(values[side.name]), state)
+        for pair in self.pairs:
+            self._add_far_pairs(*pair)
         for w, j in self.writes.items():
             cotangents.add(form.writes[j].value, self.grown[w])
-        self._add_decays(cotangents, at_end)
+        self._add_decays(cotangents)
+
+    def _rounded(self, rows: Value, factor: Value, name: str) -> Value:
+        return self.b.rounded(self.b.mul(rows, factor, name=name), name=name)
+
+    def _products(self, state: Value, adjoint: Value) -> Value:
+        """The sum over the key dims of S R, as the diagonal of a product: no tile of a state in registers."""
+        b, (value,) = self.b, self.form.value
+        column = f"{value}_of_R"
+        products = b.contract(state, b.rename(adjoint, value, column), self.form.key, name="S_R")
+        return b.sum(b.mul(products, b.let("is_own", "eye", (), (value, column)), name="S_R"), (column,), name="S_R")
+
+    def _add_outlived(self, w: int, adjoint: Value) -> None:
+        """What a write gets from after the chunk."""
+        b, chunk = self.b, self.chunk
+        j = self.writes[w]
+        self.grown[w] = chunk.against_state(chunk.form.keys[j], w, "end", adjoint, "key", "b_R")
+        amount = b.mul(chunk.full(chunk.form.values[j]), self.grown[w], name="written")
+        self.at_end.append(b.sum(amount, ("c",), name="kept"))
+        self._take(w, amount)
+
+    def _add_pairs(self, r: int, vx: Value, state: Value) -> None:
+        """What a reader gets from the chunk's start, and its near pairs with every write."""
+        b, chunk, side = self.b, self.chunk, self.readers[r]
+        inter = chunk.without_decays().against_state(side.vector, r, "start", state, "key", "inter")
+        x: Value | None = None
+        for w, j in self.writes.items():
+            pairs = self.pairs[r, w]
+            if x is None:
+                x, z = self._rounded(vx, pairs.down, "X"), pairs.from_start(inter)
+            y = self._rounded(chunk.full(chunk.form.values[j]), pairs.up, "Y")
+            near = pairs.near(self.weights[r, w], "P_near")
+            z = b.add(z, spread(b, near, y, "P_Y"), name="Z")
+            back = gather(b, near, x, "dY")
+            self._take(w, b.mul(y, back, name="written"))
+            self.grown[w] = b.add(self.grown[w], b.mul(pairs.up, back, name="decayed"), name="dy")
+        assert x is not None
+        self._take(r, b.mul(x, z, name="read"))
 
     def _passed(self, position: int) -> tuple[bool, ...]:
         return tuple(position > i for i, _ in class_decays(self.form, "value"))
@@ -133,80 +179,57 @@ class FormValueGradients:
         known = self.taken[key] if key in self.taken else b.zeros(amount.axes, "taken_0")
         self.taken[key] = (b.sub if position in self.writes else b.add)(known, amount, name="taken")
 
-    def _add_ends(self) -> list[Value]:
-        """The state at the chunk's start to what reads it, what is written to the adjoint at the chunk's end.
+    def _add_far_pairs(self, r: int, w: int) -> None:
+        """Level by level, where there are any."""
+        b, body = self.b, self.b.nested()
+        chunk = self.chunk.again(body)
+        pairs, side = chunk.pairs(r, w), self.readers[r]
+        values = readout_values(chunk, load_cotangents(body, self.shape, self.form))
+        rows = {r: chunk.full(values[side.name]), w: chunk.full(chunk.form.values[self.writes[w]])}
+        scores = chunk.scores(chunk.form.queries[side.name], chunk.form.keys[self.writes[w]])
+        weights = pairs.far(scores, "P_far")
+        dy = body.phi("dy", self.grown[w])
+        taken = {passed: body.phi("taken", total) for passed, total in self.taken.items()}
+        outer = FormValueGradients(body, self.shape, self.form, chunk, {w: dy}, dict(taken))
+        outer.writes = self.writes
+        if pairs.sees_own:
+            outer._add_own_pairs(pairs, rows, own_weights(body, weights))
+        inner = body.nested()
+        phi = inner.phi("dy", outer.grown[w])
+        phis = {passed: inner.phi("taken", total) for passed, total in outer.taken.items()}
+        within = FormValueGradients(inner, self.shape, self.form, chunk, {w: phi}, dict(phis))
+        within.writes = self.writes
+        within._add_level(pairs, rows, weights)
+        carries = [Carry(phi, outer.grown[w], within.grown[w])]
+        carries += [Carry(phis[k], outer.taken[k], within.taken[k]) for k in phis]
+        body.loop("levels", inner, tuple(carries))
+        carries = [Carry(dy, self.grown[w], phi), *(Carry(taken[k], self.taken[k], phis[k]) for k in taken)]
+        b.loop("once", body, tuple(carries), needed=self.pairs[r, w].has_far)
+        self.grown[w], self.taken = dy, taken
 
-        The result: what all of a chunk's decays get.
-        """
-        b, chunk = self.b, self.chunk
-        state, adjoint = load_states(b, self.shape, self.form)
-        at_end = [b.mul(self._products(state, adjoint), chunk.class_over_chunk("value"), name="S_R")]
-        for r, side in self.readers.items():
-            inter = chunk.against_state(side.vector, r, "start", state, "key", "inter")
-            self._take(r, b.mul(self.rows[r], inter, name="read"))
-        for w, j in self.writes.items():
-            self.grown[w] = chunk.against_state(chunk.form.keys[j], w, "end", adjoint, "key", "b_R")
-            amount = b.mul(self.rows[w], self.grown[w], name="written")
-            self._take(w, amount)
-            at_end.append(b.sum(amount, ("c",), name="kept"))
-        return at_end
-
-    def _products(self, state: Value, adjoint: Value) -> Value:
-        """The sum over the key dims of S R, as the diagonal of a product: no tile of a state in registers."""
-        b, (value,) = self.b, self.form.value
-        column = f"{value}_of_R"
-        products = b.contract(state, b.rename(adjoint, value, column), self.form.key, name="S_R")
-        return b.sum(b.mul(products, b.let("is_own", "eye", (), (value, column)), name="S_R"), (column,), name="S_R")
-
-    def _add_own_pairs(self, pairs: Pairs, weights: Value) -> None:
+    def _add_own_pairs(self, pairs: Pairs, rows: dict[int, Value], own: Value) -> None:
         """Those of a token's read and its write before it."""
-        if not pairs.has_own:
-            return
         b, (r, w) = self.b, pairs.pair
-        own = b.sum(b.mul(weights, b.let("is_own", "eye", (), ("c", "s")), name="own"), ("s",), name="own")
-        back = self.chunk.times(self.rows[r], own, own_weight(b, pairs.gates, pairs.pair), name="own")
+        back = self.chunk.times(rows[r], own, own_weight(b, pairs.gates, pairs.pair), name="own")
         self.grown[w] = b.add(self.grown[w], back, name="dy")
         if self._passed(r) != self._passed(w):
-            amount = b.mul(own_products(b, pairs.gates, self.rows, pairs.pair), own, name="amount")
+            amount = b.mul(own_products(b, pairs.gates, rows, pairs.pair), own, name="amount")
             self._take(r, amount)
             self._take(w, amount)
 
-    def _add_plain_kinds(self, pairs: Pairs, weights: Value) -> None:
-        """Pairs beside and across, each one product."""
+    def _add_level(self, pairs: Pairs, rows: dict[int, Value], weights: Value) -> None:
         b, (r, w) = self.b, pairs.pair
-        x = b.rounded(b.mul(self.rows[r], pairs.down, name="X"), name="X")
-        for kind, up in pairs.plain_kinds:
-            y, of_kind = b.rounded(b.mul(self.rows[w], up, name="Y"), name="Y"), kind(b, weights, "P_kind")
-            z = b.contract(of_kind, b.rename(y, "c", "s"), ("s",), name="Z")
-            self._take(r, b.mul(x, z, name="read"))
-            back = b.rename(b.contract(of_kind, x, ("c",), name="dY"), "s", "c", name="dY")
-            self._take(w, b.mul(y, back, name="written"))
-            self.grown[w] = b.add(self.grown[w], b.mul(up, back, name="decayed"), name="dy")
+        level = Level(b, pairs)
+        x = self._rounded(b.where(level.is_right, rows[r], rows[w], name="x"), level.factor, "X")
+        apart = level.apart(weights, "P_level")
+        back = gather(b, apart, x, "dY")
+        self._take(r, b.mul(x, spread(b, apart, x, "Z"), name="amount"))
+        self._take(w, b.mul(x, back, name="amount"))
+        self.grown[w] = b.add(self.grown[w], b.mul(level.factor, back, name="decayed"), name="dy")
 
-    def _add_inner_pairs(self, pairs: Pairs, weights: Value) -> None:
-        """Level by level."""
-        b, (r, w) = self.b, pairs.pair
-        remaining, inner = pairs.inner(b, weights, "P_inner"), b.nested()
-        dy = inner.phi("dy", self.grown[w])
-        taken = {passed: inner.phi("taken", total) for passed, total in self.taken.items()}
-        level, sums = Level(inner, pairs), dict(taken)
-        chosen = inner.where(level.is_right, self.rows[r], self.rows[w], name="x")
-        x = inner.rounded(inner.mul(chosen, level.factor, name="X"), name="X")
-        of_level = level.apart(remaining, "P_level")
-        z = inner.contract(of_level, inner.rename(x, "c", "s"), ("s",), name="Z")
-        back = inner.rename(inner.contract(of_level, x, ("c",), name="dY"), "s", "c", name="dY")
-        for position, amount, grow in ((r, z, inner.add), (w, back, inner.sub)):
-            key = self._passed(position)
-            sums[key] = grow(sums[key], inner.mul(x, amount, name="amount"), name="taken")
-        grown = inner.add(dy, inner.mul(level.factor, back, name="decayed"), name="dy")
-        carries = [Carry(dy, self.grown[w], grown)]
-        carries += [Carry(phi, self.taken[key], sums[key]) for key, phi in taken.items()]
-        b.loop("inner levels", inner, tuple(carries), needed=pairs.has_inner)
-        self.grown[w], self.taken = dy, taken
-
-    def _add_decays(self, cotangents: Cotangents, at_end: list[Value]) -> None:
+    def _add_decays(self, cotangents: Cotangents) -> None:
         """Each decay has what comes after it in the chunk, and what outlives the chunk."""
-        b, whole = self.b, sum_of(self.b, at_end, "whole")
+        b, whole = self.b, sum_of(self.b, self.at_end, "whole")
         for number, (_, decay) in enumerate(class_decays(self.form, "value")):
             d_log = whole
             for offset in (0, 1):

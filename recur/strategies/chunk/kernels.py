@@ -153,6 +153,13 @@ def fit_walk(shape: Shape, kernel: Kernel) -> Kernel:
     return replace(kernel, widths=widths, warps=4 if keys * widest <= STATE_ENTRIES else 8, stages=3)
 
 
+def fit_chunk(shape: Shape, kernel: Kernel) -> Kernel:
+    """A kernel of all chunks at once in tiles of the value dims of which four warps hold several beside pairs of rows."""
+    widths = tile_widths(shape, shape.value, WIDE)
+    whole = math.prod(next_power_of_two(dict(shape.sizes)[d]) for d in shape.value) if shape.whole_values else 0
+    return replace(kernel, widths=() if whole else widths, warps=8 if whole > WIDE else 4)
+
+
 def readout_leaves(shape: Shape) -> list[Node]:
     return leaves([n for _, n in shape.epilogue], "readout")
 

@@ -19,11 +19,9 @@ def ones_where(b: Builder, condition: Value, name: str = "ones") -> Value:
 def sum_rows(b: Builder, ones: Value, x: Value, name: str) -> Value:
     """For every row c the sum of x over the rows s where ``ones``, a tile [c, s] of ones and zeros, has a one.
 
-    Scans along the rows of a tile are slow beside products. The operands of these add up to x: three hold the digits
-    of a float32.
+    Scans along the rows of a tile are slow beside products. The two operands of these that add up to x hold 16 digits of
+    bfloat16 between them, and all of float32.
     """
     leading = b.rounded(x, name="leading")
-    rest = b.sub(x, leading, name="rest")
-    middle = b.rounded(rest, name="middle")
-    parts = (leading, middle, b.sub(rest, middle, name="trailing"))
+    parts = (leading, b.sub(x, leading, name="trailing"))
     return sum_of(b, [b.contract(ones, b.rename(part, "c", "s"), ("s",), name=name) for part in parts], name)

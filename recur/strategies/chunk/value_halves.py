@@ -2,18 +2,16 @@
 
     o[c, v] = 2^G_c S_0 q_c + sum over s of P[c, s] 2^(G_c - G_s) y[s, v]        P[c, s] = q_c . k_s, s written before c
 
-No product of matrices holds the exponent of every pair and entry, but few do. With A the running sum over the left
-half of the chunk, and G' counted from the start of a row's own half, the pairs are
+With a constant h, 2^(G_c - G_s) = 2^(G_c + h) 2^(-h - G_s). While -G_c <= 2 h neither factor is below 2^-h or above 2^h,
+which floats hold well: one product is enough,
 
-    across     c right, s left      2^(G_c - G_s) = 2^G'_c 2^(A - G_s)           no exponent above 0
-    beside     c, s in one half     2^(G_c - G_s) = 2^G'_c 2^-G'_s               while -G'_c is within a float's range
-    inner      c, s in one half     by halves of blocks (see halves.py)          the other rows, where there are any
+    o = 2^(G + h) (P Y + 2^-h Q S),    Y = 2^(-h - G) y                           rows c with -G_c <= 2 h
 
-each a product with what the other side has: sum of P (2^(A - G) y), times 2^G'. Which pairs are inner depends on a row
-and what is before it, so no output depends on a later decay. Where none are, the loop over the levels is left out.
+Pairs whose reader's row has decayed further go by halves of blocks (see halves.py). Which these are depends on a row
+and what is before it: no output depends on a later decay. Where a chunk has none, as most have, nothing is done for them.
 
 Backward the bilinear form has its sides exchanged: pairs of the key dims weigh, those of the value dims decay. With vx
-the cotangents of what was read, X = 2^G' vx and Y = 2^-G' y or 2^(A - G) y, each kind of pairs has
+the cotangents of what was read and X = 2^(G + h) vx,
 
     E = X Y^T,     Z = P Y,     dY = P^T X,     the decays' log: X Z - Y dY, summed over the rows on its later side
 
@@ -22,8 +20,8 @@ with X and Y rounded as the products have them: a pair that does not straddle a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from recur.ir.core import Node
 from recur.ir.normal import MatrixForm, Readout
@@ -35,7 +33,7 @@ from recur.strategies.chunk.kernels import emit_readouts, known_values, store_re
 from recur.strategies.chunk.shape import Shape, chunk_access
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.sums import sum_of, sum_rows
-from recur.strategies.chunk.tiles import Rows, Tiles, load_keys, load_values
+from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values
 
 
 Pair = tuple[int, int]  # the positions of a reader and a write
@@ -57,67 +55,69 @@ def _is_plain(form: MatrixForm) -> bool:
 
 @dataclass
 class Pairs:
-    """The pairs of a reader and a write by kinds, and the decays to go with each, in one body.
+    """The pairs of a reader and a write, and the decays to go with them, in one body.
 
-    A token's own pair is of no kind: it is a product of rows.
+    Each tile is emitted where it is first asked for.
     """
 
     b: Builder
     gates: Gates
     pair: Pair
 
-    def __post_init__(self) -> None:
-        b, room = self.b, self.b.room()
-        self.zero = b.const(0.0, name="zero")
-        later, earlier = (self.gates.at[p].log for p in self.pair)
-        self.token = sum_of(b, list(self.gates.steps.values()), "log2_token")
-        self.late = b.late("c")
-        left = b.sum(b.where(self.late, self.zero, self.token, name="in_left"), ("c",), name="A")
-        before = b.where(self.late, left, self.zero, name="before")
-        since = b.sub(later, before, name="since")
-        self.down = b.exp2(since, name="down")
-        self.beside_up = b.exp2(b.map("min", b.sub(before, earlier, name="until"), room, name="until"), name="up")
-        self.across_up = b.exp2(b.map("min", b.sub(left, earlier, name="left"), self.zero, name="left"), name="to_left")
-        elapsed = b.amax(b.neg(since, name="elapsed"), self.gates.axes, name="elapsed")
-        self.is_near = b.map("le", elapsed, room, name="is_near")
+    @property
+    def _later(self) -> Value:
+        return self.gates.at[self.pair[0]].log
 
     @property
-    def has_inner(self) -> Value:
-        """Above 0 where any pair of the chunk is an inner one."""
-        far = self.b.where(self.is_near, self.zero, self.b.const(1.0, name="one"), name="is_far")
-        return self.b.amax(far, ("c",), name="is_far")
+    def _earlier(self) -> Value:
+        return self.gates.at[self.pair[1]].log
 
     @property
-    def has_own(self) -> bool:
+    def sees_own(self) -> bool:
         """Whether a token's read sees its own write."""
         return self.pair[1] < self.pair[0]
 
-    @property
-    def plain_kinds(self) -> tuple[tuple[Callable[[Builder, Value, str], Value], Value], ...]:
-        """What picks the pairs of a kind, and the decays of its writes. Those of its reads are ``down``."""
-        return (self.beside, self.beside_up), (self.across, self.across_up)
+    @cached_property
+    def is_near(self) -> Value:
+        """Of rows that have not decayed beyond reach."""
+        b = self.b
+        elapsed = b.amax(b.neg(self._later, name="elapsed"), self.gates.axes, name="elapsed")
+        return b.map("le", elapsed, b.mul(b.const(2.0), b.room(), name="reach"), name="is_near")
 
-    def across(self, b: Builder, tile: Value, name: str) -> Value:
-        return b.where(self.late, self._of_columns(b, self.zero, tile, name), self.zero, name=name)
+    @cached_property
+    def has_far(self) -> Value:
+        """Above 0 where the chunk has other rows."""
+        b = self.b
+        far = b.where(self.is_near, b.const(0.0, name="zero"), b.const(1.0, name="one"), name="is_far")
+        return b.amax(far, ("c",), name="is_far")
 
-    def beside(self, b: Builder, tile: Value, name: str) -> Value:
-        return b.where(self.is_near, self._in_one_half(b, tile, name), self.zero, name=name)
+    @cached_property
+    def down(self) -> Value:
+        """2^(G + h) of the reads."""
+        return self.b.exp2(self.b.add(self._later, self.b.room(), name="since"), name="down")
 
-    def inner(self, b: Builder, tile: Value, name: str) -> Value:
-        return b.where(self.is_near, self.zero, self._in_one_half(b, tile, name), name=name)
+    @cached_property
+    def up(self) -> Value:
+        """2^(-h - G) of the writes."""
+        b, room = self.b, self.b.room()
+        until = b.neg(b.add(self._earlier, room, name="until"), name="until")
+        return b.exp2(b.map("min", until, room, name="until"), name="up")
 
-    def _in_one_half(self, b: Builder, tile: Value, name: str) -> Value:
-        """Of different tokens."""
-        apart = b.where(b.after("c", "s", 1), tile, self.zero, name=name)
-        return b.where(self.late, self._of_columns(b, apart, self.zero, name), apart, name=name)
+    def from_start(self, tile: Value) -> Value:
+        """2^-h of rows that read the chunk's start."""
+        return self.b.mul(tile, self.b.exp2(self.b.neg(self.b.room(), name="less"), name="unit"), name=tile.name)
 
-    def _of_columns(self, b: Builder, late: Value, early: Value, name: str) -> Value:
-        return b.where(b.rename(self.late, "c", "s"), late, early, name=name)
+    def near(self, tile: Value, name: str) -> Value:
+        """The pairs of near rows; ``tile`` holds no other but those that are seen."""
+        return self.b.where(self.is_near, tile, self.b.const(0.0, name="zero"), name=name)
+
+    def far(self, tile: Value, name: str) -> Value:
+        return self.b.where(self.is_near, self.b.const(0.0, name="zero"), tile, name=name)
 
 
 @dataclass
 class Level:
-    """One level of inner pairs, in the body of the loop over levels: a tile X has both sides (see halves.py).
+    """One level of far pairs, in the body of the loop over levels: a tile X has both sides (see halves.py).
 
     Its decays are sums of the tokens' in one half: up to a row of a right half, and after a row of a left half.
     """
@@ -126,11 +126,11 @@ class Level:
     pairs: Pairs
 
     def __post_init__(self) -> None:
-        b, zero = self.b, self.pairs.zero
+        b, gates, zero = self.b, self.pairs.gates, self.b.const(0.0, name="zero")
         self.is_right, self.is_apart = b.right("c"), b.apart("c", "s")
-        elapsed = sum_rows(b, self._passed(), self.pairs.token, "elapsed")
+        elapsed = sum_rows(b, self._passed(), sum_of(b, list(gates.steps.values()), "log2_token"), "elapsed")
         for is_reader, position in zip((True, False), self.pairs.pair, strict=True):
-            rest = [step for i, step in self.pairs.gates.steps.items() if i > position]
+            rest = [step for i, step in gates.steps.items() if i > position]
             if rest:
                 shift = b.sub if is_reader else b.add
                 shifted = shift(elapsed, sum_of(b, rest, "rest"), name="elapsed")
@@ -139,51 +139,89 @@ class Level:
         self.factor = b.exp2(b.map("min", elapsed, zero, name="elapsed"), name="factor")
 
     def _passed(self) -> Value:
-        b, zero, one = self.b, self.pairs.zero, self.b.const(1.0, name="one")
+        b, zero, one = self.b, self.b.const(0.0, name="zero"), self.b.const(1.0, name="one")
         up_to = b.after("c", "s", 0)
         in_right, in_left = b.where(up_to, one, zero, name="up_to"), b.where(up_to, zero, one, name="after")
         passed = b.where(self.is_right, in_right, in_left, name="passed")
         return b.where(b.together("c", "s"), passed, zero, name="passed")
 
     def apart(self, tile: Value, name: str) -> Value:
-        """A tile of inner pairs, where rows are apart at this level."""
-        return self.b.where(self.is_apart, tile, self.pairs.zero, name=name)
+        """A tile of pairs, where rows are apart at this level."""
+        return self.b.where(self.is_apart, tile, self.b.const(0.0, name="zero"), name=name)
+
+
+def is_own(b: Builder) -> Value:
+    return b.let("is_own", "eye", (), ("c", "s"))
+
+
+def own_weights(b: Builder, pairs: Value) -> Value:
+    """Those of each token's read with its own write, which are of no level."""
+    return b.sum(b.mul(pairs, is_own(b), name="own"), ("s",), name="own")
 
 
 @dataclass
 class HalvedChunk(Chunk):
-    """The equations of a chunk whose pairs act on decaying values by kinds."""
+    """The equations of a chunk whose pairs act on decaying values."""
+
+    def pairs(self, later: int, earlier: int) -> Pairs:
+        assert self.form.value_gates is not None
+        return Pairs(self.b, self.form.value_gates, (later, earlier))
+
+    def without_decays(self) -> Chunk:
+        """The same without those over the value dims."""
+        return Chunk(self.tiles, replace(self.form, value_gates=None))
+
+    def again(self, b: Builder) -> HalvedChunk:
+        """The same in a body that is seldom needed: nothing of it is held until then."""
+        return halved_chunk(Tiles(b, stored=self.tiles.stored, kept=self.tiles.kept), self.form.form)
+
+    def weights(self, query: Vector, j: int) -> Value:
+        """P of a query and a write, as its value's tile takes it."""
+        values = self.form.values[j]
+        return self.times(self.scores(query, self.form.keys[j]), self.column(values.scale))
 
     def read_out(self, readout: Readout, state: Value, u: dict[int, Rows]) -> Value:
-        gates, query = self.form.value_gates, self.form.queries[readout.name]
-        if gates is None:
-            return super().read_out(readout, state, u)
-        rows = self.against_state(query, query.position, "start", state, "key", "inter")
-        for j, values in u.items():
-            key = self.form.keys[j]
-            weights = self.times(self.scores(query, key), self.column(values.scale))
-            rows = self._spread(gates, weights, values.tile, (query.position, key.position), rows)
-        return rows
+        b, query = self.b, self.form.queries[readout.name]
+        weights = {j: self.weights(query, j) for j in u}
+        inter = self.without_decays().against_state(query, query.position, "start", state, "key", "inter")
+        pairs = {j: self.pairs(query.position, self.form.keys[j].position) for j in u}
+        first = next(iter(pairs.values()))
+        total = first.from_start(inter)
+        for j, of_write in pairs.items():
+            y = b.mul(u[j].tile, of_write.up, name="Y")
+            total = b.add(total, spread(b, of_write.near(weights[j], "P_near"), y, "P_Y"), name="o")
+        o = b.mul(total, first.down, name="o")
+        for j in u:
+            o = self._add_far_pairs(readout, j, pairs[j], o)
+        return o
 
-    def _spread(self, gates: Gates, weights: Value, y: Value, pair: Pair, start: Value) -> Value:
-        """``start`` and the sum over s of weights[c, s] 2^(G_c - G_s) y[s]."""
-        b, pairs = self.b, Pairs(self.b, gates, pair)
+    def _add_far_pairs(self, readout: Readout, j: int, pairs: Pairs, o: Value) -> Value:
+        body = self.b.nested()
+        chunk, before = self.again(body), body.phi("o", o)
+        query, y = chunk.form.queries[readout.name], chunk.form.values[j].tile
+        of_body = chunk.pairs(*pairs.pair)
+        weights, start = of_body.far(chunk.weights(query, j), "P_far"), before
+        if pairs.sees_own:
+            own_decay = own_weight(body, of_body.gates, of_body.pair)
+            own = chunk.times(y, own_weights(body, weights), own_decay, name="own")
+            start = body.add(before, own, name="o")
+        inner = body.nested()
+        level, phi = Level(inner, of_body), inner.phi("o", start)
+        rows = inner.mul(y, level.factor, name="Y")
+        amount = inner.mul(level.factor, spread(inner, level.apart(weights, "P_level"), rows, "P_Y"), name="intra")
+        body.loop("levels", inner, (Carry(phi, start, inner.add(phi, amount, name="o")),))
+        self.b.loop("once", body, (Carry(before, o, phi),), needed=pairs.has_far)
+        return before
 
-        def spread(body: Builder, tile: Value, factor: Value) -> Value:
-            return body.contract(tile, body.rename(body.mul(y, factor, name="Y"), "c", "s"), ("s",), name="P_Y")
 
-        terms = [spread(b, kind(b, weights, "P_kind"), up) for kind, up in pairs.plain_kinds]
-        o = b.add(start, b.mul(pairs.down, sum_of(b, terms, "P_Y"), name="intra"), name="o")
-        if pairs.has_own:
-            own = b.sum(b.mul(weights, b.let("is_own", "eye", (), ("c", "s")), name="own"), ("s",), name="own")
-            o = b.add(o, self.times(y, own, own_weight(b, gates, pair), name="own"), name="o")
-        remaining = pairs.inner(b, weights, "P_inner")
-        inner = b.nested()
-        level, phi = Level(inner, pairs), inner.phi("o", o)
-        amount = inner.mul(level.factor, spread(inner, level.apart(remaining, "P_level"), level.factor), name="intra")
-        carry = Carry(phi, o, inner.add(phi, amount, name="o"))
-        b.loop("inner levels", inner, (carry,), needed=pairs.has_inner)
-        return phi
+def spread(b: Builder, weights: Value, rows: Value, name: str) -> Value:
+    """The sum over s of weights[c, s] rows[s]."""
+    return b.contract(weights, b.rename(rows, "c", "s"), ("s",), name=name)
+
+
+def gather(b: Builder, weights: Value, rows: Value, name: str) -> Value:
+    """The sum over c of weights[c, s] rows[c], as rows c again."""
+    return b.rename(b.contract(weights, rows, ("c",), name=name), "s", "c", name=name)
 
 
 def halved_chunk(tiles: Tiles, form: MatrixForm) -> HalvedChunk:
@@ -191,8 +229,7 @@ def halved_chunk(tiles: Tiles, form: MatrixForm) -> HalvedChunk:
 
 
 OUTPUT_EQUATIONS = (
-    "O = 2^G Q S + 2^G' (P Y),  P = tril(Q B^T)",
-    "Y = 2^-G' y in one half,  2^(A - G) y from the left half to the right one",
+    "O = 2^(G + h) (P Y + 2^-h Q S),   P = tril(Q B^T),   Y = 2^(-h - G) y",
 )
 
 
@@ -208,5 +245,5 @@ def emit_outputs(shape: Shape) -> Kernel:
     store_results(shape, tiles, readouts)
     tiled = () if shape.whole_values else tuple(f"tile:{d}" for d in shape.value)
     return Kernel(
-        "outputs", ("batch", "head", "chunk", *tiled), shape.axes, tuple(b.statements), OUTPUT_EQUATIONS, "outputs"
+        "outputs", ("batch", "head", "chunk", *tiled), shape.axes, tuple(b.statements), OUTPUT_EQUATIONS, "outputs, in order"
     )
