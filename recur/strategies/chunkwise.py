@@ -36,19 +36,17 @@ from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
+from recur.strategies.chunk import halved_gradients
 from recur.strategies.chunk.families import kept_axes, matrix_part, prepare_passes, takes_passes, vector_part
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
-    FormGradients,
     adjoint_name,
     begin_adjoints,
     emit_epilogue_gradient,
     emit_gradients,
     emit_reverse_walk,
 )
-from recur.strategies.chunk.halved_gradients import HalvedKeyGradients
-from recur.strategies.chunk.halved_gradients import emit_value_gradients as emit_halved_value_gradients
 from recur.strategies.chunk.kept_scales import scale_buffers
 from recur.strategies.chunk.kernels import (
     STATE_EQUATION,
@@ -168,7 +166,7 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
         backward.append(emit_pair_gradients(shape, ledger.buffer_of, length))
         backward.append(emit_vector_gradients(shape, ledger.buffer_of, length))
     else:
-        backward.append(emit_gradients(shape, ledger.buffer_of, FormGradients))
+        backward.append(emit_gradients(shape, ledger.buffer_of))
     return forward, backward, ()
 
 
@@ -182,8 +180,8 @@ def halved_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=True))
     backward.append(fit_walk(tiled, emit_reverse_walk(tiled, computed_chunk)))
-    backward.append(fit_chunk(tiled, emit_halved_value_gradients(tiled, ledger.buffer_of)))
-    backward.append(fit_chunk(tiled, emit_gradients(tiled, ledger.buffer_of, HalvedKeyGradients)))
+    backward.append(fit_chunk(tiled, halved_gradients.emit_value_gradients(tiled, ledger.buffer_of)))
+    backward.append(halved_gradients.emit_key_gradients(tiled, ledger.buffer_of))
     return forward, backward, ()
 
 

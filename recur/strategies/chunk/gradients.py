@@ -177,9 +177,7 @@ class Cotangents:
                 yield source, emit(node, f"d_{source.attrs[1]}")
 
 
-def emit_gradients(
-    shape: Shape, buffer_of: Callable[[Node, str], str], gradients_of: type[FormGradients] | None = None
-) -> Kernel:
+def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:
     """Every coefficient's cotangent in a chunk, pulled back to the inputs.
 
     ``buffer_of(source, part)`` names the buffer of a source's gradient from "values" (per tile of the value dims) or
@@ -187,7 +185,7 @@ def emit_gradients(
     """
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b, stored=scalar_gates(shape))
-    parts = [(gradients_of or FormGradients)(shape, form) for form in shape.forms]
+    parts = [FormGradients(shape, form) for form in shape.forms]
     by_value, by_key = Cotangents(), Cotangents()
     for part in parts:
         part.load(tiles)

@@ -23,8 +23,8 @@ from recur.strategies.chunk.gradients import (
     store_gradients,
 )
 from recur.strategies.chunk.halves import own_products, own_weight
-from recur.strategies.chunk.kernels import known_values
-from recur.strategies.chunk.shape import Shape
+from recur.strategies.chunk.kernels import WIDE, known_values
+from recur.strategies.chunk.shape import Shape, looped_values, placed_axes, tile_widths
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.sums import ones_where, sum_of, sum_rows
 from recur.strategies.chunk.tiles import Rows, Tiles, load_values
@@ -39,8 +39,12 @@ from recur.strategies.chunk.value_halves import (
     spread,
 )
 
+KEY_EQUATIONS = (
+    "dkx = 2^G vx S^T + E B,   db = E^T kx + 2^(G_C - G) y R^T,   E = tril(X Y^T)",
+    "X = 2^(G + h) vx,   Y = 2^(-h - G) y",
+)
 VALUE_EQUATIONS = (
-    "dy = 2^-G' (P^T X) + 2^(G_C - G) b R,   X = 2^G' vx",
+    "dy = 2^(-h - G) (P^T X) + 2^(G_C - G) b R",
     "dg = running sum from the end of X (P Y) - Y (P^T X), and of the same with the states at the chunk's ends",
 )
 
@@ -84,6 +88,32 @@ class HalvedKeyGradients(FormGradients):
         body.loop("levels", inner, (Carry(phi, start, inner.add(phi, found, name="E")),))
         b.loop("once", body, (Carry(before, evidence, phi),), needed=pairs.has_far)
         return before
+
+
+def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
+    """The cotangents of the key side; a program a chunk and tile of the key dims.
+
+    Each goes through the tiles of the value dims. What has no key dims is the sum of what all tiles of them give.
+    """
+    b = Builder(complex_buffers=shape.complex_buffers)
+    tiles, cotangents = Tiles(b, stored=scalar_gates(shape)), Cotangents()
+    parts = [HalvedKeyGradients(shape, form) for form in shape.forms]
+    inner = b.nested()
+    inner_tiles = tiles.inside(inner)
+    for part in parts:
+        part.load(tiles)
+        part.enter(inner, inner_tiles, cotangents)
+    b.loop("tiles", inner, tuple(c for part in parts for c in part.carries), axis=shape.value[0])
+    for part in parts:
+        part.finish(cotangents)
+    (key,), (value,) = shape.key, shape.value
+    store_gradients(tiles, cotangents, buffer_of, "keys", key)
+    axes = placed_axes(shape, looped_values(shape) | {key: "grid"})
+    sizes = dict(shape.sizes)
+    width = 2 * WIDE if sizes[value] <= WIDE else WIDE  # the sums stay in registers only if there are several tiles
+    widths = tile_widths(shape, shape.key, width) + tile_widths(shape, shape.value, WIDE)
+    grid = ("batch", "head", "chunk", f"tile:{key}")
+    return Kernel("gradients", grid, axes, tuple(b.statements), KEY_EQUATIONS, "gradients", widths, 4)
 
 
 def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
