@@ -15,11 +15,11 @@ from recur.ir.tile import Kernel, Let, Loop, Statement, Store
 PRODUCTS = ("contract", "weigh", "inverse")
 
 
-IN_ORDER = "gradients, in order"  # such an end has the role of a kernel whose emitter has put its operations in order
+IN_ORDER = "gradients, in order"  # the role of a kernel whose emitter has put its operations in order
 
 
 def order_kernel(kernel: Kernel) -> Kernel:
-    return kernel if kernel.role.endswith("in order") else replace(kernel, body=order_statements(kernel.body, ()))
+    return kernel if kernel.role == IN_ORDER else replace(kernel, body=order_statements(kernel.body, ()))
 
 
 def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> tuple[Statement, ...]:

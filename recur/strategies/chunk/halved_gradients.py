@@ -124,7 +124,7 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
         FormValueGradients(b, shape, form, halved_chunk(tiles, form)).emit(cotangents)
     (value,) = shape.value
     store_gradients(Tiles(b, stored=scalar_gates(shape)), cotangents, buffer_of, "values", value)
-    grid, role = ("batch", "head", "chunk", *shape.grid[2:]), "value_gradients, in order"
+    grid, role = ("batch", "head", "chunk", *shape.grid[2:]), "value_gradients"
     return Kernel("value_gradients", grid, shape.axes, tuple(b.statements), VALUE_EQUATIONS, role)
 
 
@@ -147,9 +147,6 @@ class FormValueGradients:
         self.readers = {side.vector.position: side for side in readout_keys(chunk, cotangent)}
         self.writes = {key.position: j for j, key in chunk.form.keys.items()}
         self.pairs = {(r, w): chunk.pairs(r, w) for r in self.readers for w in self.writes}
-        self.weights = {
-            (r, w): chunk.scores(self.readers[r].vector, chunk.form.keys[self.writes[w]]) for r, w in self.pairs
-        }
         state, adjoint = load_states(b, self.shape, form)
         self.at_end = [b.mul(self._products(state, adjoint), chunk.class_over_chunk("value"), name="S_R")]
         values = readout_values(chunk, cotangent)
@@ -185,19 +182,19 @@ class FormValueGradients:
     def _add_pairs(self, r: int, vx: Value, state: Value) -> None:
         """What a reader gets from the chunk's start, and its near pairs with every write."""
         b, chunk, side = self.b, self.chunk, self.readers[r]
-        inter = chunk.without_decays().against_state(side.vector, r, "start", state, "key", "inter")
-        x: Value | None = None
+        pairs = {j: self.pairs[r, w] for w, j in self.writes.items()}
+        first = next(iter(pairs.values()))
+        x = self._rounded(vx, first.down, "X")
+        seen: list[tuple[Value, Value]] = []
         for w, j in self.writes.items():
-            pairs = self.pairs[r, w]
-            if x is None:
-                x, z = self._rounded(vx, pairs.down, "X"), pairs.from_start(inter)
-            y = self._rounded(chunk.full(chunk.form.values[j]), pairs.up, "Y")
-            near = pairs.near(self.weights[r, w], "P_near")
-            z = b.add(z, spread(b, near, y, "P_Y"), name="Z")
+            y = self._rounded(chunk.full(chunk.form.values[j]), pairs[j].up, "Y")
+            near = pairs[j].near(chunk.scores(side.vector, chunk.form.keys[j]), "P_near")
             back = gather(b, near, x, "dY")
             self._take(w, b.mul(y, back, name="written"))
-            self.grown[w] = b.add(self.grown[w], b.mul(pairs.up, back, name="decayed"), name="dy")
-        assert x is not None
+            self.grown[w] = b.add(self.grown[w], b.mul(pairs[j].up, back, name="decayed"), name="dy")
+            seen.append((near, y))
+        inter = chunk.without_decays().against_state(side.vector, r, "start", state, "key", "inter")
+        z = sum_of(b, [first.from_start(inter), *(spread(b, near, y, "P_Y") for near, y in seen)], "Z")
         self._take(r, b.mul(x, z, name="read"))
 
     def _passed(self, position: int) -> tuple[bool, ...]:

@@ -245,5 +245,5 @@ def emit_outputs(shape: Shape) -> Kernel:
     store_results(shape, tiles, readouts)
     tiled = () if shape.whole_values else tuple(f"tile:{d}" for d in shape.value)
     return Kernel(
-        "outputs", ("batch", "head", "chunk", *tiled), shape.axes, tuple(b.statements), OUTPUT_EQUATIONS, "outputs, in order"
+        "outputs", ("batch", "head", "chunk", *tiled), shape.axes, tuple(b.statements), OUTPUT_EQUATIONS, "outputs"
     )
