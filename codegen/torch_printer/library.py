@@ -104,6 +104,12 @@ def _right(C: int, level: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(C, device=device) >> level & 1).bool()
 
 
+def _together(C: int, level: int, device: torch.device) -> torch.Tensor:
+    """[C, C]: whether two rows are in the same half of one block of 2^(level + 1) rows."""
+    row = torch.arange(C, device=device) >> level
+    return row[:, None] == row
+
+
 def _apart(C: int, level: int, device: torch.device) -> torch.Tensor:
     """[C, C]: whether two rows are in the two halves of one block of 2^(level + 1) rows."""
     row = torch.arange(C, device=device)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from recur.ir.tile import Carry, Let, Loop, Statement, Store, Value
 
-BY_LEVEL = ("middle", "right", "apart")  # operations that depend on the level of the loop around them
+BY_LEVEL = ("middle", "right", "apart", "together")  # operations that depend on the level of the loop around them
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ def uses(statement: Statement) -> Iterator[Value]:
     elif isinstance(statement, Store):
         yield statement.value
     else:
+        if statement.needed is not None:
+            yield statement.needed
         for carry in statement.carries:
             yield carry.init
         for inner in statement.body:
@@ -58,7 +60,7 @@ def inline_loops(
             result.append(replace(statement, args=args) if level is None else _at_level(statement, args, level, known))
         elif isinstance(statement, Store):
             result.append(replace(statement, value=known.get(statement.value.name, statement.value)))
-        elif statement.over in ("tiles", "levels"):
+        elif statement.over in ("tiles", "levels", "once"):
             known.update({c.phi.name: known.get(c.init.name, c.init) for c in statement.carries})
             for i in range(statement.count_levels(chunk)) if statement.over == "levels" else (level,):
                 result.extend(inline_loops(statement.body, chunk, known, i))

@@ -135,7 +135,7 @@ def accesses(kernels: Iterable[Kernel]) -> Iterator[tuple[Access, Place]]:
 def _accesses(body: Iterable[Statement], place: Place) -> Iterator[tuple[Access, Place]]:
     for statement in body:
         if isinstance(statement, Loop):
-            loop = place.loop if statement.over in ("tiles", "levels") else statement.over
+            loop = place.loop if statement.over in ("tiles", "levels", "once") else statement.over
             yield from _accesses(statement.body, Place(place.on_grid, loop))
         elif isinstance(statement, (Let, Store)) and statement.access is not None:
             yield statement.access, place

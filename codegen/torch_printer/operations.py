@@ -422,6 +422,11 @@ def end(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(f"_block_end({bare(x.text)}, {let.attr('rows')}, {positions(x, (axis,))})", x.dims, x.is_complex)
 
 
+def together(let: Let, args: Args, sizes: Sizes) -> Tensor:
+    text = f"_together({sizes.size(let.out.axes[0])}, {let.attr('level')}, {sizes.device})"
+    return Tensor(text, let.out.axes, is_bool=True)
+
+
 def beside(let: Let, args: Args, sizes: Sizes) -> Tensor:
     text = f"_{let.op}({sizes.size(let.out.axes[0])}, {let.attr('rows')}, {sizes.device})"
     return Tensor(text, let.out.axes, is_bool=True)
@@ -508,7 +513,7 @@ OPERATIONS: dict[str, Operation] = {
     "resume": resume, "maxresume": resume, "inverse": inverse,
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
     "rename": rename, "expand": expand, "after": after, "valid": valid, "on_steps": on_steps,
-    "middle": middle, "right": right, "apart": apart, "rounded": rounded,
+    "middle": middle, "right": right, "apart": apart, "together": together, "rounded": rounded,
     "start": start, "end": end, "beside": beside, "across": beside, "room": room,
 }  # fmt: skip
 

@@ -47,8 +47,8 @@ def _reads(statement: Statement) -> tuple[Value, ...]:
         return statement.args
     if isinstance(statement, Store):
         return (statement.value,)
-    idle = () if statement.idle is None else (statement.idle,)
-    return (*idle, *(v for c in statement.carries for v in (c.init, c.next)))
+    needed = () if statement.needed is None else (statement.needed,)
+    return (*needed, *(v for c in statement.carries for v in (c.init, c.next)))
 
 
 def _reads_once(statement: Statement) -> tuple[Value, ...]:

@@ -361,6 +361,9 @@ class KernelPrinter:
     def _print_loop(self, loop: Loop) -> None:
         for line in self.operations.start_carries(loop):
             self._line(line)
+        if loop.over == "once":
+            self._print_once(loop)
+            return
         if loop.over == "chunks":
             index, count = "chunk", self.words["N"]
         elif loop.over == "levels":
@@ -382,8 +385,8 @@ class KernelPrinter:
             self._define("end", f"tl.minimum(first + {self.words['L']}, {self.words['N']})")
         if loop.axis is not None and self.layout.axes[loop.axis].root.kind == "rows":
             first, bound = self._rows_range(loop, count)
-        if loop.idle is not None:
-            first = f"tl.where({self.operations.tile(loop.idle).parts.re}, {bound}, {first})"
+        if loop.needed is not None:
+            bound = f"tl.where({self.operations.tile(loop.needed).parts.re}, {bound}, {first})"
         counted = f"range({first}, {bound})"
         if loop.over == "levels":  # a level's rows are in the first cache: copied ahead, they would be waited for
             counted = f"tl.range({first}, {bound}, num_stages=1)"
@@ -402,6 +405,15 @@ class KernelPrinter:
                     self._define_axis(axis.name)
                     if axis.root.kind == "rows":
                         self._define_rows_mask(axis)
+        self._print_block(loop.body)
+        for line in self.operations.end_carries(loop):
+            self._line(line)
+        self.depth -= 1
+
+    def _print_once(self, loop: Loop) -> None:
+        assert loop.needed is not None
+        self._line(f"if {self.operations.tile(loop.needed).parts.re}:")
+        self.depth += 1
         self._print_block(loop.body)
         for line in self.operations.end_carries(loop):
             self._line(line)

@@ -130,5 +130,5 @@ def _uses(body: Iterable[Statement], alias: dict[str, str]) -> Iterator[str]:
             values = [statement.value]
         else:
             values = [v for c in statement.carries for v in (c.init, c.next)]
-            values += [] if statement.idle is None else [statement.idle]
+            values += [] if statement.needed is None else [statement.needed]
         yield from (alias.get(v.name, v.name) for v in values)

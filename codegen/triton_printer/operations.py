@@ -402,6 +402,14 @@ class OperationPrinter(Values):
         halves = [f"({self.layout.axes[a].index} >> level{flip})" for a, flip in zip(axes, (" ^ 1", ""), strict=True)]
         return self.bind(let.out, Pair(" == ".join(align(h, (a,), axes) for a, h in zip(axes, halves, strict=True))))
 
+    def _print_together(self, let: Let) -> list[str]:
+        axes = self.layout.order(let.out.axes)
+        halves = [align(f"({self.layout.axes[a].index} >> level)", (a,), axes) for a in axes]
+        return self.bind(let.out, Pair(" == ".join(halves)))
+
+    def _print_room(self, let: Let) -> list[str]:
+        return self.alias(let.out, Pair("(4.0 if DOT == tl.float16 else 80.0)"), is_number=True)
+
     def _print_right(self, let: Let) -> list[str]:
         return self.bind(let.out, Pair(f"({self.layout.axes[let.out.axes[0]].index} >> level & 1) == 1"))
 

@@ -70,7 +70,7 @@ def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
     match let.op:
         case "load" | "zeros" | "place" | "select":
             return Fill.ZERO
-        case "const" | "size" | "room" | "full" | "eye" | "after" | "right" | "apart" | "beside" | "across" | "expand":
+        case "const" | "size" | "room" | "full" | "eye" | "after" | "right" | "apart" | "together" | "beside" | "across" | "expand":
             return (
                 Fill.FINITE if not let.args else min(fills[0], Fill.ZERO if axis in let.args[0].axes else Fill.FINITE)
             )

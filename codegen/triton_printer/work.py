@@ -52,12 +52,14 @@ def count_work(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) 
     }
 
     def trips_of(loop: Loop) -> int:
-        if loop.over == "levels":  # at least: one that may be idle is
-            return 0 if loop.idle is not None else loop.count_levels(config.chunk)
+        if loop.needed is not None:  # at least
+            return 0
+        if loop.over == "levels":
+            return loop.count_levels(config.chunk)
         return trips[loop.over] if loop.axis is None else layout.axes[loop.axis].tiles
 
     products = sum(times * _product(let, layout) for let, times in _repeated(kernel.body, trips_of) if is_dot(let))
-    walks = [s for s in kernel.body if isinstance(s, Loop) and s.axis is None and s.over != "levels"]
+    walks = [s for s in kernel.body if isinstance(s, Loop) and s.axis is None and s.over in ("chunks", "segments", "steps")]
     steps = max(map(trips_of, walks), default=1)
     return Work(_bytes(plan, kernel, config, extent), float(programs * products), programs, steps)
 

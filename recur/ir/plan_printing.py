@@ -124,7 +124,7 @@ def _format_line(statement: Let | Store, depth: int) -> str:
 def _format_loop(loop: Loop, depth: int) -> list[str]:
     over = f"tiles of {loop.axis}" if loop.over == "tiles" else loop.over
     over += f" of at most {loop.rows} rows" if loop.rows is not None else ""
-    over += f" unless {loop.idle.name}" if loop.idle is not None else ""
+    over += f" where {loop.needed.name}" if loop.needed is not None else ""
     over += f" from that of {loop.first}" if loop.first else ""
     over += f" up to that of {loop.last}" if loop.last else ""
     pad = INDENT * depth

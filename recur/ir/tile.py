@@ -43,10 +43,10 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     rounded x                       x in the kernel's operand type: what a product would make of it
     after x, y (axes c, s; offset)  a boolean tile: row index of c - row index of s >= offset, both counted from the
                                     chunk's start, also where the axes are tiles of rows
-    middle x (axis), right (axis), apart (axes c, s)
+    middle x (axis), right (axis), apart (axes c, s), together (axes c, s)
                                     in a loop over levels, of rows axes that hold chunks whole: every row becomes x's
                                     last row before the middle of its block; whether a row is in the right half of its
-                                    block; whether two rows are in the two halves of one block
+                                    block; whether two rows are in the two halves of one block; in the same half of one
     start x (axis, rows), end x (axis, rows), beside (axes c, s; rows), across (axes c, s; rows)
                                     the chunk in blocks of `rows` rows: every row becomes x's last row before its block,
                                     0 in the first one; every row becomes the last row of its block; whether row s comes
@@ -165,17 +165,16 @@ class Loop:
     """over "chunks": all chunks of the sequence, or of the grid's segment where the kernel has one; "segments": all
     segments of the sequence; "steps": the tokens of the sequence, or of the grid's chunk where the kernel has one;
     "tiles": the tiles of `axis`; "levels": l = 0, 1, ... while 2^l < C, at which a chunk falls into blocks of 2^(l+1)
-    rows, each of two halves. `reverse`: from the last to the first.
-
-    Levels: those of blocks of at most `rows` rows where that is given, else all. Where the condition `idle` holds, no
-    level changes what is carried: the loop may be left out.
+    rows, each of two halves, of blocks of at most `rows` rows where that is given, else of all; "once": one iteration.
+    `reverse`: from the last to the first. `needed`: a condition; where it does not hold, the loop changes nothing of
+    what is carried, and may be left out.
 
     Tiles of rows: the loop starts at the tile of the rows axis `first` on the grid, and ends with that of `last`,
     where they are given. It may leave out tiles that lie past the sequence's end. A backend that holds chunks whole
     has one tile, and runs the body once.
     """
 
-    over: Literal["chunks", "segments", "steps", "tiles", "levels"]
+    over: Literal["chunks", "segments", "steps", "tiles", "levels", "once"]
     carries: tuple[Carry, ...]
     body: tuple[Statement, ...]
     reverse: bool = False
@@ -183,7 +182,7 @@ class Loop:
     first: str | None = None
     last: str | None = None
     rows: int | None = None
-    idle: Value | None = None
+    needed: Value | None = None
 
     def count_levels(self, chunk: int) -> int:
         """How many levels a chunk of so many rows has."""
@@ -459,6 +458,9 @@ class Builder:
     def across(self, row: str, column: str, rows: int, name: str = "is_across") -> Value:
         return self.let(name, "across", (), (row, column), (("rows", rows),), is_complex=False, is_bool=True)
 
+    def together(self, row: str, column: str, name: str = "is_together") -> Value:
+        return self.let(name, "together", (), (row, column), is_complex=False, is_bool=True)
+
     def room(self) -> Value:
         return self.let("room", "room", (), ())
 
@@ -475,7 +477,7 @@ class Builder:
 
     def loop(
         self,
-        over: Literal["chunks", "segments", "steps", "tiles", "levels"],
+        over: Literal["chunks", "segments", "steps", "tiles", "levels", "once"],
         body: Builder,
         carries: tuple[Carry, ...],
         reverse: bool = False,
@@ -483,10 +485,10 @@ class Builder:
         first: str | None = None,
         last: str | None = None,
         rows: int | None = None,
-        idle: Value | None = None,
+        needed: Value | None = None,
     ) -> None:
         statements = tuple(body.statements)
-        self.statements.append(Loop(over, carries, statements, reverse, axis, first, last, rows, idle))
+        self.statements.append(Loop(over, carries, statements, reverse, axis, first, last, rows, needed))
 
     def phi(self, name: str, like: Value) -> Value:
         """A name for a carried value, to be used inside the body and in its `Carry`."""

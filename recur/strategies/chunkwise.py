@@ -36,12 +36,12 @@ from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm, Readout, Write
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
+from recur.strategies.chunk import halved_gradients
 from recur.strategies.chunk.families import (
     holds_whole,
     prepare_passes,
     sum_buffers,
     takes_passes,
-    tiled,
     vector_part,
 )
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
@@ -63,6 +63,7 @@ from recur.strategies.chunk.kernels import (
     emit_prepare,
     emit_states,
     emit_walk,
+    fit_chunk,
     fit_walk,
     fit_whole,
     inverse_name,
@@ -90,9 +91,10 @@ from recur.strategies.chunk.passes import (
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import emit_local, emit_starts, walks
-from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes
+from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes, tiled_values
 from recur.strategies.chunk.solved_gradients import emit_solved_gradients, takes_solved_gradients
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
+from recur.strategies.chunk.value_halves import emit_outputs, has_value_halves
 from recur.strategies.chunk.vector_sums import emit_vector_sums
 from recur.strategies.chunk.weights import emit_weights, infer_weights, weight_buffers, weighted_chunk
 from recur.strategies.chunk.worths import emit_gate_pass, has_gates, worth_buffers
@@ -155,7 +157,9 @@ Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, b
 def schedule_for(shape: Shape) -> Callable[[Shape, Ledger], Schedule]:
     if shape.pass_forms:
         return pass_schedule
-    return stored_schedule if has_stored_key_side(shape) else computed_schedule
+    if has_stored_key_side(shape):
+        return stored_schedule
+    return halved_schedule if has_value_halves(shape) else computed_schedule
 
 
 def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
@@ -177,10 +181,30 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     return forward, backward, ()
 
 
+def halved_schedule(shape: Shape, ledger: Ledger) -> Schedule:
+    """Walks leave the states of every chunk in memory; readouts and gradients, all chunks at once, start from those."""
+    tiled, gates = tiled_values(shape), scalar_gates(shape)
+    forward = [emit_gates_kernel(shape, gates)] if gates else []
+    forward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=False))
+    forward.append(fit_walk(tiled, emit_states(tiled, computed_chunk, with_ends=True)))
+    forward.append(fit_chunk(shape, emit_outputs(shape)))
+    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=True))
+    backward.append(fit_walk(tiled, emit_reverse_walk(tiled, computed_chunk)))
+    backward.append(fit_chunk(tiled, halved_gradients.emit_value_gradients(tiled, ledger.buffer_of)))
+    backward.append(halved_gradients.emit_key_gradients(tiled, ledger.buffer_of))
+    return forward, backward, ()
+
+
+def fit_first(shape: Shape, kernels: list[Kernel]) -> list[Kernel]:
+    """The walk that finds the segments' states as the others, where there is one."""
+    return [fit_walk(shape, kernels[0]), *kernels[1:]] if kernels else []
+
+
 def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     """Walks over tiles of the state, forward and backward."""
     whole, kept = keep_rows(user_shape)
-    shape = tiled(whole)
+    shape = tiled_values(whole)
     chunk_of, buffer_of = partial(weighted_chunk, shape), gradient_buffers(kept, ledger)
     has_vectors = bool(vector_part(shape).forms)
     forward = [emit_rows(user_shape, kept)] if kept else []
@@ -250,7 +274,7 @@ def ordered_arguments(shape: Shape) -> list[Node]:
 def chunk_length(shape: Shape) -> int:
     if has_stored_key_side(shape):
         return stored_chunk_length(shape)
-    over_dims = any(d.factor.dims for f in shape.forms for d in f.decays)
+    over_dims = not has_value_halves(shape) and any(d.factor.dims for f in shape.forms for d in f.decays)
     reads = max(len(f.reads) for f in shape.forms)
     if over_dims or reads > 2 or shape.fused or not shape.value or CHUNK * key_entries(shape) > KEY_ENTRIES:
         return SHORT_CHUNK
@@ -274,7 +298,9 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = [w.start_buffer for w in walks(shape)] if shape.splits else []
+    halved = has_value_halves(shape)
+    buffers = [w.start_buffer for w in walks(shape)] if shape.splits and not halved else []
+    buffers += [kept_states(shape, f) for f in shape.forms] if halved else []
     buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     buffers += weight_buffers(shape)
     buffers += sum_buffers(shape, Write) if shape.pass_forms else []
@@ -316,10 +342,17 @@ def readout_type(shape: Shape, readout: Node) -> str:
     return "operand" if shape.pass_forms and readout.dims else "accumulate"
 
 
+def cotangent_type(shape: Shape, readout: Node) -> str:
+    """The same of a readout's cotangent, which the softer conditions of a product suit where it is used in no other."""
+    return "operand" if readout.dims and has_value_halves(shape) else readout_type(shape, readout)
+
+
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
+    halved = has_value_halves(shape)
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
+    buffers += [w.start_buffer for w in walks(shape)] if halved else []
     buffers += [*sum_buffers(shape, Readout), *worth_buffers(shape)] if shape.pass_forms else []
     buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     buffers += evidence_buffers(shape) if has_stored_key_side(shape) or takes_solved_gradients(shape) else []
@@ -327,7 +360,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     for form in shape.forms:
         if not shape.pass_forms:
             states = kept_states(shape, form)
-            if not keeps_states(shape):
+            if not (halved or keeps_states(shape)):
                 buffers.append(states)
             buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
@@ -335,7 +368,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
             buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
     if not shape.trivial_epilogue:
         buffers += [
-            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)
+            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), cotangent_type(shape, x), x.is_complex)
             for x in readout_leaves(shape)
         ]
     return tuple(buffers)

@@ -94,8 +94,8 @@ def order_statements(body: tuple[Statement, ...], results: tuple[str, ...]) -> t
 
 def _read_by(loop: Loop) -> Iterator[str]:
     """Every name that the loop reads; those of its own body are not defined outside."""
-    if loop.idle is not None:
-        yield loop.idle.name
+    if loop.needed is not None:
+        yield loop.needed.name
     for carry in loop.carries:
         yield carry.init.name
         yield carry.next.name

@@ -27,7 +27,7 @@ def _prune(statements: tuple[Statement, ...], used: Set[str]) -> tuple[tuple[Sta
         elif isinstance(statement, Loop):
             # Every carried value stays: one that nothing reads was not worth a carry.
             used |= {c.next.name for c in statement.carries} | {c.init.name for c in statement.carries}
-            used |= set() if statement.idle is None else {statement.idle.name}
+            used |= {statement.needed.name} if statement.needed is not None else set()
             body, used = _prune(statement.body, used)
             statement = replace(statement, body=body)
         else:

@@ -55,10 +55,10 @@ class Blocks:
         return self.once(("near",), lambda: self.b.map("le", self._passed, self._room, name="is_near"))
 
     @property
-    def all_near(self) -> Value:
-        """Whether every row is."""
+    def has_far(self) -> Value:
+        """Whether there are other rows."""
         most = self.once(("most",), lambda: self.b.amax(self._passed, ("c",), name="most"))
-        return self.once(("all near",), lambda: self.b.map("le", most, self._room, name="all_near"))
+        return self.once(("far",), lambda: self.b.map("gt", most, self._room, name="has_far"))
 
     @property
     def _room(self) -> Value:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from recur.ir.normal import Readout
 from recur.ir.tile import Builder, Carry, Value
 from recur.strategies.chunk.gates import Gates, between, from_start, to_end, uncut, whole_chunk
+from recur.strategies.chunk.sums import sum_of as sum_of
 from recur.strategies.chunk.tiles import FormTiles, Rows, Tiles, Vector, conj, conj_rows, signed
 
 Blocks = dict[tuple[int, int], Value]
@@ -274,13 +275,6 @@ class Chunk:
             key = self.form.keys[j]
             new = self.b.add(new, self.into_state(key, values, key.position, "end", "written"), name="S_next")
         return new
-
-
-def sum_of(b: Builder, terms: list[Value], name: str) -> Value:
-    result = terms[0]
-    for term in terms[1:]:
-        result = b.add(result, term, name=name)
-    return result
 
 
 def carry_sum(outer: Builder, body: Builder, name: str, amount: Value) -> Carry:

@@ -50,11 +50,6 @@ def takes_passes(shape: Shape) -> bool:
     return shape.splits and can_tile and not shape.fused and is_plain and has_ones and not mixes and fits
 
 
-def tiled(shape: Shape) -> Shape:
-    """The stage for kernels without its epilogue: they may have value dims in tiles."""
-    return replace(shape, whole_values=False)
-
-
 def varies(decay: Decay) -> bool:
     """Whether a decay differs from token to token."""
     return any(x.attrs[0] != "param" for x in leaves([decay.factor]))

@@ -15,11 +15,12 @@ multiply the vectors: from s to t they are unit_t conj(unit_s), with unit their 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recur.ir.core import Node, is_const, leaves, topological
 from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Builder, Value
+from recur.strategies.chunk.sums import ones_where, sum_of, sum_rows
 
 LOG2_E = 1 / math.log(2)
 CUT = -40.0  # 2^-40 is below float32's rounding of whatever the state is added to
@@ -36,11 +37,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Gates:
-    """One class: its gate at every event of the form, and at the chunk's end. ``axes``: the dims it runs over."""
+    """One class: its gate at every event of the form, and at the chunk's end.
+
+    ``axes``: the dims it runs over; ``steps``: the log2 of its decays by position, where they are worked out here.
+    """
 
     axes: tuple[str, ...]
     at: dict[int, Gate]
     end: Gate
+    steps: dict[int, Value] = field(default_factory=dict)
 
 
 def decay_class(form: MatrixForm, decay: Decay) -> str:
@@ -72,13 +77,14 @@ def emit_gates(
     if not class_decays(form, which):
         return None
     axes, steps, cuts = decay_steps(b, form, which, logs, rows)
-    log_at, log_end = _running_sums(b, form, steps, (rows, *axes), rows, "G")
+    sums = _sums_by_products if which == "value" and steps else _running_sums
+    log_at, log_end = sums(b, form, steps, (rows, *axes), rows, "G")
     cut_at, cut_end = _running_sums(b, form, cuts, (rows, *axes), rows, "n") if cuts else ({}, None)
     unit_at, unit_end = _running_signs(b, form, signs, rows) if signs else ({}, None)
     if angles:
         unit_at, unit_end = _running_phases(b, form, angles, (rows, *axes), rows, unit_at, unit_end)
     at = {i: Gate(log_at[i], cut_at.get(i), unit_at.get(i)) for i in log_at}
-    return Gates(axes, at, Gate(log_end, cut_end, unit_end))
+    return Gates(axes, at, Gate(log_end, cut_end, unit_end), steps)
 
 
 def decay_steps(
@@ -124,6 +130,20 @@ def _running_sums(
         at[i] = current
         if i in steps:
             current = b.add(current, steps[i], name=name)
+    return at, b.sum(token, (rows,), name=f"{name}_C")
+
+
+def _sums_by_products(
+    b: Builder, form: MatrixForm, steps: dict[int, Value], axes: tuple[str, ...], rows: str, name: str
+) -> tuple[dict[int, Value], Value]:
+    """The same sums as products with a triangle of ones: scans along the rows of a tile are slow beside those."""
+    token = sum_of(b, list(steps.values()), f"{name}_token")
+    current = sum_rows(b, ones_where(b, b.after("c", "s", 0)), token, name)
+    at: dict[int, Value] = {}
+    for i in reversed(range(len(form.events))):
+        if i in steps:
+            current = b.sub(current, steps[i], name=f"{name}_before")
+        at[i] = current
     return at, b.sum(token, (rows,), name=f"{name}_C")
 
 

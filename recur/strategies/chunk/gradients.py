@@ -68,6 +68,13 @@ def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Val
     return loaded
 
 
+def load_states(b: Builder, shape: Shape, form: MatrixForm) -> tuple[Value, Value]:
+    """S at the chunk's start and R at its end."""
+    axes = shape.state_axes(form)
+    state = b.load(form.state, chunk_access(f"chunk_{form.state}", axes), axes)
+    return state, b.load("R", chunk_access(f"chunk_R_{form.state}", axes), axes)
+
+
 def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf) -> Kernel:
     """R at every chunk's end, Z of the solved writes, and the initial state's gradient."""
     b = Builder(complex_buffers=shape.complex_buffers)
@@ -252,6 +259,9 @@ class FormGradients:
     shape: Shape
     form: MatrixForm
     carries: list[Carry] = field(default_factory=list)
+    pairs: dict[tuple[str, int], Value] = field(default_factory=dict)
+    from_state: dict[str, Value] = field(default_factory=dict)
+    to_adjoint: dict[int, Value] = field(default_factory=dict)
 
     def load(self, tiles: Tiles) -> None:
         """Key sides and scores P, which no value dim enters."""
@@ -271,8 +281,7 @@ class FormGradients:
         shape, form = self.shape, self.form
         part = load_values(tiles, self.part)
         chunk = Chunk(tiles, part)
-        state = b.load(form.state, chunk_access(f"chunk_{form.state}", shape.state_axes(form)), shape.state_axes(form))
-        adjoint = b.load("R", chunk_access(f"chunk_R_{form.state}", shape.state_axes(form)), shape.state_axes(form))
+        state, adjoint = load_states(b, shape, form)
         u = known_values(b, part)
         values = readout_values(chunk, load_cotangents(b, shape, form))
         z = {}
@@ -286,7 +295,7 @@ class FormGradients:
                 d_u[j] = adjoint_values(chunk, j, self.sides, values, adjoint, self.scores)
             if write.value is not None:
                 cotangents.add(write.value, z[j] if j in part.solved else d_u[j][0])
-        self._accumulate(b, chunk, state, adjoint, u, values)
+        self.accumulate(b, chunk, state, adjoint, u, values)
         d_vx = self._value_side_cotangents(chunk, state, u)
         for readout in form.readouts:
             if readout.axis == "value":
@@ -305,19 +314,13 @@ class FormGradients:
         self.carries.append(carry_sum(self.b, b, name, amount))
         return self.carries[-1].phi
 
-    def _accumulate(
+    def accumulate(
         self, b: Builder, chunk: Chunk, state: Value, adjoint: Value, u: dict[int, Rows], values: dict[str, Rows]
     ) -> None:
-        value = self.form.value
-        self.pairs: dict[tuple[str, int], Value] = {}
-        self.from_state: dict[str, Value] = {}
-        self.to_adjoint: dict[int, Value] = {}
+        """E, Vx S^T, U R^T and <S, R>."""
         for side in self.sides:
-            vx, position = values[side.name], side.vector.position
-            for j, rows in u.items():
-                pairs = chunk.value_scores(vx, position, conj_rows(b, rows), self.part.keys[j].position, name="E")
-                self.pairs[side.name, j] = self._carry(b, "E", pairs)
-            read = self._against(chunk, vx, position, "start", conj(b, state), "V_S")
+            self.add_evidence(b, chunk, side, u, values[side.name])
+            read = self._against(chunk, values[side.name], side.vector.position, "start", conj(b, state), "V_S")
             self.from_state[side.name] = self._carry(b, "V_S", read)
         for j, rows in u.items():
             kept = self._against(chunk, conj_rows(b, rows), self.part.keys[j].position, "end", adjoint, "U_R")
@@ -326,7 +329,14 @@ class FormGradients:
             both = b.mul(conj(b, state), adjoint, name="S_R")
             if chunk.form.value_gates is not None:
                 both = b.mul(both, chunk.over_chunk(chunk.form.value_gates), name="S_R")
-            self.both = self._carry(b, "S_R", b.sum(both, value, name="S_R"))
+            self.both = self._carry(b, "S_R", b.sum(both, self.form.value, name="S_R"))
+
+    def add_evidence(self, b: Builder, chunk: Chunk, side: KeySide, u: dict[int, Rows], vx: Rows) -> None:
+        """E of a query and every write."""
+        for j, rows in u.items():
+            earlier = self.part.keys[j].position
+            pairs = chunk.value_scores(vx, side.vector.position, conj_rows(b, rows), earlier, name="E")
+            self.pairs[side.name, j] = self._carry(b, "E", pairs)
 
     def _against(self, chunk: Chunk, rows: Rows, position: int, which: str, state: Value, name: str) -> Value:
         """Value-side rows contracted with a state, under the value class's decays; the key class's follow the loop."""

@@ -111,7 +111,7 @@ def emit_scores(b: Builder, blocks: Blocks, halves: Halves, pairs: list[Pair]) -
         phi = inner.phi("P", before)
         found = inner.where(blocks.is_near, phi, product, name="P")
         carries.append(Carry(phi, before, inner.where(halves.is_apart, found, phi, name="P")))
-    b.loop("levels", inner, tuple(carries), rows=BLOCK, idle=blocks.all_near)
+    b.loop("levels", inner, tuple(carries), rows=BLOCK, needed=blocks.has_far)
     return {pair: carry.phi for pair, carry in zip(pairs, carries, strict=True)}
 
 

@@ -98,23 +98,35 @@ def emit_walk(shape: Shape, chunk_of: ChunkOf, keep_states: bool = False) -> Ker
             inner.store(access, u[j].tile, "kept for the backward pass")
         if keep_states:
             inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
-        for readout in form.readouts:
-            rows = chunk.read_out(readout, state, u)
-            dims = form.value if readout.axis == "key" else form.key
-            node = next(x for x in readout_leaves(shape) if x.attrs[1] == readout.name)
-            readouts[node] = inner.expand(rows, ("c", *dims), "o")
-            if not shape.trivial_epilogue:
-                inner.store(token_access(readout.name, dims), readouts[node], "kept for the epilogue's gradient")
+        readouts.update(emit_readouts(shape, chunk, state, u))
         following.append(chunk.next_state(state, u))
-    tiles.values.update(readouts)
-    for result, node in shape.epilogue:
-        (tile,) = emit_epilogue(tiles, [node], "o")
-        inner.store(token_access(result, node.dims), tile)
+    store_results(shape, tiles, readouts)
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)
     for walk, state in zip(walks(shape), states, strict=True):
         b.store(walk.end, state)
     return Kernel("forward", shape.segment_grid, shape.axes, tuple(b.statements), FORWARD_EQUATIONS, "walk")
+
+
+def emit_readouts(shape: Shape, chunk: Chunk, state: Value, u: dict[int, Rows]) -> dict[Node, Value]:
+    """A form's readouts in a chunk, stored where the backward pass needs them."""
+    b, form = chunk.b, chunk.form.form
+    readouts: dict[Node, Value] = {}
+    for readout in form.readouts:
+        rows = chunk.read_out(readout, state, u)
+        dims = form.value if readout.axis == "key" else form.key
+        node = next(x for x in readout_leaves(shape) if x.attrs[1] == readout.name)
+        readouts[node] = b.expand(rows, ("c", *dims), "o")
+        if not shape.trivial_epilogue:
+            b.store(token_access(readout.name, dims), readouts[node], "kept for the epilogue's gradient")
+    return readouts
+
+
+def store_results(shape: Shape, tiles: Tiles, readouts: dict[Node, Value]) -> None:
+    tiles.values.update(readouts)
+    for result, node in shape.epilogue:
+        (tile,) = emit_epilogue(tiles, [node], "o")
+        tiles.b.store(token_access(result, node.dims), tile)
 
 
 def emit_epilogue(tiles: Tiles, nodes: list[Node], name: str) -> list[Value]:
@@ -153,12 +165,22 @@ def fit_whole(shape: Shape, kernel: Kernel, stages: int = 3) -> Kernel:
     return replace(kernel, widths=widths, warps=4 if entries <= STATE_ENTRIES else 8, stages=stages)
 
 
+def fit_chunk(shape: Shape, kernel: Kernel) -> Kernel:
+    """A kernel of all chunks at once in tiles of the value dims of which four warps hold several beside pairs of rows."""
+    widths = tile_widths(shape, shape.value, WIDE)
+    whole = math.prod(next_power_of_two(dict(shape.sizes)[d]) for d in shape.value) if shape.whole_values else 0
+    return replace(kernel, widths=() if whole else widths, warps=8 if whole > WIDE else 4)
+
+
 def readout_leaves(shape: Shape) -> list[Node]:
     return leaves([n for _, n in shape.epilogue], "readout")
 
 
-def emit_states(shape: Shape, chunk_of: ChunkOf) -> Kernel:
-    """The state at every chunk's start, again, from the pseudo-values kept by the forward pass."""
+def emit_states(shape: Shape, chunk_of: ChunkOf, with_ends: bool = False) -> Kernel:
+    """The state at every chunk's start, from the pseudo-values where the forward pass has kept them.
+
+    ``with_ends``: also where a walk ends; for a forward pass that leaves its readouts to another kernel.
+    """
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
     inner = b.nested()
@@ -170,6 +192,8 @@ def emit_states(shape: Shape, chunk_of: ChunkOf) -> Kernel:
         following.append(advance(i, state)[0])
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)
+    for walk, state in zip(walks(shape) if with_ends else (), states, strict=with_ends):
+        b.store(walk.end, state)
     return Kernel("states", shape.segment_grid, shape.axes, tuple(b.statements), (STATE_EQUATION,), "states")
 
 

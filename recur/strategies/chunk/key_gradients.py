@@ -343,7 +343,7 @@ class FormKeyGradients:
             right, left = (("taken", self._passed(p)) for p in pair)
             grow(right, left, inner.mul(tile, z, name="amount"), less=True)
         carries = tuple(Carry(phis[key], start[key], sums[key]) for key in start)
-        self.b.loop("levels", inner, carries, rows=BLOCK, idle=blocks.all_near)
+        self.b.loop("levels", inner, carries, rows=BLOCK, needed=blocks.has_far)
         self.grown = {p: phis["grown", p] for p in self.grown}
         self.taken = {key: phis["taken", key] for key in self.taken}
 

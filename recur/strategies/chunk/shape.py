@@ -111,6 +111,11 @@ class Shape:
         return dict(self.layouts)[form.state]
 
 
+def tiled_values(shape: Shape) -> Shape:
+    """The stage for kernels without its epilogue, whose value dims may be in tiles although the results' may not."""
+    return replace(shape, whole_values=not shape.value or needs_whole_values(replace(shape, epilogue=())))
+
+
 def event_nodes(event: Decay | Read | Write | Readout) -> list[Node]:
     if isinstance(event, Decay):
         return [n for n in (event.factor, event.log, event.sign, event.angle) if n is not None]
