@@ -35,7 +35,6 @@ from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.sums import sum_of, sum_rows
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_values
 
-
 Pair = tuple[int, int]  # the positions of a reader and a write
 
 
