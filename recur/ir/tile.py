@@ -154,8 +154,8 @@ class Loop:
     """over "chunks": all chunks of the sequence, or of the grid's segment where the kernel has one; "segments": all
     segments of the sequence; "steps": the tokens of the sequence, or of the grid's chunk where the kernel has one;
     "tiles": the tiles of `axis`; "levels": l = 0, 1, ... while 2^l < C, at which a chunk falls into blocks of 2^(l+1)
-    rows, each of two halves; "once": one iteration, which changes nothing where the number `needed` is zero, and may be left
-    out there. `reverse`: from the last to the first.
+    rows, each of two halves; "once": one iteration, which changes nothing where the number `needed` is zero, and may be
+    left out there. `reverse`: from the last to the first.
 
     Tiles of rows: the loop starts at the tile of the rows axis `first` on the grid, and ends with that of `last`,
     where they are given. It may leave out tiles that lie past the sequence's end. A backend that holds chunks whole
