@@ -130,6 +130,7 @@ class Program:
     kernel: Kernel
     where: dict[str, int]
     tiles: dict[str, Tensor] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def run(self, body: tuple[Statement, ...]) -> None:
         for statement in body:
@@ -143,12 +144,15 @@ class Program:
     # control
 
     def loop(self, loop: Loop) -> None:
-        names = {"chunks": "chunk", "steps": "step", "tiles": loop.axis or "", "levels": "level"}
+        names = {"chunks": "chunk", "steps": "step", "tiles": loop.axis or "", "levels": "level", "once": "once"}
         run, name = self.run_, names[loop.over]
         if loop.over == "chunks":
             points = range(run.chunks)
         elif loop.over == "levels":
             points = range(loop.count_levels(run.chunk))
+        elif loop.over == "once":
+            assert loop.needed is not None
+            points = range(int(self.get(loop.needed).any()))
         elif loop.over == "tiles":
             first = self.where[loop.first] if loop.first else 0
             end = self.where[loop.last] + 1 if loop.last else run.tiles_of(self.kernel.axis(name))
@@ -183,7 +187,12 @@ class Program:
         self.tiles[value.name] = tile
 
     def extent(self, axis: str) -> int:
-        return len(self.range(self.kernel.axis(axis)))
+        return len(self.range(self.axis(axis)))
+
+    def axis(self, name: str) -> Axis:
+        """A declared axis, or that of which the name is another one."""
+        known = {a.name for a in self.kernel.axes}
+        return self.kernel.axis(name if name in known else self.renamed[name])
 
     def range(self, axis: Axis) -> range:
         """The entries of a dimension that the current tile holds, or the tokens of a chunk (padding included)."""
@@ -437,6 +446,8 @@ class Program:
         return self.full_tile(s.args[0]).select(2 + s.args[0].axes.index(s.attr("axis")), row)
 
     def op_rename(self, s: Let) -> Tensor:
+        old = s.attr("old")
+        self.renamed[s.attr("new")] = self.renamed.get(old, old)
         return self.get(s.args[0])
 
     def op_expand(self, s: Let) -> Tensor:
@@ -492,6 +503,10 @@ class Program:
         row, rows = torch.arange(self.run_.chunk), s.attr("rows")
         return ((row[:, None] > row) & (row[:, None] // rows == row // rows))[None, None]
 
+    def op_together(self, s: Let) -> Tensor:
+        half = torch.arange(self.run_.chunk) >> self.where["level"]
+        return (half[:, None] == half[None, :])[None, None]
+
     def op_room(self, s: Let) -> Tensor:
         return torch.full((1, 1), 80.0, dtype=self.run_.dtype)
 
@@ -499,7 +514,7 @@ class Program:
         return self.get(s.args[0])
 
     def op_eye(self, s: Let) -> Tensor:
-        rows, columns = (torch.tensor(list(self.range(self.kernel.axis(a)))) for a in s.out.axes)
+        rows, columns = (torch.tensor(list(self.range(self.axis(a)))) for a in s.out.axes)
         return (rows[:, None] == columns[None, :]).to(self.run_.dtype)[None, None]
 
     def op_select(self, s: Let) -> Tensor:

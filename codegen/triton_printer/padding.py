@@ -70,7 +70,10 @@ def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
     match let.op:
         case "load" | "zeros" | "place" | "select":
             return Fill.ZERO
-        case "const" | "size" | "room" | "full" | "eye" | "after" | "right" | "apart" | "together" | "beside" | "across" | "expand":
+        case (
+            "const" | "size" | "room" | "full" | "eye" | "expand"
+            | "after" | "right" | "apart" | "together" | "beside" | "across"
+        ):  # fmt: skip
             return (
                 Fill.FINITE if not let.args else min(fills[0], Fill.ZERO if axis in let.args[0].axes else Fill.FINITE)
             )

@@ -59,7 +59,7 @@ def count_work(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) 
         return trips[loop.over] if loop.axis is None else layout.axes[loop.axis].tiles
 
     products = sum(times * _product(let, layout) for let, times in _repeated(kernel.body, trips_of) if is_dot(let))
-    walks = [s for s in kernel.body if isinstance(s, Loop) and s.axis is None and s.over in ("chunks", "segments", "steps")]
+    walks = [s for s in kernel.body if isinstance(s, Loop) and s.axis is None and s.over not in ("levels", "once")]
     steps = max(map(trips_of, walks), default=1)
     return Work(_bytes(plan, kernel, config, extent), float(programs * products), programs, steps)
 

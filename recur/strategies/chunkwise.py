@@ -1,8 +1,9 @@
 """Matrix states, chunk by chunk: inside a chunk everything is matrix products, between chunks only the state passes.
 
-Three schedules: passes for states that are not read, under scalar decays (families.py); a stored key side under decays
-over the key dims (key_side.py); everything computed where it is needed for the rest. Kernels in order, each for all
-chunks at once unless it walks:
+Four schedules: passes for states that are not read, under scalar decays (families.py); a stored key side under decays
+over the key dims (key_side.py); states of every chunk in memory under decays over the value dims (kept,
+value_decays.py); everything computed where it is needed for the rest. Kernels in order, each for all chunks at once
+unless it walks:
 
 forward     rows             vectors and gates that no kernel shall work out twice (passes, stored; rows_kept.py)
             gates            running sums of scalar decays (computed)
@@ -13,6 +14,7 @@ forward     rows             vectors and gates that no kernel shall work out twi
             local, starts    the state at every segment's start (where it is not read, and several segments run)
             vector_forward   walks with the states that are vectors (passes)
             forward          walks with a tile of S in registers: pseudo-values, readouts, epilogue, next state
+            states, outputs  walks leaving S at every chunk's start; readouts and epilogue (value decays)
 backward    epilogue         cotangents of the readouts (only where results are more than readouts)
             reverse_local,   R at every segment's end, as forward
             reverse_starts
@@ -36,14 +38,8 @@ from recur.ir.core import Node, leaves
 from recur.ir.normal import Decay, MatrixForm, NormalForm, Readout, Write
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
-from recur.strategies.chunk import halved_gradients
-from recur.strategies.chunk.families import (
-    holds_whole,
-    prepare_passes,
-    sum_buffers,
-    takes_passes,
-    vector_part,
-)
+from recur.strategies.chunk import value_decay_gradients
+from recur.strategies.chunk.families import holds_whole, prepare_passes, sum_buffers, takes_passes, vector_part
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
@@ -94,7 +90,7 @@ from recur.strategies.chunk.segments import emit_local, emit_starts, walks
 from recur.strategies.chunk.shape import Shape, event_nodes, infer_shape, key_side_nodes, solved_writes, tiled_values
 from recur.strategies.chunk.solved_gradients import emit_solved_gradients, takes_solved_gradients
 from recur.strategies.chunk.stored_gates import distinct, scalar_gates
-from recur.strategies.chunk.value_halves import emit_outputs, has_value_halves
+from recur.strategies.chunk.value_decays import emit_outputs, has_value_decays
 from recur.strategies.chunk.vector_sums import emit_vector_sums
 from recur.strategies.chunk.weights import emit_weights, infer_weights, weight_buffers, weighted_chunk
 from recur.strategies.chunk.worths import emit_gate_pass, has_gates, worth_buffers
@@ -159,7 +155,7 @@ def schedule_for(shape: Shape) -> Callable[[Shape, Ledger], Schedule]:
         return pass_schedule
     if has_stored_key_side(shape):
         return stored_schedule
-    return halved_schedule if has_value_halves(shape) else computed_schedule
+    return value_decay_schedule if has_value_decays(shape) else computed_schedule
 
 
 def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
@@ -181,7 +177,7 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     return forward, backward, ()
 
 
-def halved_schedule(shape: Shape, ledger: Ledger) -> Schedule:
+def value_decay_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     """Walks leave the states of every chunk in memory; readouts and gradients, all chunks at once, start from those."""
     tiled, gates = tiled_values(shape), scalar_gates(shape)
     forward = [emit_gates_kernel(shape, gates)] if gates else []
@@ -191,8 +187,8 @@ def halved_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
     backward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=True))
     backward.append(fit_walk(tiled, emit_reverse_walk(tiled, computed_chunk)))
-    backward.append(fit_chunk(tiled, halved_gradients.emit_value_gradients(tiled, ledger.buffer_of)))
-    backward.append(halved_gradients.emit_key_gradients(tiled, ledger.buffer_of))
+    backward.append(fit_chunk(tiled, value_decay_gradients.emit_value_gradients(tiled, ledger.buffer_of)))
+    backward.append(value_decay_gradients.emit_key_gradients(tiled, ledger.buffer_of))
     return forward, backward, ()
 
 
@@ -274,7 +270,7 @@ def ordered_arguments(shape: Shape) -> list[Node]:
 def chunk_length(shape: Shape) -> int:
     if has_stored_key_side(shape):
         return stored_chunk_length(shape)
-    over_dims = not has_value_halves(shape) and any(d.factor.dims for f in shape.forms for d in f.decays)
+    over_dims = not has_value_decays(shape) and any(d.factor.dims for f in shape.forms for d in f.decays)
     reads = max(len(f.reads) for f in shape.forms)
     if over_dims or reads > 2 or shape.fused or not shape.value or CHUNK * key_entries(shape) > KEY_ENTRIES:
         return SHORT_CHUNK
@@ -298,9 +294,8 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    halved = has_value_halves(shape)
-    buffers = [w.start_buffer for w in walks(shape)] if shape.splits and not halved else []
-    buffers += [kept_states(shape, f) for f in shape.forms] if halved else []
+    over_values = has_value_decays(shape)
+    buffers = [w.start_buffer for w in walks(shape)] if shape.splits and not over_values else []
     buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     buffers += weight_buffers(shape)
     buffers += sum_buffers(shape, Write) if shape.pass_forms else []
@@ -328,7 +323,8 @@ def keeps_states(shape: Shape) -> bool:
 
     A second walk, by one program for a whole sequence, takes longer than writing them does.
     """
-    return not (shape.splits or shape.pass_forms or has_stored_key_side(shape))
+    in_one_walk = not (shape.splits or shape.pass_forms or has_stored_key_side(shape))
+    return in_one_walk or has_value_decays(shape)
 
 
 def kept_states(shape: Shape, form: MatrixForm) -> Buffer:
@@ -344,15 +340,15 @@ def readout_type(shape: Shape, readout: Node) -> str:
 
 def cotangent_type(shape: Shape, readout: Node) -> str:
     """The same of a readout's cotangent, which the softer conditions of a product suit where it is used in no other."""
-    return "operand" if readout.dims and has_value_halves(shape) else readout_type(shape, readout)
+    return "operand" if readout.dims and has_value_decays(shape) else readout_type(shape, readout)
 
 
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
-    halved = has_value_halves(shape)
+    over_values = has_value_decays(shape)
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
-    buffers += [w.start_buffer for w in walks(shape)] if halved else []
+    buffers += [w.start_buffer for w in walks(shape)] if over_values else []
     buffers += [*sum_buffers(shape, Readout), *worth_buffers(shape)] if shape.pass_forms else []
     buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     buffers += evidence_buffers(shape) if has_stored_key_side(shape) or takes_solved_gradients(shape) else []
@@ -360,7 +356,7 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     for form in shape.forms:
         if not shape.pass_forms:
             states = kept_states(shape, form)
-            if not (halved or keeps_states(shape)):
+            if not keeps_states(shape):
                 buffers.append(states)
             buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))

@@ -166,7 +166,7 @@ def fit_whole(shape: Shape, kernel: Kernel, stages: int = 3) -> Kernel:
 
 
 def fit_chunk(shape: Shape, kernel: Kernel) -> Kernel:
-    """A kernel of all chunks at once in tiles of the value dims of which four warps hold several beside pairs of rows."""
+    """A kernel of all chunks at once, in tiles of the value dims of which four warps hold several beside pairs."""
     widths = tile_widths(shape, shape.value, WIDE)
     whole = math.prod(next_power_of_two(dict(shape.sizes)[d]) for d in shape.value) if shape.whole_values else 0
     return replace(kernel, widths=() if whole else widths, warps=8 if whole > WIDE else 4)

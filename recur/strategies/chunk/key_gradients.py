@@ -6,8 +6,8 @@ With (kx, vx) the queries (readouts (q, dO), reads (a, -Z)) and (b, u) the write
     E[c, s] = vx[c] u[s], s written before c
 
 A loop over the tiles of the value dims gives vx S^T and u R^T; the pairs are those of blocks.py, and where its rows are
-far, of the levels of halves.py. What the decays take from each vector, kx dkx and -b db, is added up in float32 on the way: their cotangents are running sums of
-it, anchored at the chunk's end.
+far, of the levels of halves.py. What the decays take from each vector, kx dkx and -b db, is added up in float32 on the
+way: their cotangents are running sums of it, anchored at the chunk's end.
 
 The writes' values have a kernel of their own, whose programs hold the key dims whole: dy = P^T vx + B R where a write
 is plain, else Z. It has all of vx and u at hand, and leaves E in memory, in parts and in the operand type: so the

@@ -19,8 +19,8 @@ def ones_where(b: Builder, condition: Value, name: str = "ones") -> Value:
 def sum_rows(b: Builder, ones: Value, x: Value, name: str) -> Value:
     """For every row c the sum of x over the rows s where ``ones``, a tile [c, s] of ones and zeros, has a one.
 
-    Scans along the rows of a tile are slow beside products. The two operands of these that add up to x hold 16 digits of
-    bfloat16 between them, and all of float32.
+    Scans along the rows of a tile are slow beside products. The two operands that add up to x hold 16 of its binary
+    digits in bfloat16, and all in float32.
     """
     leading = b.rounded(x, name="leading")
     parts = (leading, b.sub(x, leading, name="trailing"))

@@ -2,13 +2,13 @@
 
     o[c, v] = 2^G_c S_0 q_c + sum over s of P[c, s] 2^(G_c - G_s) y[s, v]        P[c, s] = q_c . k_s, s written before c
 
-With a constant h, 2^(G_c - G_s) = 2^(G_c + h) 2^(-h - G_s). While -G_c <= 2 h neither factor is below 2^-h or above 2^h,
+With a constant h, 2^(G_c - G_s) = 2^(G_c + h) 2^(-h - G_s). While -G_c <= 2 h both factors are between 2^-h and 2^h,
 which floats hold well: one product is enough,
 
     o = 2^(G + h) (P Y + 2^-h Q S),    Y = 2^(-h - G) y                           rows c with -G_c <= 2 h
 
 Pairs whose reader's row has decayed further go by halves of blocks (see halves.py). Which these are depends on a row
-and what is before it: no output depends on a later decay. Where a chunk has none, as most have, nothing is done for them.
+and what is before it: no output depends on a later decay. Where a chunk has none, as is usual, nothing is done.
 
 Backward the bilinear form has its sides exchanged: pairs of the key dims weigh, those of the value dims decay. With vx
 the cotangents of what was read and X = 2^(G + h) vx,
@@ -38,7 +38,7 @@ from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, load_va
 Pair = tuple[int, int]  # the positions of a reader and a write
 
 
-def has_value_halves(shape: Shape) -> bool:
+def has_value_decays(shape: Shape) -> bool:
     """Whether decays run over the value dims of the stage's states, by their logs alone, and none over key dims."""
     return bool(shape.value) and all(map(_is_plain, shape.forms))
 
@@ -165,7 +165,7 @@ def own_weights(b: Builder, pairs: Value) -> Value:
 
 
 @dataclass
-class HalvedChunk(Chunk):
+class ValueDecayChunk(Chunk):
     """The equations of a chunk whose pairs act on decaying values."""
 
     def pairs(self, later: int, earlier: int) -> Pairs:
@@ -176,9 +176,9 @@ class HalvedChunk(Chunk):
         """The same without those over the value dims."""
         return Chunk(self.tiles, replace(self.form, value_gates=None))
 
-    def again(self, b: Builder) -> HalvedChunk:
+    def again(self, b: Builder) -> ValueDecayChunk:
         """The same in a body that is seldom needed: nothing of it is held until then."""
-        return halved_chunk(Tiles(b, stored=self.tiles.stored, kept=self.tiles.kept), self.form.form)
+        return value_decay_chunk(Tiles(b, stored=self.tiles.stored, kept=self.tiles.kept), self.form.form)
 
     def weights(self, query: Vector, j: int) -> Value:
         """P of a query and a write, as its value's tile takes it."""
@@ -229,8 +229,8 @@ def gather(b: Builder, weights: Value, rows: Value, name: str) -> Value:
     return b.rename(b.contract(weights, rows, ("c",), name=name), "s", "c", name=name)
 
 
-def halved_chunk(tiles: Tiles, form: MatrixForm) -> HalvedChunk:
-    return HalvedChunk(tiles, load_values(tiles, load_keys(tiles, form)))
+def value_decay_chunk(tiles: Tiles, form: MatrixForm) -> ValueDecayChunk:
+    return ValueDecayChunk(tiles, load_values(tiles, load_keys(tiles, form)))
 
 
 OUTPUT_EQUATIONS = (
@@ -244,7 +244,7 @@ def emit_outputs(shape: Shape) -> Kernel:
     tiles = Tiles(b, stored=scalar_gates(shape))
     readouts: dict[Node, Value] = {}
     for form in shape.forms:
-        chunk, axes = halved_chunk(tiles, form), shape.state_axes(form)
+        chunk, axes = value_decay_chunk(tiles, form), shape.state_axes(form)
         state = b.load(form.state, chunk_access(f"chunk_{form.state}", axes), axes)
         readouts.update(emit_readouts(shape, chunk, state, known_values(b, chunk.form)))
     store_results(shape, tiles, readouts)

@@ -1,4 +1,4 @@
-"""Gradients where decays run over the value dims: see value_halves.py for the mathematics.
+"""Gradients where decays run over the value dims: see value_decays.py for the mathematics.
 
 Two kernels, since one would hold E, dy and what the decays get at once: the key side's, with E, and the value side's,
 with P = q k^T once more. Both loads and this product cost less than E's way through memory.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from recur.ir.normal import MatrixForm
+from recur.ir.normal import MatrixForm, Write
 from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, readout_keys, readout_values
 from recur.strategies.chunk.equations import Chunk
@@ -28,15 +28,15 @@ from recur.strategies.chunk.shape import Shape, looped_values, placed_axes, tile
 from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.sums import ones_where, sum_of, sum_rows
 from recur.strategies.chunk.tiles import Rows, Tiles, load_values
-from recur.strategies.chunk.value_halves import (
-    HalvedChunk,
+from recur.strategies.chunk.value_decays import (
     Level,
     Pairs,
+    ValueDecayChunk,
     gather,
-    halved_chunk,
     is_own,
     own_weights,
     spread,
+    value_decay_chunk,
 )
 
 KEY_EQUATIONS = (
@@ -50,17 +50,17 @@ VALUE_EQUATIONS = (
 
 
 @dataclass
-class HalvedKeyGradients(FormGradients):
+class FormKeyGradients(FormGradients):
     """One form's cotangents of the key side."""
 
     def enter(self, b: Builder, tiles: Tiles, cotangents: Cotangents) -> None:
-        chunk = HalvedChunk(tiles, load_values(tiles, self.part))
+        chunk = ValueDecayChunk(tiles, load_values(tiles, self.part))
         values = readout_values(chunk, load_cotangents(b, self.shape, self.form))
         states = load_states(b, self.shape, self.form)
         self.accumulate(b, chunk, *states, known_values(b, chunk.form), values)
 
     def add_evidence(self, b: Builder, chunk: Chunk, side: KeySide, u: dict[int, Rows], vx: Rows) -> None:
-        assert isinstance(chunk, HalvedChunk)
+        assert isinstance(chunk, ValueDecayChunk)
         for j, rows in u.items():
             pairs = chunk.pairs(side.vector.position, self.part.keys[j].position)
             x = b.mul(chunk.full(vx), pairs.down, name="X")
@@ -69,7 +69,7 @@ class HalvedKeyGradients(FormGradients):
             self.pairs[side.name, j] = self._carry(b, "E", self._add_far_pairs(b, chunk, pairs, side, j, evidence))
 
     def _add_far_pairs(
-        self, b: Builder, chunk: HalvedChunk, pairs: Pairs, side: KeySide, j: int, evidence: Value
+        self, b: Builder, chunk: ValueDecayChunk, pairs: Pairs, side: KeySide, j: int, evidence: Value
     ) -> Value:
         body = b.nested()
         again, before = chunk.again(body), body.phi("E", evidence)
@@ -97,7 +97,7 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles, cotangents = Tiles(b, stored=scalar_gates(shape)), Cotangents()
-    parts = [HalvedKeyGradients(shape, form) for form in shape.forms]
+    parts = [FormKeyGradients(shape, form) for form in shape.forms]
     inner = b.nested()
     inner_tiles = tiles.inside(inner)
     for part in parts:
@@ -121,7 +121,7 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles, cotangents = Tiles(b, stored=scalar_gates(shape)), Cotangents()
     for form in shape.forms:
-        FormValueGradients(b, shape, form, halved_chunk(tiles, form)).emit(cotangents)
+        FormValueGradients(b, shape, form, value_decay_chunk(tiles, form)).emit(cotangents)
     (value,) = shape.value
     store_gradients(Tiles(b, stored=scalar_gates(shape)), cotangents, buffer_of, "values", value)
     grid, role = ("batch", "head", "chunk", *shape.grid[2:]), "value_gradients"
@@ -129,16 +129,50 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
 
 
 @dataclass
+class Sums:
+    """Tiles that grow. ``grown``: the cotangent of every write's values, by position; ``taken``: what the decays get
+    from the rows, by which of the token's decays come before these."""
+
+    form: MatrixForm
+    grown: dict[int, Value] = field(default_factory=dict)
+    taken: dict[tuple[bool, ...], Value] = field(default_factory=dict)
+
+    def grow(self, b: Builder, write: int, amount: Value) -> None:
+        known = self.grown.get(write)
+        self.grown[write] = amount if known is None else b.add(known, amount, name="dy")
+
+    def take(self, b: Builder, position: int, amount: Value) -> None:
+        """What a row at a position adds to the cotangents of the decays before it (a write: takes off)."""
+        key = passed_decays(self.form, position)
+        known = self.taken[key] if key in self.taken else b.zeros(amount.axes, "taken_0")
+        is_write = isinstance(self.form.events[position], Write)
+        self.taken[key] = (b.sub if is_write else b.add)(known, amount, name="taken")
+
+    def entered(self, b: Builder) -> Sums:
+        """The same in a loop's body, as the loop carries them."""
+        grown = {w: b.phi("dy", x) for w, x in self.grown.items()}
+        return Sums(self.form, grown, {key: b.phi("taken", x) for key, x in self.taken.items()})
+
+    def copy(self) -> Sums:
+        return Sums(self.form, dict(self.grown), dict(self.taken))
+
+    def carries(self, phis: Sums, following: Sums) -> tuple[Carry, ...]:
+        grown = [Carry(phis.grown[w], x, following.grown[w]) for w, x in self.grown.items()]
+        return (*grown, *(Carry(phis.taken[key], x, following.taken[key]) for key, x in self.taken.items()))
+
+
+def passed_decays(form: MatrixForm, position: int) -> tuple[bool, ...]:
+    return tuple(position > i for i, _ in class_decays(form, "value"))
+
+
+@dataclass
 class FormValueGradients:
-    """One form's. ``grown``: the cotangent of every write's values, by position; ``taken``: what the decays get from
-    the rows, by which of the token's decays come before these; ``at_end``: what all of a chunk's decays get."""
+    """One form's. ``at_end``: what all of a chunk's decays get."""
 
     b: Builder
     shape: Shape
     form: MatrixForm
-    chunk: HalvedChunk
-    grown: dict[int, Value] = field(default_factory=dict)
-    taken: dict[tuple[bool, ...], Value] = field(default_factory=dict)
+    chunk: ValueDecayChunk
     at_end: list[Value] = field(default_factory=list)
 
     def emit(self, cotangents: Cotangents) -> None:
@@ -147,21 +181,19 @@ class FormValueGradients:
         self.readers = {side.vector.position: side for side in readout_keys(chunk, cotangent)}
         self.writes = {key.position: j for j, key in chunk.form.keys.items()}
         self.pairs = {(r, w): chunk.pairs(r, w) for r in self.readers for w in self.writes}
+        self.sums = Sums(form)
         state, adjoint = load_states(b, self.shape, form)
-        self.at_end = [b.mul(self._products(state, adjoint), chunk.class_over_chunk("value"), name="S_R")]
+        self.at_end.append(b.mul(self._products(state, adjoint), chunk.class_over_chunk("value"), name="S_R"))
         values = readout_values(chunk, cotangent)
         for w in self.writes:
             self._add_outlived(w, adjoint)
         for r, side in self.readers.items():
-            self._add_pairs(r, chunk.full(values[side.name]), state)
-        for pair in self.pairs:
-            self._add_far_pairs(*pair)
+            self._add_near_pairs(r, chunk.full(values[side.name]), state)
+        for r, w in self.pairs:
+            self._add_far_pairs(r, w)
         for w, j in self.writes.items():
-            cotangents.add(form.writes[j].value, self.grown[w])
+            cotangents.add(form.writes[j].value, self.sums.grown[w])
         self._add_decays(cotangents)
-
-    def _rounded(self, rows: Value, factor: Value, name: str) -> Value:
-        return self.b.rounded(self.b.mul(rows, factor, name=name), name=name)
 
     def _products(self, state: Value, adjoint: Value) -> Value:
         """The sum over the key dims of S R, as the diagonal of a product: no tile of a state in registers."""
@@ -172,87 +204,49 @@ class FormValueGradients:
 
     def _add_outlived(self, w: int, adjoint: Value) -> None:
         """What a write gets from after the chunk."""
-        b, chunk = self.b, self.chunk
-        j = self.writes[w]
-        self.grown[w] = chunk.against_state(chunk.form.keys[j], w, "end", adjoint, "key", "b_R")
-        amount = b.mul(chunk.full(chunk.form.values[j]), self.grown[w], name="written")
+        b, chunk, j = self.b, self.chunk, self.writes[w]
+        kept = chunk.against_state(chunk.form.keys[j], w, "end", adjoint, "key", "b_R")
+        amount = b.mul(chunk.full(chunk.form.values[j]), kept, name="written")
         self.at_end.append(b.sum(amount, ("c",), name="kept"))
-        self._take(w, amount)
+        self.sums.take(b, w, amount)
+        self.sums.grow(b, w, kept)
 
-    def _add_pairs(self, r: int, vx: Value, state: Value) -> None:
-        """What a reader gets from the chunk's start, and its near pairs with every write."""
+    def _add_near_pairs(self, r: int, vx: Value, state: Value) -> None:
+        """What a reader gets from the chunk's start, and its pairs with every write."""
         b, chunk, side = self.b, self.chunk, self.readers[r]
-        pairs = {j: self.pairs[r, w] for w, j in self.writes.items()}
+        pairs = {w: self.pairs[r, w] for w in self.writes}
         first = next(iter(pairs.values()))
-        x = self._rounded(vx, first.down, "X")
-        seen: list[tuple[Value, Value]] = []
+        x = multiply_rounded(b, vx, first.down, "X")
+        terms: list[tuple[Value, Value]] = []
         for w, j in self.writes.items():
-            y = self._rounded(chunk.full(chunk.form.values[j]), pairs[j].up, "Y")
-            near = pairs[j].near(chunk.scores(side.vector, chunk.form.keys[j]), "P_near")
-            back = gather(b, near, x, "dY")
-            self._take(w, b.mul(y, back, name="written"))
-            self.grown[w] = b.add(self.grown[w], b.mul(pairs[j].up, back, name="decayed"), name="dy")
-            seen.append((near, y))
+            y = multiply_rounded(b, chunk.full(chunk.form.values[j]), pairs[w].up, "Y")
+            weights = pairs[w].near(chunk.scores(side.vector, chunk.form.keys[j]), "P_near")
+            back = gather(b, weights, x, "dY")
+            self.sums.take(b, w, b.mul(y, back, name="written"))
+            self.sums.grow(b, w, b.mul(pairs[w].up, back, name="decayed"))
+            terms.append((weights, y))
         inter = chunk.without_decays().against_state(side.vector, r, "start", state, "key", "inter")
-        z = sum_of(b, [first.from_start(inter), *(spread(b, near, y, "P_Y") for near, y in seen)], "Z")
-        self._take(r, b.mul(x, z, name="read"))
-
-    def _passed(self, position: int) -> tuple[bool, ...]:
-        return tuple(position > i for i, _ in class_decays(self.form, "value"))
-
-    def _take(self, position: int, amount: Value) -> None:
-        """What a row at a position adds to the cotangents of the decays before it (a write: takes off)."""
-        b, key = self.b, self._passed(position)
-        known = self.taken[key] if key in self.taken else b.zeros(amount.axes, "taken_0")
-        self.taken[key] = (b.sub if position in self.writes else b.add)(known, amount, name="taken")
+        z = sum_of(b, [first.from_start(inter), *(spread(b, *term, "P_Y") for term in terms)], "Z")
+        self.sums.take(b, r, b.mul(x, z, name="read"))
 
     def _add_far_pairs(self, r: int, w: int) -> None:
         """Level by level, where there are any."""
-        b, body = self.b, self.b.nested()
+        body, side, j = self.b.nested(), self.readers[r], self.writes[w]
         chunk = self.chunk.again(body)
-        pairs, side = chunk.pairs(r, w), self.readers[r]
-        values = readout_values(chunk, load_cotangents(body, self.shape, self.form))
-        rows = {r: chunk.full(values[side.name]), w: chunk.full(chunk.form.values[self.writes[w]])}
-        scores = chunk.scores(chunk.form.queries[side.name], chunk.form.keys[self.writes[w]])
-        weights = pairs.far(scores, "P_far")
-        dy = body.phi("dy", self.grown[w])
-        taken = {passed: body.phi("taken", total) for passed, total in self.taken.items()}
-        outer = FormValueGradients(body, self.shape, self.form, chunk, {w: dy}, dict(taken))
-        outer.writes = self.writes
+        pairs, values = chunk.pairs(r, w), readout_values(chunk, load_cotangents(body, self.shape, self.form))
+        rows = {r: chunk.full(values[side.name]), w: chunk.full(chunk.form.values[j])}
+        weights = pairs.far(chunk.scores(chunk.form.queries[side.name], chunk.form.keys[j]), "P_far")
+        entered = self.sums.entered(body)
+        start = entered.copy()
         if pairs.sees_own:
-            outer._add_own_pairs(pairs, rows, own_weights(body, weights))
+            add_own_pairs(chunk, pairs, rows, own_weights(body, weights), start)
         inner = body.nested()
-        phi = inner.phi("dy", outer.grown[w])
-        phis = {passed: inner.phi("taken", total) for passed, total in outer.taken.items()}
-        within = FormValueGradients(inner, self.shape, self.form, chunk, {w: phi}, dict(phis))
-        within.writes = self.writes
-        within._add_level(pairs, rows, weights)
-        carries = [Carry(phi, outer.grown[w], within.grown[w])]
-        carries += [Carry(phis[k], outer.taken[k], within.taken[k]) for k in phis]
-        body.loop("levels", inner, tuple(carries))
-        carries = [Carry(dy, self.grown[w], phi), *(Carry(taken[k], self.taken[k], phis[k]) for k in taken)]
-        b.loop("once", body, tuple(carries), needed=self.pairs[r, w].has_far)
-        self.grown[w], self.taken = dy, taken
-
-    def _add_own_pairs(self, pairs: Pairs, rows: dict[int, Value], own: Value) -> None:
-        """Those of a token's read and its write before it."""
-        b, (r, w) = self.b, pairs.pair
-        back = self.chunk.times(rows[r], own, own_weight(b, pairs.gates, pairs.pair), name="own")
-        self.grown[w] = b.add(self.grown[w], back, name="dy")
-        if self._passed(r) != self._passed(w):
-            amount = b.mul(own_products(b, pairs.gates, rows, pairs.pair), own, name="amount")
-            self._take(r, amount)
-            self._take(w, amount)
-
-    def _add_level(self, pairs: Pairs, rows: dict[int, Value], weights: Value) -> None:
-        b, (r, w) = self.b, pairs.pair
-        level = Level(b, pairs)
-        x = self._rounded(b.where(level.is_right, rows[r], rows[w], name="x"), level.factor, "X")
-        apart = level.apart(weights, "P_level")
-        back = gather(b, apart, x, "dY")
-        self._take(r, b.mul(x, spread(b, apart, x, "Z"), name="amount"))
-        self._take(w, b.mul(x, back, name="amount"))
-        self.grown[w] = b.add(self.grown[w], b.mul(level.factor, back, name="decayed"), name="dy")
+        phis = start.entered(inner)
+        following = phis.copy()
+        add_level(inner, pairs, rows, weights, following)
+        body.loop("levels", inner, start.carries(phis, following))
+        self.b.loop("once", body, self.sums.carries(entered, phis), needed=self.pairs[r, w].has_far)
+        self.sums = entered
 
     def _add_decays(self, cotangents: Cotangents) -> None:
         """Each decay has what comes after it in the chunk, and what outlives the chunk."""
@@ -260,8 +254,33 @@ class FormValueGradients:
         for number, (_, decay) in enumerate(class_decays(self.form, "value")):
             d_log = whole
             for offset in (0, 1):
-                amounts = [x for passed, x in self.taken.items() if passed[number] == (offset == 0)]
+                amounts = [x for passed, x in self.sums.taken.items() if passed[number] == (offset == 0)]
                 if amounts:
                     later = ones_where(b, b.after("s", "c", offset), "later")
                     d_log = b.add(d_log, sum_rows(b, later, sum_of(b, amounts, "taken"), "later"), name="d_log")
             add_decay(cotangents, b, decay, d_log, self.form.value)
+
+
+def multiply_rounded(b: Builder, rows: Value, factor: Value, name: str) -> Value:
+    return b.rounded(b.mul(rows, factor, name=name), name=name)
+
+
+def add_own_pairs(chunk: ValueDecayChunk, pairs: Pairs, rows: dict[int, Value], own: Value, sums: Sums) -> None:
+    """Those of a token's read and its write before it, beyond reach."""
+    b, (r, w) = pairs.b, pairs.pair
+    sums.grow(b, w, chunk.times(rows[r], own, own_weight(b, pairs.gates, pairs.pair), name="own"))
+    if passed_decays(chunk.form.form, r) != passed_decays(chunk.form.form, w):
+        amount = b.mul(own_products(b, pairs.gates, rows, pairs.pair), own, name="amount")
+        sums.take(b, r, amount)
+        sums.take(b, w, amount)
+
+
+def add_level(b: Builder, pairs: Pairs, rows: dict[int, Value], weights: Value, sums: Sums) -> None:
+    """Far pairs at one level, in the body of the loop over levels."""
+    (r, w), level = pairs.pair, Level(b, pairs)
+    x = multiply_rounded(b, b.where(level.is_right, rows[r], rows[w], name="x"), level.factor, "X")
+    apart = level.apart(weights, "P_level")
+    back = gather(b, apart, x, "dY")
+    sums.take(b, r, b.mul(x, spread(b, apart, x, "Z"), name="amount"))
+    sums.take(b, w, b.mul(x, back, name="amount"))
+    sums.grow(b, w, b.mul(level.factor, back, name="decayed"))
