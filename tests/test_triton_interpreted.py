@@ -14,7 +14,7 @@ from compare import compare
 from hand_plans import linear_attention
 from inputs import dim_sizes, random_inputs
 from torch import Tensor
-from triton_plans import elementwise_kernel, load_stage
+from triton_plans import blocks_kernel, elementwise_kernel, load_stage
 from triton_plans import linear_attention as gated_attention
 
 from recur import zoo
@@ -90,6 +90,23 @@ def test_functions(op: str) -> None:
     (found,), _, _ = module.elementwise_forward(x[None, :, None, None].repeat(1, 1, 2, 3).contiguous())
     wanted = eval(OPERATORS[op].torch.format("x"), {"torch": torch, "x": x.double()})
     torch.testing.assert_close(found[0, :, 1, 2].double(), wanted, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("rows", [4, 16])
+def test_blocks_of_a_chunk(rows: int, in_memory: bool) -> None:
+    """Chunks of 16 in blocks of four rows, and as one block."""
+    x = torch.randn(1, 32, 2, 16)
+    found, _, _ = load_stage(blocks_kernel(rows, in_memory), {"D": 16}, chunk=16).blocks_forward(x)
+    t = torch.arange(32)
+    first = t // rows * rows
+    start = torch.where((first % 16 > 0)[:, None, None], x[:, first - 1], 0.0)
+    s = t[None, :]
+    beside = (s < t[:, None]) & (s >= first[:, None])
+    across = (s < first[:, None]) & (s // 16 == t[:, None] // 16)
+    sums = [torch.einsum("ts,bshd->bthd", pairs.float(), x) for pairs in (beside, across)]
+    for y, wanted in zip(found, (start, x[:, first + rows - 1], *sums), strict=True):
+        torch.testing.assert_close(y, wanted)
 
 
 RECURRENCES = {

@@ -88,6 +88,27 @@ def elementwise_kernel(op: str) -> Plan:
     return plan("elementwise", (token("x", "D"),), (kernel,), results=(Buffer("y", ("B", "T", "H", "D"), "operand"),))
 
 
+def blocks_kernel(rows: int, in_memory: bool) -> Plan:
+    """Of blocks of so many rows: x before the block, x at its end, and sums over the rows before, beside and across."""
+    b = Builder()
+    x = b.load("x", at_rows("x", "D"), ("c", "D"))
+    if in_memory:
+        b.store(Access("kept", ("batch", "chunk", "head", "c", "D")), x)
+        held = b.load("held", Access("kept", ("batch", "chunk", "head", "c", "D")), ("c", "D"))
+    else:
+        held = b.add(x, b.const(0.0), name="held")
+    b.store(at_rows("start", "D"), b.start(held, "c", rows))
+    b.store(at_rows("end", "D"), b.end(held, "c", rows))
+    for name, pairs in (("beside", b.beside("c", "s", rows)), ("across", b.across("c", "s", rows))):
+        weights = b.where(pairs, b.const(1.0), b.zeros(("c", "s")), name="weights")
+        b.store(at_rows(name, "D"), b.contract(weights, b.rename(x, "c", "s"), ("s",), precision="full"))
+    kernel = Kernel("map", ("batch", "head", "chunk"), (ROWS, Axis("D", "size", "D")), tuple(b.statements))
+    names = ("start", "end", "beside", "across")
+    results = tuple(Buffer(name, ("B", "T", "H", "D"), "operand") for name in names)
+    kept = Buffer("kept", ("B", "N", "H", "C", "D"))
+    return plan("blocks", (token("x", "D"),), (kernel,), results=results, workspace=(kept,) if in_memory else ())
+
+
 def print_source(plan: Plan, sizes: dict[str, int], chunk: int | None = None) -> str:
     code = print_stage(plan, default_config(plan, sizes, chunk))
     return f"from __future__ import annotations\n\n{HEADER}\n\n{print_helpers(code)}\n\n{code}"

@@ -58,7 +58,7 @@ from recur.strategies.operands import argument_leaves
 from recur.strategies.order import IN_ORDER
 
 TILE = 2048  # entries of a chunk's rows in a tile of the key dims
-FEW_VECTORS = 2  # for which four warps have the registers
+FEW_VECTORS = 3  # for which four warps have the registers
 
 EQUATIONS = (
     "dkx = 2^G vx S^T + E B^,   db = E^T kx~ + 2^(G_C - G) u R^T,   E = tril(vx u^T)",
@@ -79,7 +79,8 @@ def part_buffers(shape: Shape) -> tuple[Buffer, ...]:
     """Parts of E of every query and write, beside that within blocks, between the kernels that write and read them:
     the diagonal, and where a chunk is two blocks, that of pairs of both.
     """
-    pairs = [(f, q, j) for f in shape.forms for q in queries_of(f) for j in range(len(f.writes))]
+    forms = [f for f in shape.forms if class_decays(f, "key")]
+    pairs = [(f, q, j) for f in forms for q in queries_of(f) for j in range(len(f.writes))]
     own = tuple(Buffer(own_name(*pair), ("B", "T", "H")) for pair in pairs)
     if chunks_are_blocks(shape):
         return own
@@ -206,13 +207,13 @@ class FormKeyGradients:
         self.queries = queries_of(form)
         self.writes = [form.events.index(w) for w in form.writes]
         self.pairs = [(query, j) for query in self.queries for j in range(len(form.writes))]
-        self._walk_values()
-        side = KeyRows(Tiles(b), form)
+        side = KeyRows(Tiles(b), form)  # loads what it needs before the walk, and finds it there afterwards
         gates, self.vectors, self.chunk = side.gates, side.vectors, side.chunk
         self.rows = side.rows
         evidence = {
             (query.name, j): self._load_pairs(evidence_name(form, query, j)) for query, j in self.pairs
         }
+        self._walk_values()
         if gates is None:
             self._add_plain_pairs(evidence)
         else:

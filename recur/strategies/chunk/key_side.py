@@ -122,9 +122,10 @@ def emit_key_side(shape: Shape) -> Kernel:
     for side in sides:
         side.store_pairs()
     axes = tuple(replace(a, place="loop") if a.name in shape.key else a for a in key_only(shape))
+    rows = stored_chunk_length(shape)
     return Kernel(
         "key_side", ("batch", "head", "chunk"), axes, tuple(b.statements), KEY_SIDE_EQUATIONS, "key_side",
-        tile_widths(shape, shape.key, WIDTH), 4,
+        tile_widths(shape, shape.key, rows), rows // WARP_ROWS,
     )  # fmt: skip
 
 
@@ -300,7 +301,8 @@ def system_pairs(form: MatrixForm) -> dict[tuple[int, int], Pair]:
     }
 
 
-WIDTH = 32  # entries of the key or value dims in a tile
+WIDTH = 32  # entries of the value dims in a tile
+WARP_ROWS = 16  # of a chunk, for each of a key side's warps: a product of matrices gives a warp so many
 
 
 def stored_chunk_length(shape: Shape) -> int:
