@@ -46,7 +46,7 @@ EQUATIONS = (
     "     + sum after of the rows of M - sum after of its columns,   M = P * E",
     "A = X - sum of q . (2^G dO S^T),   X <- A + sum of b . (2^(G_C - G) U R^T),   X = <S, R> first",
 )
-WIDTH = 64  # of the tiles in which two states are multiplied
+WIDTH = 32  # of the tiles in which two states are multiplied
 
 
 # --- what walks leave ------------------------------------------------------------------------------------------------
@@ -160,7 +160,8 @@ def emit_gate_pass(shape: Shape, buffer_of: BufferOf, width: int) -> Kernel:
     key, value = shape.key[0], shape.value[0]
     grid, axes = ("batch", "head", "segment"), placed_axes(shape, {key: "loop", value: "loop"})
     widths = ((key, width), *tile_widths(shape, shape.value, WIDTH))
-    return Kernel("gate_gradients", grid, axes, tuple(b.statements), EQUATIONS, "gate gradients", widths, 4)
+    # One warp: its threads sum and scan a chunk's tokens without waiting for others.
+    return Kernel("gate_gradients", grid, axes, tuple(b.statements), EQUATIONS, "gate gradients", widths, 1)
 
 
 def straddling(b: Builder, shape: Shape, family: Family) -> Value:
