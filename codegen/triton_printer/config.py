@@ -122,7 +122,7 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     if kernel.role == "scan" and kernel.warps is not None:
         return scan_launch(kernel, sizes)
     if kernel.warps is not None:
-        return Launch(kernel.widths, kernel.warps, kernel.stages, registers=kernel.registers)
+        return Launch(kernel.widths, num_warps=kernel.warps, num_stages=kernel.stages)
     lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
     shapes = sorted({(2 if out.is_complex else 1, tuple(sorted(out.axes))) for let in lets for out in let.outs})
     dots = sum(2 if let.out.is_complex else 1 for let in lets if is_dot(let))
