@@ -7,7 +7,7 @@ decide orders, padding and data types: values are float32 (float64 where the inp
 
 * as rows: an axis of kind "rows" is the block of `C` tokens of the current chunk (chunk n holds tokens n C + row), or
   a tile of R of them, where chunks are longer than what a tile holds (rows r R ... r R + R - 1 of the chunk); in a plan
-  whose tokens have several steps, each has a row for every step, padded to a power of two, or
+  whose tokens have several steps, each has a row for every step, or
 * one at a time, inside a loop over steps, with no axis at all.
 
 Tokens past the end read as zero and are not stored. Padding of an axis is the printer's business: a reduction or a
@@ -47,7 +47,7 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
                                     last row before the middle of its block; whether a row is in the right half of its
                                     block; whether two rows are in the two halves of one block
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
-    on_steps x (axis, first, count, fill)   x on those rows of each token, `fill` on its others
+    at_step x (axis, step, fill)    x on that row of each token, `fill` on its others
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
     select (fused, part, outer, inner)  one where the index of `fused`, which runs over all combinations of the axes
                                     outer, part, inner, row-major, has the index of `part`
