@@ -38,8 +38,8 @@ class Run:
 
     def __post_init__(self) -> None:
         """A chunk shorter than the plan's may have fewer rows than the plan has runs. Inside, tokens are rows."""
-        self.chunk *= self.plan.token_rows
-        self.tokens *= self.plan.token_rows
+        self.chunk *= self.plan.steps
+        self.tokens *= self.plan.steps
         self.sizes = {**{n: min(size, self.chunk) for n, size in self.plan.fixed_sizes}, **self.sizes}
 
     @property
@@ -48,7 +48,7 @@ class Run:
 
     def length(self, entry: str, position: int, layout: tuple[str, ...]) -> int:
         if position <= layout.index("H"):
-            tokens = self.tokens // self.plan.token_rows
+            tokens = self.tokens // self.plan.steps
             table = {"B": self.batch, "T": tokens, "H": self.heads, "N": self.chunks, "N+1": self.chunks + 1}
             return table[entry]
         if entry.startswith("tiles:"):
@@ -248,29 +248,25 @@ class Program:
 
     def row_tensor(self, access: Access) -> Tensor:
         """The buffer with rows for tokens, where a token has several; zero on those that it has not."""
-        tensor, count = self.run_.tensors[access.buffer], self.run_.plan.token_rows
-        if count == 1 or access.rows is None or "time" not in access.index:
+        tensor, steps = self.run_.tensors[access.buffer], self.run_.plan.steps
+        if steps == 1 or access.rows is None or "time" not in access.index:
             return tensor
         time = access.index.index("time")
-        if access.step is not None:
-            steps, places = tensor.unsqueeze(time + 1), slice(access.step, access.step + 1)
-        else:
-            steps = tensor.movedim(access.index.index("step"), time + 1)
-            places = slice(0, self.run_.plan.steps)
-        shape = list(steps.shape)
-        shape[time + 1] = count
-        rows = tensor.new_zeros(shape)
-        rows.narrow(time + 1, places.start, places.stop - places.start).copy_(steps)
+        if access.step is None:
+            return tensor.movedim(access.index.index("step"), time + 1).flatten(time, time + 1)
+        shape = list(tensor.shape)
+        rows = tensor.new_zeros([*shape[: time + 1], steps, *shape[time + 1 :]])
+        rows.select(time + 1, access.step).copy_(tensor)
         return rows.flatten(time, time + 1)
 
     def keep_rows(self, access: Access, rows: Tensor) -> None:
         """The buffer's own of the rows."""
-        count, time = self.run_.plan.token_rows, access.index.index("time")
-        rows = rows.unflatten(time, (rows.shape[time] // count, count))
+        steps, time = self.run_.plan.steps, access.index.index("time")
+        rows = rows.unflatten(time, (rows.shape[time] // steps, steps))
         if access.step is not None:
             kept = rows.select(time + 1, access.step)
         else:
-            kept = rows.narrow(time + 1, 0, self.run_.plan.steps).movedim(time + 1, access.index.index("step"))
+            kept = rows.movedim(time + 1, access.index.index("step"))
         self.run_.tensors[access.buffer].copy_(kept)
 
     def tokens(self, access: Access) -> range | None:
@@ -460,12 +456,11 @@ class Program:
         shape[2 + value.axes.index(axis)] = -1
         return torch.where(rows.reshape(shape), self.full_tile(value), s.attr("fill"))
 
-    def op_on_steps(self, s: Let) -> Tensor:
+    def op_at_step(self, s: Let) -> Tensor:
         value, axis = s.args[0], s.attr("axis")
-        step = torch.tensor([t % self.run_.plan.token_rows for t in self.range(self.kernel.axis(axis))])
+        rows = torch.tensor([t % self.run_.plan.steps == s.attr("step") for t in self.range(self.kernel.axis(axis))])
         shape = [1] * (2 + len(value.axes))
         shape[2 + value.axes.index(axis)] = -1
-        rows = (step >= s.attr("first")) & (step < s.attr("first") + s.attr("count"))
         return torch.where(rows.reshape(shape), self.full_tile(value), s.attr("fill"))
 
     def op_after(self, s: Let) -> Tensor:

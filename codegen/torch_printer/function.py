@@ -177,9 +177,9 @@ class Function:
         if missing:
             raise ValueError(f"{self.plan.stage}: no argument has the dimensions {', '.join(sorted(missing))}")
         if "T" in used and self.plan.steps > 1:
-            lines.append(f"{self.sizes['T']} *= {self.plan.token_rows}  # a token's rows")
+            lines.append(f"{self.sizes['T']} *= {self.plan.steps}  # a token's rows")
         if "C" in used:
-            lines.append(f"{self.sizes['C']} = {(self.plan.chunk or 1) * self.plan.token_rows}")
+            lines.append(f"{self.sizes['C']} = {(self.plan.chunk or 1) * self.plan.steps}")
         if "N" in used:
             lines.append(f"{self.sizes['N']} = -(-{self.sizes['T']} // {self.sizes['C']})")
         lines += [f"{name} = {text}" for name, text in self.captured.items() if name in words]

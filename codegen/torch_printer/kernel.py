@@ -71,8 +71,8 @@ class KernelPrinter:
         return self.function.structural("C") if axis.kind == "rows" else self.function.dimension(axis.extent)
 
     @property
-    def token_rows(self) -> int:
-        return self.function.plan.token_rows
+    def steps(self) -> int:
+        return self.function.plan.steps
 
     def is_rows(self, axis: str) -> bool:
         return any(a.name == axis and a.kind == "rows" for a in self.kernel.axes)

@@ -34,28 +34,20 @@ def _tokens(x: torch.Tensor, T: int) -> torch.Tensor:
 
 
 def _joined_steps(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """[B, T, H, ...] with a token's steps along ``dim`` -> [B, R, H, ...]: a token's rows one after another.
-
-    A token has a power of two of rows: those beyond its steps are zero.
-    """
-    x = x.movedim(dim, 2)
-    rows = 1 << (x.shape[2] - 1).bit_length()
-    if rows > x.shape[2]:
-        x = torch.cat((x, torch.zeros_like(x[:, :, :1]).expand(-1, -1, rows - x.shape[2], *x.shape[3:])), 2)
-    return x.flatten(1, 2)
+    """[B, T, H, ...] with a token's steps along ``dim`` -> [B, R, H, ...]: a token's rows one after another."""
+    return x.movedim(dim, 2).flatten(1, 2)
 
 
 def _at_step(x: torch.Tensor, step: int, steps: int) -> torch.Tensor:
     """[B, T, H, ...] -> [B, R, H, ...]: x on every token's row ``step``, zero on its others."""
-    rows = x.new_zeros(*x.shape[:2], 1 << (steps - 1).bit_length(), *x.shape[2:])
+    rows = x.new_zeros(*x.shape[:2], steps, *x.shape[2:])
     rows[:, :, step] = x
     return rows.flatten(1, 2)
 
 
 def _split_steps(x: torch.Tensor, steps: int, dim: int) -> torch.Tensor:
     """The inverse of _joined_steps."""
-    rows = 1 << (steps - 1).bit_length()
-    return x.unflatten(1, (x.shape[1] // rows, rows))[:, :, :steps].movedim(2, dim)
+    return x.unflatten(1, (x.shape[1] // steps, steps)).movedim(2, dim)
 
 
 def _shifted(x: torch.Tensor, shift: int, dim: int = 1) -> torch.Tensor:
@@ -72,10 +64,9 @@ def _inside(T: int, N: int, C: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(N * C, device=device) < T).view(N, C)
 
 
-def _on_steps(C: int, rows: int, first: int, count: int, device: torch.device) -> torch.Tensor:
-    """[C]: which rows are of ``count`` steps from ``first``, where a token has ``rows`` of them."""
-    step = torch.arange(C, device=device) % rows
-    return (step >= first) & (step < first + count)
+def _is_step(C: int, steps: int, step: int, device: torch.device) -> torch.Tensor:
+    """[C]: which rows are those of a step, where a token has ``steps`` of them."""
+    return torch.arange(C, device=device) % steps == step
 
 
 def _filled(x: torch.Tensor, T: int, chunk_dim: int, row_dim: int, fill: float = 0.0) -> torch.Tensor:

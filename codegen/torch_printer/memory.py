@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from recur.codegen.torch_printer.tensors import BATCH, CHUNK, HEAD, LEADS, STEP, bare, permuted
-from recur.ir.tile import Access, Buffer, Kernel, Let, Loop, Statement, Store, next_power_of_two
+from recur.ir.tile import Access, Buffer, Kernel, Let, Loop, Statement, Store
 
 Form = tuple[str, ...]
 TIME = ("rows", "step", "chunk_step")
@@ -114,7 +114,7 @@ def tile_to_declared(text: str, form: Form, layout: tuple[str, ...], tokens: str
     if own is not None:
         text = f"_split_steps({text}, {steps}, {token_first(layout).index(own)})"
     elif step is not None:
-        text = f"{text}[:, {step}::{next_power_of_two(steps)}]"
+        text = f"{text}[:, {step}::{steps}]"
     return permuted(text, token_first(layout), layout)
 
 

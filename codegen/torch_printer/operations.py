@@ -27,7 +27,9 @@ class Sizes(Protocol):
     def is_rows(self, axis: str) -> bool: ...
 
     @property
-    def token_rows(self) -> int: ...
+    def steps(self) -> int:
+        """Of a token, each with a row of its own."""
+        ...
 
     def inside(self, axis: str) -> Tensor:
         """Which rows hold a token."""
@@ -455,10 +457,9 @@ def valid(let: Let, args: Args, sizes: Sizes) -> Tensor:
     return Tensor(text, dims, x.is_complex, x.is_bool)
 
 
-def on_steps(let: Let, args: Args, sizes: Sizes) -> Tensor:
+def at_step(let: Let, args: Args, sizes: Sizes) -> Tensor:
     axis, x, fill = str(let.attr("axis")), args[0], number(let.attr("fill"))
-    first, count = int(str(let.attr("first"))), int(str(let.attr("count")))
-    mask = Tensor(f"_on_steps({sizes.size(axis)}, {sizes.token_rows}, {first}, {count}, {sizes.device})", (axis,))
+    mask = Tensor(f"_is_step({sizes.size(axis)}, {sizes.steps}, {let.attr('step')}, {sizes.device})", (axis,))
     dims = union_dims((*x.dims, axis), x, mask)
     x = tensor_of(x, sizes) if x.is_number else x
     text = f"torch.where({aligned(mask, dims)}, {bare(aligned(x, dims))}, {fill})"
@@ -512,7 +513,7 @@ OPERATIONS: dict[str, Operation] = {
     "cumsum": cumsum, "scan": scan, "prescan": prescan, "maxprescan": prescan,
     "resume": resume, "maxresume": resume, "inverse": inverse,
     "previous": previous, "last": last, "index": index, "place": place, "hadamard": hadamard,
-    "rename": rename, "expand": expand, "after": after, "valid": valid, "on_steps": on_steps,
+    "rename": rename, "expand": expand, "after": after, "valid": valid, "at_step": at_step,
     "middle": middle, "right": right, "apart": apart, "together": together, "rounded": rounded,
     "start": start, "end": end, "beside": beside, "across": beside, "room": room,
 }  # fmt: skip

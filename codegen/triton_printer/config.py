@@ -54,14 +54,9 @@ class StageConfig:
     steps: int = 1
 
     @property
-    def token_rows(self) -> int:
-        """The rows that a chunk has for a token: a power of two."""
-        return next_power_of_two(self.steps)
-
-    @property
     def rows(self) -> int:
-        """Rows of a chunk, C."""
-        return self.chunk * self.token_rows
+        """Rows of a chunk, C: those of its tokens, and maybe a few more that are empty."""
+        return chunk_rows(self.chunk, self.steps)
 
     def launch(self, kernel: str) -> Launch:
         return dict(self.launches)[kernel]
@@ -107,12 +102,16 @@ def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = Non
     """
     sizes = complete_sizes(plan, {**dict(plan.fixed_sizes), **sizes})
     tokens = chunk or plan.chunk or DEFAULT_CHUNK
-    rows = tokens * plan.token_rows
+    rows = chunk_rows(tokens, plan.steps)
     kernels = plan.forward + plan.backward
     scans = [s for k in kernels for s in statements_of(k.body) if isinstance(s, Let) and s.op in PRESCANS]
     sizes |= {runs: min(sizes[runs], rows) for runs in {str(s.attr("runs")): None for s in scans}}
     launches = tuple((kernel.name, default_launch(kernel, sizes, rows)) for kernel in kernels)
     return StageConfig(tuple(sizes.items()), tokens, launches, plan.steps)
+
+
+def chunk_rows(tokens: int, steps: int) -> int:
+    return tokens if steps == 1 else next_power_of_two(tokens * steps)
 
 
 def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launch:
@@ -123,7 +122,7 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     if kernel.role == "scan" and kernel.warps is not None:
         return scan_launch(kernel, sizes)
     if kernel.warps is not None:
-        return Launch(kernel.widths, kernel.warps, kernel.stages, registers=kernel.registers)
+        return Launch(kernel.widths, num_warps=kernel.warps, num_stages=kernel.stages)
     lets = [s for s in statements_of(kernel.body) if isinstance(s, Let)]
     shapes = sorted({(2 if out.is_complex else 1, tuple(sorted(out.axes))) for let in lets for out in let.outs})
     dots = sum(2 if let.out.is_complex else 1 for let in lets if is_dot(let))

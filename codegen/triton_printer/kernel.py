@@ -106,7 +106,6 @@ class KernelPrinter:
         self.loads: dict[str, Access] = {}
         self.unseen: set[str] = set()  # buffers of which threads have not seen what others have stored
         self.placed = placed_values(kernel)
-        self.token_rows = config.token_rows
         self.lines: list[Line] = []
         self.buffers: list[str] = []
         self.depth = 1
@@ -114,7 +113,7 @@ class KernelPrinter:
     @property
     def tokens(self) -> str:
         """How many tokens a chunk holds."""
-        return self.words["C"] if self.token_rows == 1 else f"({self.words['C']} // {self.token_rows})"
+        return self.words["C"] if self.config.steps == 1 else str(self.config.chunk)
 
     # the frame
 
@@ -210,9 +209,9 @@ class KernelPrinter:
         if name == self._innermost() and self.launch.vector:
             lanes = f"tl.max_contiguous({lanes}, {min(self.launch.vector, axis.block)})"
         self._define(axis.index, lanes)
-        if axis.root.kind == "rows" and self.token_rows > 1:
-            self._define(token_name(axis), f"{axis.index} // {self.token_rows}")
-            self._define(step_name(axis), f"{axis.index} % {self.token_rows}")
+        if axis.root.kind == "rows" and self.config.steps > 1:
+            self._define(token_name(axis), f"{axis.index} // {self.config.steps}")
+            self._define(step_name(axis), f"{axis.index} % {self.config.steps}")
         if axis.extent is not None and axis.padded:
             self._define(axis.mask, f"{axis.index} < {axis.extent_name}")
 
@@ -228,12 +227,11 @@ class KernelPrinter:
     def _define_rows_mask(self, axis: TileAxis) -> None:
         """Which rows hold a token; where it has several, one for each of its steps."""
         tokens = f"{self.words['T']} - chunk * {self.tokens}"
-        if self.token_rows == 1:
-            self._define(axis.mask, f"{axis.index} < {tokens}")
-            return
-        inside = f"{axis.index} < ({tokens}) * {self.token_rows}"
-        is_padded = self.config.steps < self.token_rows
-        self._define(axis.mask, f"({inside}) & ({step_name(axis)} < {self.config.steps})" if is_padded else inside)
+        if self.config.steps > 1:
+            is_padded = self.config.chunk * self.config.steps < self.config.rows
+            held = f"tl.minimum({tokens}, {self.tokens})" if is_padded else f"({tokens})"
+            tokens = f"{held} * {self.config.steps}"
+        self._define(axis.mask, f"{axis.index} < {tokens}")
 
     # statements
 
@@ -509,7 +507,7 @@ class KernelPrinter:
     def _lanes(self, tile_axis: str, entry: str) -> str:
         """The indices of a tile's axis into a buffer: of rows their tokens or steps, where tokens have several rows."""
         axis = self.layout.axes[tile_axis]
-        if self.token_rows > 1 and entry in ("time", "step"):
+        if self.config.steps > 1 and entry in ("time", "step"):
             return token_name(axis) if entry == "time" else step_name(axis)
         return axis.index
 

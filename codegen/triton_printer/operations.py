@@ -463,12 +463,10 @@ class OperationPrinter(Values):
             parts = Pair(parts.re, self.masked(let.args[0], (axis,)).im)
         return self.bind(let.out, parts)
 
-    def _print_on_steps(self, let: Let) -> list[str]:
+    def _print_at_step(self, let: Let) -> list[str]:
         axis, axes = str(let.attr("axis")), self.layout.order(let.args[0].axes)
-        first, count, fill = int(let.attr("first")), int(let.attr("count")), number(float(let.attr("fill")))  # type: ignore[arg-type]
-        step = step_name(self.layout.axes[axis])
-        rows = f"{step} == {first}" if count == 1 else f"({step} >= {first}) & ({step} < {first + count})"
-        mask = align(f"({rows})", (axis,), axes)
+        fill = number(float(let.attr("fill")))  # type: ignore[arg-type]
+        mask = align(f"({step_name(self.layout.axes[axis])} == {let.attr('step')})", (axis,), axes)
         return self.bind(let.out, self.aligned(let.args[0], axes).map(lambda part: f"tl.where({mask}, {part}, {fill})"))
 
     def _print_inverse(self, let: Let) -> list[str]:

@@ -83,7 +83,7 @@ def _fill_of(let: Let, axis: str, known: Mapping[str, Fills]) -> Fill:
         case "valid":
             own = axis == let.attr("axis")
             return (Fill.ZERO if let.attr("fill") == 0 else Fill.FINITE) if own else fills[0]
-        case "on_steps":
+        case "at_step":
             return fills[0] if let.attr("fill") == 0 else min(fills[0], Fill.FINITE)
         case "contract":
             return _product(fills)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recur.ir.tile import Buffer, Kernel, next_power_of_two
+from recur.ir.tile import Buffer, Kernel
 
 Strategy = Literal["associative_scan", "chunkwise", "tiled", "sequential", "newton"]
 STRATEGIES: tuple[Strategy, ...] = ("associative_scan", "chunkwise", "tiled", "sequential", "newton")
@@ -90,11 +90,6 @@ class Plan:
     fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
     folded: tuple[str, ...] = ()
     views: tuple[tuple[str, tuple[str, ...]], ...] = ()
-
-    @property
-    def token_rows(self) -> int:
-        """The rows that a chunk has for a token: a power of two."""
-        return next_power_of_two(self.steps)
 
     @property
     def chunk_size(self) -> str:

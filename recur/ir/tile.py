@@ -7,7 +7,7 @@ decide orders, padding and data types: values are float32 (float64 where the inp
 
 * as rows: an axis of kind "rows" is the block of `C` tokens of the current chunk (chunk n holds tokens n C + row), or
   a tile of R of them, where chunks are longer than what a tile holds (rows r R ... r R + R - 1 of the chunk); in a plan
-  whose tokens have several steps, each has a row for every step, padded to a power of two, or
+  whose tokens have several steps, each has a row for every step, or
 * one at a time, inside a loop over steps, with no axis at all.
 
 Tokens past the end read as zero and are not stored. Padding of an axis is the printer's business: a reduction or a
@@ -54,7 +54,7 @@ Operations (`Let.op`; any elementwise row of `recur.operators` is one too, by it
     room                            a number r so that the operand type holds what is within 2^-r and 2^r, with digits
                                     of a float32 to spare on either side; 0 for a type that has no such r
     valid x (axis, fill)            x on rows within the sequence, `fill` elsewhere
-    on_steps x (axis, first, count, fill)   x on those rows of each token, `fill` on its others
+    at_step x (axis, step, fill)    x on that row of each token, `fill` on its others
     inverse L (row, column)         (I + L)^{-1} for L strictly lower triangular in (row, column), in full precision
     select (fused, part, outer, inner)  one where the index of `fused`, which runs over all combinations of the axes
                                     outer, part, inner, row-major, has the index of `part`
@@ -240,7 +240,6 @@ class Kernel:
     widths: tuple[tuple[str, int], ...] = ()
     warps: int | None = None
     stages: int = 2
-    registers: int = 0
     joins_segments: bool = False
     rows_last: bool = False
 

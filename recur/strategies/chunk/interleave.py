@@ -5,7 +5,7 @@ recurrence with one step: the equations of a chunk hold as they stand, with one 
 token has once stands on one of its rows: what comes before the steps, such as its decay, on the first, what comes after
 them, such as its query, on the last. Its other rows read as zeros there, and leave nothing in memory.
 
-A token has a power of two of rows: with three steps, every fourth row is empty.
+A chunk holds as many tokens as it has room for: of 64 rows, 21 tokens with three steps, and one row stays empty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from recur.ir.core import Node, leaf, substitute, topological
 from recur.ir.normal import Decay, Event, MatrixForm, Read, Readout, Write, map_event
 from recur.ir.plan import Plan
-from recur.ir.tile import Access, Buffer, Kernel, Let, Loop, Statement, Store, Value, next_power_of_two
+from recur.ir.tile import Access, Buffer, Kernel, Let, Loop, Statement, Store, Value
 from recur.strategies.chunk.adjoint import queries_of
 from recur.strategies.chunk.gates import is_plain_factor
 from recur.strategies.chunk.pairs import evidence_name, pairs_name, stored_pairs
@@ -174,7 +174,7 @@ def interleave(plan: Plan, steps: Steps, gradients: dict[Node, list[str]]) -> Pl
         workspace=tuple(map(move.buffer, plan.workspace)),
         forward=tuple(map(move.kernel, plan.forward)),
         backward=tuple(map(move.kernel, plan.backward)),
-        chunk=plan.chunk // next_power_of_two(steps.count),
+        chunk=plan.chunk // steps.count,
         steps=steps.count,
     )
 
@@ -259,12 +259,12 @@ class _Interleaver:
         places = {stands[a.name] for a in let.args if a.name in stands}
         if places:
             stands |= dict.fromkeys((out.name for out in let.outs), places.pop() if len(places) == 1 else None)
-        if let.op != "valid" and let.out.name not in sums:
+        row = sums.get(let.out.name)
+        if row is None and let.op == "valid":
+            row = stands.get(let.args[0].name)
+        if row is None:
             return [let]
         (tile,) = let.args
         own = Value(f"own_{let.out.name}", tile.axes, tile.is_complex, tile.is_bool)
-        row = sums[let.out.name] if let.out.name in sums else stands.get(tile.name)
-        first, count = (0, self.steps.count) if row is None else (row, 1)
-        fill = let.attr("fill") if let.op == "valid" else 0.0
-        attrs = (("axis", "c"), ("first", first), ("count", count), ("fill", fill))
-        return [Let((own,), "on_steps", (tile,), attrs), replace(let, args=(own,))]
+        attrs = (("axis", "c"), ("step", row), ("fill", let.attr("fill") if let.op == "valid" else 0.0))
+        return [Let((own,), "at_step", (tile,), attrs), replace(let, args=(own,))]

@@ -16,7 +16,7 @@ A decay's cotangent is the sum of all pairs on either side of it (see decay_grad
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from recur.ir.core import Node, topological
@@ -47,7 +47,7 @@ from recur.strategies.chunk.shape import (
     token_access,
 )
 from recur.strategies.chunk.stored_gates import scalar_gates
-from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_keys, signed
+from recur.strategies.chunk.tiles import Rows, Tiles, Vector, load_gates, load_keys, signed
 from recur.strategies.operands import argument_leaves
 from recur.strategies.order import IN_ORDER
 
@@ -166,6 +166,7 @@ class Body:
 
     def __post_init__(self) -> None:
         self.b = Builder(complex_buffers=self.shape.complex_buffers)
+        self.rows = Tiles(self.b, stored=scalar_gates(self.shape))
         sizes = dict(self.shape.sizes)
         fits = all(next_power_of_two(sizes[d]) <= WIDEST_VALUES for d in self.shape.value)
         self.whole_values = self.shape.whole_values or fits
@@ -182,7 +183,14 @@ class Body:
         return Sweep(self.shape, b, self.shape.value[0], self.whole_values, loaded=loaded if self.whole_values else {})
 
     def keys(self) -> Sweep:
-        return Sweep(self.shape, self.b, self.shape.key[0], whole=self.width == self.size)
+        """The key side; what rows have without the key dims is at hand as far as the outermost body has loaded it."""
+        sweep = Sweep(self.shape, self.b, self.shape.key[0], whole=self.width == self.size)
+        values, shared = (
+            {n: v for n, v in known.items() if not set(self.shape.key) & set(v.axes)}
+            for known in (self.rows.values, self.rows.shared)
+        )
+        sweep.tiles = replace(self.rows, b=sweep.b, values=values, shared=shared, gates=dict(self.rows.gates))
+        return sweep
 
     def kernel(self) -> Kernel:
         widths = {self.shape.key[0]: self.width}
@@ -249,7 +257,7 @@ class SolvedGradients:
         b = self.body.b
         found = {query.name: self._evidence(query) for query in queries_of(self.form)}
         products = self._products() if self.parts else {}
-        chunk = self.open_chunk(Tiles(b, stored=scalar_gates(self.body.shape)))
+        chunk = self.open_chunk(self.body.rows)
         for query in queries_of(self.form):
             vector = side_of(chunk, query)
             for j, key in chunk.form.keys.items():
@@ -369,7 +377,7 @@ class SolvedGradients:
 
     def add_decays(self, cotangents: Cotangents) -> None:
         b = self.body.b
-        gates = load_keys(Tiles(b, stored=scalar_gates(self.body.shape)), self.form).key_gates
+        gates = load_gates(self.body.rows, self.form, "key")
         if gates is None:
             return
         totals = {}
