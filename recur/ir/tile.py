@@ -225,8 +225,7 @@ class Kernel:
     `role`, `equations`: what the kernel does, and the mathematics that its body implements, a line each, for the header
     of the printed kernel.
     `widths`: for axes in tiles on the grid, the widths with which the body's tiles fit `warps` warps' registers, where
-    the strategy knows them; `registers`: a thread's at most, so that more programs share a multiprocessor (0: as many
-    as the compiler takes); `stages`: how many chunks a walk then has in flight. ``joins_segments``: it is launched
+    the strategy knows them; `stages`: how many chunks a walk then has in flight. ``joins_segments``: it is launched
     only where the sequence has several segments. ``rows_last``: tiles have their dims before their rows, so that eight
     warps share a product of two whole sides, and do not each do a chunk's rows.
     """
