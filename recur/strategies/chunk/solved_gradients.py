@@ -16,7 +16,7 @@ A decay's cotangent is the sum of all pairs on either side of it (see decay_grad
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from recur.ir.core import Node, topological
@@ -185,11 +185,7 @@ class Body:
     def keys(self) -> Sweep:
         """The key side; what rows have without the key dims is at hand as far as the outermost body has loaded it."""
         sweep = Sweep(self.shape, self.b, self.shape.key[0], whole=self.width == self.size)
-        values, shared = (
-            {n: v for n, v in known.items() if not set(self.shape.key) & set(v.axes)}
-            for known in (self.rows.values, self.rows.shared)
-        )
-        sweep.tiles = replace(self.rows, b=sweep.b, values=values, shared=shared, gates=dict(self.rows.gates))
+        sweep.tiles = self.rows.inside(sweep.b, without=self.shape.key)
         return sweep
 
     def kernel(self) -> Kernel:

@@ -36,9 +36,11 @@ class Tiles:
     stored: dict[str, StoredGates] = field(default_factory=dict)
     kept: dict[Node, str] = field(default_factory=dict)
 
-    def inside(self, b: Builder) -> Tiles:
-        """For a nested body: sees what is loaded here, keeps its own to itself."""
-        return replace(self, b=b, values=dict(self.values), shared=dict(self.shared), gates=dict(self.gates))
+    def inside(self, b: Builder, without: tuple[str, ...] = ()) -> Tiles:
+        """For a nested body: sees what is loaded here, but for tiles with certain axes, and keeps its own to itself."""
+        values = {n: v for n, v in self.values.items() if not set(without) & set(v.axes)}
+        shared = {key: v for key, v in self.shared.items() if not set(without) & set(v.axes)}
+        return replace(self, b=b, values=values, shared=shared, gates=dict(self.gates))
 
     def leaf(self, node: Node) -> Value:
         if node not in self.values:
