@@ -77,7 +77,8 @@ def emit_gates(
     if not class_decays(form, which):
         return None
     axes, steps, cuts = decay_steps(b, form, which, logs, rows)
-    sums = _sums_by_products if which == "value" and steps else _running_sums
+    over_keys = any(d.factor.dims for _, d in class_decays(form, "key"))  # then chunks are too short for it
+    sums = _sums_by_products if which == "value" and steps and not over_keys else _running_sums
     log_at, log_end = sums(b, form, steps, (rows, *axes), rows, "G")
     cut_at, cut_end = _running_sums(b, form, cuts, (rows, *axes), rows, "n") if cuts else ({}, None)
     unit_at, unit_end = _running_signs(b, form, signs, rows) if signs else ({}, None)
