@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from recur.ir.core import Node
-from recur.ir.normal import Decay, MatrixForm
+from recur.ir.normal import MatrixForm
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import Query, adjoint_values, queries_of, read_keys, readout_keys
 from recur.strategies.chunk.blocks import BLOCK, Blocks
@@ -40,6 +40,7 @@ from recur.strategies.chunk.key_side import (
     KeyRows,
     StoredChunk,
     chunks_are_blocks,
+    has_few_vectors,
     held_chunk,
     stored_chunk_length,
 )
@@ -58,7 +59,6 @@ from recur.strategies.operands import argument_leaves
 from recur.strategies.order import IN_ORDER
 
 TILE = 2048  # entries of a chunk's rows in a tile of the key dims
-FEW_VECTORS = 3  # for which four warps have the registers
 
 EQUATIONS = (
     "dkx = 2^G vx S^T + E B^,   db = E^T kx~ + 2^(G_C - G) u R^T,   E = tril(vx u^T)",
@@ -100,13 +100,9 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     grid = ("batch", "head", "chunk", f"tile:{key}")
     widths = tile_widths(shape, shape.key, TILE // stored_chunk_length(shape))
     widths += tile_widths(shape, shape.value, 2 * WIDTH)
-    return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, warps_for(shape))
-
-
-def warps_for(shape: Shape) -> int:
-    """Each vector's cotangent stays in registers, and so does what the decays take from it."""
-    vectors = sum(not isinstance(e, Decay) for f in shape.forms for e in f.events)
-    return 4 if vectors <= FEW_VECTORS else 8
+    # Each vector's cotangent stays in registers, and so does what the decays take from it.
+    warps = 4 if has_few_vectors(shape) else 8
+    return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, warps)
 
 
 def store_share(b: Builder, shape: Shape, source: Node, tile: Value, buffer_of: BufferOf) -> None:

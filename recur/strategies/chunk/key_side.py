@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from recur.ir.core import topological
-from recur.ir.normal import MatrixForm, Read, Readout, Write
+from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.blocks import BLOCK, Blocks
 from recur.strategies.chunk.equations import Chunk, carry_sum, invert_system, sum_of
@@ -123,10 +123,16 @@ def emit_key_side(shape: Shape) -> Kernel:
         side.store_pairs()
     axes = tuple(replace(a, place="loop") if a.name in shape.key else a for a in key_only(shape))
     rows = stored_chunk_length(shape)
+    width = rows if has_few_vectors(shape) else rows // 2
     return Kernel(
         "key_side", ("batch", "head", "chunk"), axes, tuple(b.statements), KEY_SIDE_EQUATIONS, "key_side",
-        tile_widths(shape, shape.key, rows), rows // WARP_ROWS,
+        tile_widths(shape, shape.key, width), rows // WARP_ROWS,
     )  # fmt: skip
+
+
+def has_few_vectors(shape: Shape) -> bool:
+    """Whether registers have room for all vectors of a token in wide tiles, and for what their gradients need."""
+    return sum(not isinstance(e, Decay) for f in shape.forms for e in f.events) <= FEW_VECTORS
 
 
 @dataclass
@@ -302,6 +308,7 @@ def system_pairs(form: MatrixForm) -> dict[tuple[int, int], Pair]:
 
 
 WIDTH = 32  # entries of the value dims in a tile
+FEW_VECTORS = 3
 WARP_ROWS = 16  # of a chunk, for each of a key side's warps: a product of matrices gives a warp so many
 
 
