@@ -158,11 +158,15 @@ def fit_walk(shape: Shape, kernel: Kernel) -> Kernel:
 
 
 def fit_whole(shape: Shape, kernel: Kernel, stages: int = 3) -> Kernel:
-    """A walk whose programs hold a whole state, eight warps each, loading two chunks ahead."""
+    """A walk whose programs hold a whole state.
+
+    Eight warps are alone on a multiprocessor, and load two chunks ahead for it; of four there are several.
+    """
     sizes = dict(shape.sizes)
     entries = math.prod(next_power_of_two(sizes[d]) for d in shape.key + shape.value)
     widths = tile_widths(shape, shape.value, entries) if any(g.startswith("tile:") for g in kernel.grid) else ()
-    return replace(kernel, widths=widths, warps=4 if entries <= STATE_ENTRIES else 8, stages=stages)
+    warps, stages = (4, 2) if entries <= STATE_ENTRIES else (8, stages)
+    return replace(kernel, widths=widths, warps=warps, stages=stages)
 
 
 def fit_chunk(shape: Shape, kernel: Kernel) -> Kernel:
