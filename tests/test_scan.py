@@ -189,11 +189,12 @@ def test_every_leaf_is_an_argument() -> None:
 
 
 def test_relay_holds_functions() -> None:
-    """The backward program of a chunk computes a gate once, before it waits, and loads the rest again after it."""
+    """The backward program of a chunk computes a gate once and loads all before it waits; after it, d_o again."""
     text = recur.load(str(path("hgrn"))).source("triton", D=64)
     body = text[text.index("def h_backward_kernel") : text.index("h_FORWARD")]
     wait = body.index("_take(")
     before, after = body[:wait], body[wait:]
     assert before.count("_sigmoid(f)") == 1 and "_sigmoid(f" not in after
-    assert "c_ptr + " not in before and "c_ptr + " in after
+    assert "    c_ptr + " in before and "    c_ptr + " not in after
+    assert before.rindex("tl.load(") < before.index("_sigmoid(f)")
     assert "d_o_ptr + " in before and "d_o_ptr + " in after

@@ -29,8 +29,9 @@ EMPTY = -1  # as an integer; as a float a NaN that arithmetic does not give, and
 def as_relay(kernel: Kernel, anew: bool = False) -> Kernel:
     """The walk with its body in the order of a relay.
 
-    ``anew``: tiles of tokens are loaded and computed once before the wait and once after it, so that registers hold
-    none of them meanwhile and more programs run at a time. What was read a moment ago is still near.
+    ``anew``: tiles of tokens are computed once before the wait and once after it, so that registers hold few of them
+    meanwhile. Functions are held, and what is only read after the wait is loaded before it, since memory is far; what
+    both read is loaded twice, since then it is near.
     """
     rows = {a.name for a in kernel.axes if a.kind == "rows"} if anew else set()
     body = tuple(_ordered(s, rows) if isinstance(s, Loop) else s for s in kernel.body)
@@ -38,8 +39,8 @@ def as_relay(kernel: Kernel, anew: bool = False) -> Kernel:
 
 
 def _ordered(loop: Loop, rows: set[str]) -> Loop:
-    """First what needs no carried value, then the next values that need their own only, then the rest."""
-    early = split(loop).before
+    """First what needs no carried value, loads in front; then the next values that need their own only; the rest."""
+    early = sorted(split(loop).before, key=lambda s: not (isinstance(s, Let) and s.op == "load"))
     soon: list[Statement] = []
     for carry in loop.carries:
         needed = _needed({carry.next.name}, loop.body)
@@ -54,9 +55,10 @@ def _ordered(loop: Loop, rows: set[str]) -> Loop:
 def _with_copies(early: Sequence[Statement], rest: Sequence[Statement], rows: set[str]) -> list[Statement]:
     """The rest with its own copies of what comes early, of tiles along ``rows``; scans give values of runs of rows."""
     scans = {v.name for s in early if isinstance(s, Let) and s.op in PRESCANS for v in s.args}
-    held = {s.out.name for s in _needed(scans, early) if isinstance(s, Let) and is_function(s)}
+    needed = _needed(scans, early)
+    held = [s for s in early if isinstance(s, Let) and (is_function(s) if s in needed else s.op == "load")]
     copied = [s for s in early
-              if isinstance(s, Let) and rows & set(s.out.axes) and s.op not in PRESCANS and s.out.name not in held]
+              if isinstance(s, Let) and rows & set(s.out.axes) and s.op not in PRESCANS and s not in held]
     copies = {s.out.name: replace(s.out, name=f"{s.out.name}.again") for s in copied}
     return [_with_names(s, copies) for s in (*copied, *rest)]
 
