@@ -100,7 +100,7 @@ class _Kernel:
     ``kernel[grid](...)`` finds the types of all arguments anew at every launch, which takes longer than many a kernel.
     """
 
-    ready = threading.Lock()
+    ready = vars(triton).setdefault("_ready_for_recur", threading.Lock())  # one for all modules of the process
 
     def __init__(self, kernel: Any, types: list[str], options: dict[str, Any], device: torch.device) -> None:
         self.kernel, self.types, self.options, self.device = kernel, types, options, device
@@ -136,7 +136,7 @@ class _Kernel:
         while compiled.metadata.shared > limit and settings["num_stages"] > 1:  # wider types, or a smaller GPU
             settings["num_stages"] -= 1
             compiled = triton.compile(source, target=target, options=settings)
-        with torch.cuda.device(self.device):
+        with self.ready, torch.cuda.device(self.device):  # launchers are modules of one name: threads get each other's
             compiled.run  # noqa: B018 (loads it)
         return compiled
 
