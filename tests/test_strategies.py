@@ -6,11 +6,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from compare import compare
 from inputs import dim_sizes
 
 from recur import zoo
-from recur.api import load
+from recur.api import load, loads
 from recur.ir.plan import STRATEGIES
 from recur.runtime.op import Op
 from recur.strategies.select import select
@@ -77,3 +78,29 @@ def test_strategy_around_the_chunk(name: str, strategy: str) -> None:
         compare(op, strategy, T=T, B=1, seed=T)
     compare(op, strategy, T=chunk + 1, loss="final", seed=3)
     compare(op, strategy, T=chunk + 9, extreme=True, seed=4)
+
+
+GROWING = """
+recurrence growing:
+    dim    K, V
+    input  q[K], k[K], v[V], {declared}
+    state  S[K, V]
+
+    S = {decay} * S + outer(k, v)
+    output o = q @ S
+"""
+
+
+@pytest.mark.parametrize(("declared", "decay"), [("a", "a"), ("a[K]", "exp(a)"), ("a[V] in (0, 3)", "(1 - a)")])
+def test_decays_that_may_grow_do_not_go_by_chunks(declared: str, decay: str) -> None:
+    """Chunks take 2^(G_t - G_s) to be at most one."""
+    text = GROWING.format(declared=declared, decay=decay)
+    (selection,) = select(loads(text).program, {"K": 8, "V": 8})
+    assert "more than one" in selection.rejected["chunkwise"] and "more than one" in selection.rejected["tiled"]
+    compare(text, selection.plan.strategy, "torch", T=9, sizes={"K": 8, "V": 5}, dtype=torch.float64, tolerance=1e-9)
+
+
+@pytest.mark.parametrize(("declared", "decay"), [("a in (-1, 1)", "a"), ("a", "min(1, max(a, -1))"), ("a", "exp(-exp(a))")])
+def test_bounded_decays_go_by_chunks(declared: str, decay: str) -> None:
+    (selection,) = select(loads(GROWING.format(declared=declared, decay=decay)).program, {"K": 8, "V": 8})
+    assert selection.plan.strategy == "chunkwise"

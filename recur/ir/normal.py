@@ -30,7 +30,8 @@ class Decay:
     """S <- factor * S. ``factor`` has a subset of the state's dims.
 
     factor = sign * exp(log) (* exp(i angle) where complex): ``log`` is the natural log of the modulus, simplified from
-    the product that the user wrote (None: modulus one); ``sign`` is +1 or -1 (None: never negative).
+    the product that the user wrote (None: modulus one); ``sign`` is +1 or -1 (None: never negative). ``may_grow``: its
+    modulus is not known to be at most one.
     """
 
     factor: Node
@@ -38,6 +39,7 @@ class Decay:
     sign: Node | None = None
     angle: Node | None = None
     span: Span | None = field(default=None, compare=False)
+    may_grow: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

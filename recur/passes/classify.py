@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from recur.ir.core import Node, Step, eye, leaf, topological
+from recur.ir.intervals import Interval
 from recur.ir.normal import ElementwiseForm, Form, GeneralForm, LinearForm, NormalForm, Program, Stage
 from recur.ir.printing import format_node
 from recur.ir.spec import Dim, Recurrence
@@ -25,12 +26,20 @@ from recur.passes.updates import Linear, NotThisForm, Update, collect_update, sp
 
 def classify(step: Step, stages: Sequence[Stage]) -> Program:
     """Every stage's normal form. The program's recurrence gains a dim where a linear form needs a name for columns."""
-    forms = [classify_stage(stage, step.recurrence) for stage in stages]
+    forms: list[NormalForm] = []
+    values: dict[str, Interval] = {}
+    for stage in stages:
+        forms.append(classify_stage(stage, step.recurrence, values))
+        ranges = Ranges(step.recurrence, values)
+        values |= {name: ranges.of(node) for name, node in stage.exports}
     return Program(_with_columns(step, forms), tuple(forms))
 
 
-def classify_stage(stage: Stage, recurrence: Recurrence) -> NormalForm:
-    """One stage's normal form: the first family that fits."""
+def classify_stage(
+    stage: Stage, recurrence: Recurrence, values: Mapping[str, Interval] | None = None
+) -> NormalForm:
+    """One stage's normal form: the first family that fits. ``values``: the ranges of earlier stages' values."""
+    ranges = Ranges(recurrence, values)
     updates = [collect_update(stage, s, recurrence) for s in stage.states]
     coupled = _coupling(updates)
     if coupled is not None:
@@ -38,7 +47,7 @@ def classify_stage(stage: Stage, recurrence: Recurrence) -> NormalForm:
     reasons: list[NotThisForm] = []
     for attempt in (matrix_stage, _elementwise_stage, _linear_stage):
         try:
-            return attempt(stage, updates, recurrence)
+            return attempt(stage, updates, ranges)
         except NotThisForm as reason:
             reasons.append(reason)
         except NotAffine as reason:
@@ -61,10 +70,9 @@ def _coupling(updates: Sequence[Update]) -> tuple[str, Node] | None:
 
 
 def matrix_stage(
-    stage: Stage, updates: Sequence[Update], recurrence: Recurrence, vectors: bool = False
+    stage: Stage, updates: Sequence[Update], ranges: Ranges, vectors: bool = False
 ) -> NormalForm:
     """The stage with matrix forms; raises NotThisForm or NotAffine. ``vectors``: also lone vectors without reads."""
-    ranges = Ranges(recurrence)
     roots = [node for _, node in stage.exports]
     readings = find_readings(updates, roots)
     builders = {u.state: MatrixBuilder(u, readings.uses(u), ranges) for u in updates}
@@ -79,8 +87,7 @@ def matrix_stage(
 # --- elementwise ----------------------------------------------------------------------------------------------------
 
 
-def _elementwise_stage(stage: Stage, updates: Sequence[Update], recurrence: Recurrence) -> NormalForm:
-    ranges = Ranges(recurrence)
+def _elementwise_stage(stage: Stage, updates: Sequence[Update], ranges: Ranges) -> NormalForm:
     forms = tuple(elementwise_form(u, ranges) for u in updates)
     return _finish(NormalForm(stage, "elementwise", forms, _state_exports(stage, updates), ""))
 
@@ -115,8 +122,8 @@ def _state_exports(stage: Stage, updates: Sequence[Update]) -> tuple[tuple[str, 
 # --- linear ---------------------------------------------------------------------------------------------------------
 
 
-def _linear_stage(stage: Stage, updates: Sequence[Update], recurrence: Recurrence) -> NormalForm:
-    forms = tuple(_linear_form(u, recurrence) for u in updates)
+def _linear_stage(stage: Stage, updates: Sequence[Update], ranges: Ranges) -> NormalForm:
+    forms = tuple(_linear_form(u, ranges.recurrence) for u in updates)
     return _finish(NormalForm(stage, "linear", forms, _state_exports(stage, updates), ""))
 
 

@@ -9,7 +9,7 @@ so that decays near zero and near one lose nothing, and only what has no such fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from recur.ir import intervals
@@ -23,9 +23,14 @@ MAX_DEPTH = 100
 
 
 class Ranges:
-    """The intervals of nodes, from the ranges that a recurrence declares. ``fixed``: the dims of fixed size."""
+    """The intervals of nodes, from the ranges that a recurrence declares and those of earlier stages' ``values``.
 
-    def __init__(self, recurrence: Recurrence) -> None:
+    ``fixed``: the dims of fixed size.
+    """
+
+    def __init__(self, recurrence: Recurrence, values: Mapping[str, Interval] | None = None) -> None:
+        self.recurrence = recurrence
+        self._values = dict(values or {})
         self._declared = {v.name: (v.range.low, v.range.high) for v in recurrence.variables if v.range is not None}
         roots = {d.name: d.size for d in recurrence.dims}
         self.fixed = {d.name: size for d in recurrence.dims if (size := roots[recurrence.root_dim(d.name)]) is not None}
@@ -65,6 +70,8 @@ class Ranges:
         return self._infer_sum(node, args)
 
     def _infer_leaf(self, kind: str, name: str) -> Interval:
+        if kind == "value":
+            return self._values.get(name, EVERYTHING)
         declared = self._declared.get(name, EVERYTHING)
         if kind == "prev":  # zero at a sequence's start
             return intervals.union(declared, (0.0, 0.0))

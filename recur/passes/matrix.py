@@ -295,8 +295,16 @@ class MatrixBuilder:
         for group in groups:
             polar = decompose(tuple(group), self.ranges)
             factor = multiply(group)
-            decays.append(Decay(factor, polar.log, polar.sign, polar.angle, group[0].span))
+            may_grow = not self._is_at_most_one(factor, polar.log)
+            decays.append(Decay(factor, polar.log, polar.sign, polar.angle, group[0].span, may_grow))
         return decays
+
+    def _is_at_most_one(self, factor: Node, log: Node | None) -> bool:
+        """Whether the modulus is known to be."""
+        if log is None or self.ranges.of(log)[1] <= 0:
+            return True
+        low, high = self.ranges.of(factor)
+        return not factor.is_complex and low >= -1 and high <= 1
 
 
 def _pieces(term: Term, fixed: Mapping[str, int]) -> list[Linear | tuple[Node, ...]]:

@@ -37,7 +37,7 @@ class Regrouping:
             return self.product(factors_of(node))
         if node.op in ("contract", "sum"):
             return self.summed(node)
-        if node.op == "exp" and len(found := factors_of(node.args[0])) > 1:
+        if node.op == "exp" and not node.is_complex and len(found := factors_of(node.args[0])) > 1:
             return apply("exp2", self.product([*found, LOG2_E]))
         return node
 

@@ -251,7 +251,7 @@ def _stepped(decay: Decay, step: Node) -> Decay:
         factor = apply("polar", factor, decay.angle)
     if decay.sign is not None:
         factor = multiply([decay.sign, factor])
-    return replace(decay, factor=factor, log=log)
+    return replace(decay, factor=factor, log=log, may_grow=False)  # the scale is at least the decayed one
 
 
 def _scale_write(write: Write, form: MatrixForm, log_scale: LogScale, ranges: Ranges) -> Write:

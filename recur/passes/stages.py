@@ -14,6 +14,7 @@ from recur.ir.core import Node, Step, leaf, rebuild, topological
 from recur.ir.normal import ElementwiseForm, Form, MatrixForm, NormalForm, Stage
 from recur.passes.affine import NotAffine
 from recur.passes.classify import classify_stage, matrix_stage
+from recur.passes.decay import Ranges
 from recur.passes.updates import NotThisForm, collect_update
 
 Dependencies = dict[Node, frozenset[str]]
@@ -169,7 +170,7 @@ def _as_matrix(step: Step, normal: NormalForm) -> Form:
         return form
     updates = [collect_update(normal.stage, form.state, step.recurrence)]
     try:
-        return matrix_stage(normal.stage, updates, step.recurrence, vectors=True).forms[0]
+        return matrix_stage(normal.stage, updates, Ranges(step.recurrence), vectors=True).forms[0]
     except (NotThisForm, NotAffine):
         return form
 

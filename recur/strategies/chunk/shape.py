@@ -163,6 +163,11 @@ def _reason_against(forms: tuple[MatrixForm, ...], key: tuple[str, ...], value: 
     for form in forms:
         if form.batch:
             return f"state {form.state} has the aligned dimension {form.batch[0]}, and others of its stage do not"
+        if any(d.may_grow for d in form.decays):
+            return (
+                f"a decay of {form.state} may be more than one, which chunks do not hold: declare the range of what it "
+                "is worked out from, such as g in (-inf, 0] for exp(g), or write min(a, 1)"
+            )
         if form.is_complex and form.reads:
             return f"state {form.state} is complex and read by its own writes: complex systems are not solved in chunks"
         if form.key not in ((), key) or form.value not in ((), value):
