@@ -100,7 +100,10 @@ def test_decays_that_may_grow_do_not_go_by_chunks(declared: str, decay: str) -> 
     compare(text, selection.plan.strategy, "torch", T=9, sizes={"K": 8, "V": 5}, dtype=torch.float64, tolerance=1e-9)
 
 
-@pytest.mark.parametrize(("declared", "decay"), [("a in (-1, 1)", "a"), ("a", "min(1, max(a, -1))"), ("a", "exp(-exp(a))")])
+BOUNDED = [("a in (-1, 1)", "a"), ("a", "min(1, max(a, -1))"), ("a", "exp(-exp(a))")]
+
+
+@pytest.mark.parametrize(("declared", "decay"), BOUNDED)
 def test_bounded_decays_go_by_chunks(declared: str, decay: str) -> None:
     (selection,) = select(loads(GROWING.format(declared=declared, decay=decay)).program, {"K": 8, "V": 8})
     assert selection.plan.strategy == "chunkwise"
