@@ -407,9 +407,6 @@ class OperationPrinter(Values):
         halves = [align(f"({self.layout.axes[a].index} >> level)", (a,), axes) for a in axes]
         return self.bind(let.out, Pair(" == ".join(halves)))
 
-    def _print_room(self, let: Let) -> list[str]:
-        return self.alias(let.out, Pair("(4.0 if DOT == tl.float16 else 80.0)"), is_number=True)
-
     def _print_right(self, let: Let) -> list[str]:
         return self.bind(let.out, Pair(f"({self.layout.axes[let.out.axes[0]].index} >> level & 1) == 1"))
 
