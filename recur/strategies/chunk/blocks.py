@@ -19,11 +19,11 @@ The other readers' pairs within their blocks are left to halves.py. Whether a ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from recur.ir.tile import Builder, Value
 from recur.strategies.chunk.gates import Gates
+from recur.strategies.chunk.once import Once
 
 BLOCK = 32  # rows: in longer blocks, ordinary decays leave the last rows far
 
@@ -41,12 +41,7 @@ class Blocks:
     rows: dict[int, Value]
     key: tuple[str, ...]
     is_one: bool
-    known: dict[tuple[str, ...], Value] = field(default_factory=dict)
-
-    def once(self, key: tuple[str, ...], emit: Callable[[], Value]) -> Value:
-        if key not in self.known:
-            self.known[key] = emit()
-        return self.known[key]
+    once: Once = field(default_factory=Once)
 
     # which rows are near
 

@@ -25,12 +25,12 @@ are the pairs of the readers that are not near. Where all rows are, no level is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from recur.ir.tile import Builder, Carry, Value
 from recur.strategies.chunk.blocks import BLOCK, Blocks
 from recur.strategies.chunk.gates import Gates
+from recur.strategies.chunk.once import Once
 
 Pair = tuple[int, int]  # the positions of a reader and a write
 
@@ -48,12 +48,7 @@ class Halves:
     log: Value
     rows: dict[int, Value]
     done: Value | None = None
-    known: dict[tuple[str, ...], Value] = field(default_factory=dict)
-
-    def once(self, key: tuple[str, ...], emit: Callable[[], Value]) -> Value:
-        if key not in self.known:
-            self.known[key] = emit()
-        return self.known[key]
+    once: Once = field(default_factory=Once)
 
     @property
     def is_right(self) -> Value:

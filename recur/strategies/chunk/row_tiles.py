@@ -10,7 +10,6 @@ Rows past the sequence's end hold G = -1e30: nothing decays less on the way to t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from recur.ir.core import Node
@@ -18,6 +17,7 @@ from recur.ir.normal import MatrixForm, Readout
 from recur.ir.tile import Builder, Value
 from recur.strategies.chunk import gates as chunk_gates
 from recur.strategies.chunk.gates import Gate, Gates, between, uncut
+from recur.strategies.chunk.once import Once
 from recur.strategies.chunk.stored_gates import StoredGates, distinct
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector, signed
 
@@ -128,29 +128,24 @@ class Pairs:
     b: Builder
     queries: RowTile
     keys: RowTile
-    shared: dict[tuple[object, ...], Value] = field(default_factory=dict)
-
-    def _once(self, key: tuple[object, ...], emit: Callable[[], Value]) -> Value:
-        if key not in self.shared:
-            self.shared[key] = emit()
-        return self.shared[key]
+    once: Once = field(default_factory=Once)
 
     def seen(self, later: int, earlier: int) -> Value:
         """Whether the event at position ``earlier`` of token s has happened at position ``later`` of token c."""
         offset = 0 if earlier < later else 1
-        return self._once(("after", offset), lambda: self.b.after("c", "s", offset))
+        return self.once(("after", offset), lambda: self.b.after("c", "s", offset))
 
     def products(self, x: Value, y: Value, over: tuple[str, ...], name: str) -> Value:
-        return self._once(("dot", x.name, y.name), lambda: self.b.contract(x, y, over, name=name))
+        return self.once(("dot", x.name, y.name), lambda: self.b.contract(x, y, over, name=name))
 
     def decayed(self, form: MatrixForm, pairs: Value, later: int, earlier: int, crossing: int = 0) -> Value:
         """The pairs under the decay between their rows; zero where s has not happened."""
         decay = self.decay(form, later, earlier, crossing)
         key = ("decayed", pairs.name, "" if decay is None else decay.name, earlier < later)
         if decay is not None:
-            return self._once(key, lambda: self.b.mul(pairs, decay, name=pairs.name))
+            return self.once(key, lambda: self.b.mul(pairs, decay, name=pairs.name))
         zero = self.b.const(0.0, name="zero")
-        return self._once(key, lambda: self.b.where(self.seen(later, earlier), pairs, zero, name=pairs.name))
+        return self.once(key, lambda: self.b.where(self.seen(later, earlier), pairs, zero, name=pairs.name))
 
     def decay(self, form: MatrixForm, later: int, earlier: int, crossing: int) -> Value | None:
         """D[c, s] = 2^(G_c - G_s), zero where s has not happened."""
@@ -168,7 +163,7 @@ class Pairs:
                 factor = self.b.where(is_uncut, factor, zero, name="D")
             return self.b.where(seen, factor, zero, name="D")
 
-        return self._once(("D", x.log.name, y.log.name, earlier < later, crossing), emit)
+        return self.once(("D", x.log.name, y.log.name, earlier < later, crossing), emit)
 
     def scores(self, form: MatrixForm, q: Vector, k: Vector, crossing: int = 0) -> Value:
         """P[c, s] = D q_c . k_s, without the rows' scales."""
