@@ -33,11 +33,14 @@ import click
 from .operators import OPERATORS, ROOT, SHORT_LIST, TIMED, Operator, Shape, operator
 from .peers import peers_of
 from .report import Findings, plot, write
-from .worker import MARK, Task
+from .worker import MARK, Task, check_key
 
 WARMING = 0.45  # of the time, at most, where timing follows
+CHECKING = 0.4  # of what is left then, at most
+LEAST_SHARE = 15.0  # seconds that an operator's times may take at least
 FIRST_CALLS = 0.2  # of the time, kept for them
 WORKER = (sys.executable, "-m", "bench.compare.worker")
+AHEAD = 4  # workers that are started while one times
 GRACE = 20.0  # seconds that a worker gets past its deadline to finish what it started
 VERSIONS = ("torch", "triton", "fla-core", "mlstm-kernels", "accelerated-scan", "mamba-ssm")
 
@@ -57,6 +60,16 @@ class Session:
     @property
     def left(self) -> float:
         return self.ends - time.time()
+
+    def add(self, what: Operator, event: dict[str, Any]) -> None:
+        with self.saving:
+            self.findings.add(what.name, event)
+            write(self.out, self.findings)
+
+    def fail(self, what: Operator, running: dict[str, Any], why: str) -> None:
+        with self.saving:
+            self.findings.fail(what.name, running, why)
+            write(self.out, self.findings)
 
     def save(self) -> None:
         with self.saving:
@@ -155,7 +168,7 @@ def main(
             cold = warm(session, plan, jobs, session.left * (1 if warming == "only" else WARMING)) if wanted else set()
             if warming == "only":
                 return
-            time_in_turn(session, plan, cold)
+            time_in_turn(session, plan, cold, jobs)
     if first_call != "off" and not accuracy:
         session.ends = whole
         for what, sizes, _ in plan:
@@ -242,43 +255,56 @@ def labels(sizes: tuple[Shape, ...]) -> tuple[str, ...]:
     return tuple(s.label for s in sizes)
 
 
-def time_in_turn(session: Session, plan: Plan, cold: set[tuple[str, str]]) -> None:
-    """Operator after operator, each with its part of the time that is left and half as much again."""
-    for i, (what, sizes, names) in enumerate(plan):
-        for name in names:
-            if (what.name, name) in cold:
-                for shape in sizes:
-                    skipped = {"contestant": name, "shape": shape.label, "skipped": "not compiled in time"}
-                    session.findings.add(what.name, {"event": "row"} | skipped)
-        ready = tuple(n for n in names if (what.name, n) not in cold)
-        compare(session, what, sizes, ready, max(20.0, min(session.left, 1.5 * session.left / (len(plan) - i))))
+def check_in_parallel(session: Session, plan: Plan, jobs: int, seconds: float) -> dict[str, dict[str, bool]]:
+    """Whether each operator's contestants, by `check_key`, compute what the definition does."""
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda row: compare(session, row[0], row[1], row[2], seconds, timed=False), plan))
+    passed: dict[str, dict[str, bool]] = {what.name: {} for what, _, _ in plan}
+    for found in session.findings.checks:
+        key = check_key(found["contestant"], Shape.parse(found["shape"]))
+        passed[found["operator"]][key] = not found["off"] and not found["failed"]
+    return passed
 
 
-def compare(session: Session, what: Operator, sizes: tuple[Shape, ...], names: tuple[str, ...], seconds: float) -> None:
+def time_in_turn(session: Session, plan: Plan, cold: set[tuple[str, str]], jobs: int) -> None:
+    """Checks all at once; then times operator after operator, each for its part of the time and half as much again."""
+    ready = [(what, sizes, tuple(n for n in names if (what.name, n) not in cold)) for what, sizes, names in plan]
+    for what, sizes, names in plan:
+        for name, shape in ((n, s) for n in names if (what.name, n) in cold for s in sizes):
+            skipped = {"contestant": name, "shape": shape.label, "skipped": "not compiled in time"}
+            session.add(what, {"event": "row"} | skipped)
+    passed = check_in_parallel(session, ready, jobs, CHECKING * session.left)
+    share = max(LEAST_SHARE, 1.5 * session.left / len(plan))
+    with tempfile.NamedTemporaryFile(prefix="turn") as turn, ThreadPoolExecutor(AHEAD) as pool:
+        for what, sizes, names in ready:
+            asked = {"checked": passed[what.name], "turn": turn.name, "share": share}
+            pool.submit(compare, session, what, sizes, names, session.left, **asked)
+
+
+def compare(
+    session: Session, what: Operator, sizes: tuple[Shape, ...], names: tuple[str, ...], seconds: float, **asked: Any
+) -> None:
     """One operator's rows. A contestant that takes its worker down is noted, and the others go on without it."""
     ends = min(time.time() + seconds, session.ends)
     if time.time() >= ends:
-        session.findings.add(what.name, {"event": "note", "text": "not begun: out of time"})
+        session.add(what, {"event": "note", "text": "not begun: out of time"})
     while names and time.time() < ends:
-        task = session.task("measure", operator=what.name, shapes=labels(sizes), contestants=names, deadline=ends)
+        about = {"operator": what.name, "shapes": labels(sizes), "contestants": names, "deadline": ends}
         running: dict[str, Any] = {}
-        for event in session.work(task, ends + GRACE - time.time()):
+        for event in session.work(session.task("measure", **about, **asked), ends + GRACE - time.time()):
             if event["event"] == "begin":
                 running = event
             elif event["event"] == "end":
                 break
             else:
                 running = {} if event["event"] in ("check", "row") else running
-                session.findings.add(what.name, event)
-                session.save()
+                session.add(what, event)
         if event["how"] == "done":
             return
         if not running:
-            session.findings.add(what.name, {"event": "note", "text": f"worker {event['how']}; see {session.log.name}"})
-            session.save()
+            session.add(what, {"event": "note", "text": f"worker {event['how']}; see {session.log.name}"})
             return
-        session.findings.fail(what.name, running, f"{event['how']} during {running['stage']}")
-        session.save()
+        session.fail(what, running, f"{event['how']} during {running['stage']}")
         if running["stage"] == "capture":
             return
         names = tuple(n for n in names if n != running["contestant"]) if event["how"] == "crashed" else ()
@@ -297,8 +323,7 @@ def time_first_call(session: Session, what: Operator, shape: Shape) -> None:
                 if event["event"] == "first_call":
                     total = time.time() - start - event["inputs"]
                     found = event | {"cache": cache, "shape": shape.label, "total": total}
-                    session.findings.add(what.name, found)
-                    session.save()
+                    session.add(what, found)
 
 
 if __name__ == "__main__":

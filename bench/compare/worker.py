@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,12 +34,18 @@ Failures = (
     RuntimeError, ValueError, TypeError, AssertionError, AttributeError, ImportError, KeyError, OSError, RecurError,
     TritonError,
 )  # fmt: skip
+GRACE = 15.0  # seconds that a turn may last beyond its share
 POISON = ("illegal memory access", "misaligned address", "unspecified launch failure", "device-side assert")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a worker is asked for; ``deadline``: seconds since the epoch after which it starts nothing more."""
+    """What a worker is asked for.
+
+    deadline: seconds since the epoch after which it starts nothing more. checked: whether a contestant at given dims
+    (by `check_key`) passed a check that another worker made. turn: a file that workers lock while they time, each for
+    ``share`` seconds at most, so that they can start before their turn.
+    """
 
     kind: str
     device: str
@@ -53,6 +60,9 @@ class Task:
     copy: float = 1.0
     matmul: float = 1.0
     lock: str = ""
+    checked: dict[str, bool] = dataclasses.field(default_factory=dict)
+    turn: str = ""
+    share: float = math.inf
 
     @property
     def backend(self) -> str:
@@ -181,17 +191,57 @@ def measure(task: Task) -> None:
     what = operator(task.operator)
     op = load(what)
     peers = contestants(task, op)
-    checked: dict[tuple[str, Any], bool] = {}
-    timed: list[tuple[Any, Any, dict[str, Any]]] = []
+    shapes = list(map(Shape.parse, task.shapes))
+    checked = dict(task.checked)
     with short_tuning(task):
-        for shape in map(Shape.parse, task.shapes):
-            if (peers[0].name, shape.per_token) not in checked:
-                for name, passed in check_all(task, op, what, shape, peers):
-                    checked[name, shape.per_token] = passed
-            if task.timed:
-                timed += [(shape, *found) for found in time_all(task, op, what, shape, peers, checked)]
-        if task.device == "cuda":
-            capture_all(task, op, what, timed)
+        for shape in shapes:
+            unknown = [p for p in peers if check_key(p.name, shape) not in checked]
+            for name, passed in check_all(task, op, what, shape, unknown):
+                checked[check_key(name, shape)] = passed
+        if task.timed:
+            if task.turn:
+                load_kernels(task, op, what, shapes, peers)
+            with in_turn(task) as task:
+                time_and_capture(task, op, what, shapes, peers, checked)
+
+
+def check_key(contestant: str, shape: Any) -> str:
+    """A contestant at the dims that its kernels are compiled for."""
+    return f"{contestant} {shape.per_token}"
+
+
+def load_kernels(task: Task, op: Any, what: Any, shapes: list[Any], peers: list[Any]) -> None:
+    """One short run of everyone, so that packages are imported and kernels loaded before the worker's turn."""
+    from . import check
+
+    for shape in {s.per_token: s for s in shapes}.values():
+        for peer in peers:
+            try:
+                check.run(peer, check_inputs(op, what, shape, task, peer.multiple))
+            except Failures as error:  # timing it says so
+                leave_if_poisoned(error)
+
+
+@contextmanager
+def in_turn(task: Task) -> Iterator[Task]:
+    """The task with its deadline, once no other worker times. A worker that hangs in its turn is ended by an alarm."""
+    if not task.turn:
+        yield task
+        return
+    with open(task.turn, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        signal.alarm(math.ceil(task.share + GRACE))
+        yield dataclasses.replace(task, deadline=min(task.deadline, time.time() + task.share))
+
+
+def time_and_capture(
+    task: Task, op: Any, what: Any, shapes: list[Any], peers: list[Any], checked: dict[str, bool]
+) -> None:
+    timed: list[tuple[Any, Any, dict[str, Any]]] = []
+    for shape in shapes:
+        timed += [(shape, *found) for found in time_all(task, op, what, shape, peers, checked)]
+    if task.device == "cuda":
+        capture_all(task, op, what, timed)
 
 
 def check_all(task: Task, op: Any, what: Any, shape: Any, peers: list[Any]) -> Iterator[tuple[str, bool]]:
@@ -223,7 +273,7 @@ def check_all(task: Task, op: Any, what: Any, shape: Any, peers: list[Any]) -> I
 
 
 def time_all(
-    task: Task, op: Any, what: Any, shape: Any, peers: list[Any], checked: dict[Any, bool]
+    task: Task, op: Any, what: Any, shape: Any, peers: list[Any], checked: dict[str, bool]
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Eager times; gives the contestants that were timed and their rows."""
     from . import measure as m
@@ -235,7 +285,7 @@ def time_all(
     for peer in peers:
         row: dict[str, Any] = {"contestant": peer.name, "shape": shape.label}
         is_recur = peer.package == "recur"
-        if is_recur and not checked.get((peer.name, shape.per_token), False):
+        if is_recur and not checked.get(check_key(peer.name, shape), False):
             tell("row", **row, skipped="fails its check")
             continue
         if time.time() > task.deadline:
