@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.com
 DOUBLE = (torch.float64, torch.complex128)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What a call binds.
 
     ``tensors``: inputs [B, T, H, *dims] and params [H, *dims], in the text's order, the heads' axis present.
@@ -34,8 +34,7 @@ class Call:
 
     def of(self, tensors: dict[str, Tensor]) -> Call:
         """The same shapes and types with other tensors."""
-        rest = (self.sizes, self.batch, self.tokens, self.heads, self.has_heads, self.dtype, self.device)
-        return Call(tensors, *rest)
+        return Call(tensors, *self[1:])
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -76,10 +75,9 @@ class Binder:
         self.known: dict[tuple[object, ...], Call] = {}
 
     def bind(self, args: Sequence[object], kwargs: Mapping[str, object], one_token: bool = False) -> Call:
-        rest = self.names[len(args) :]
-        if len(args) > len(self.names) or kwargs.keys() != set(rest):
+        given = (*args, *[kwargs[name] for name in self.names[len(args) :] if name in kwargs])
+        if not len(given) == len(self.names) == len(args) + len(kwargs):
             return bind_arguments(self.rec, args, kwargs, one_token)  # raises
-        given = (*args, *[kwargs[name] for name in rest])
         found = [x for x in given if isinstance(x, Tensor)]
         key = (one_token, *[(x.shape, x.dtype, x.device) for x in found])
         call = self.known.get(key) if len(found) == len(given) else None

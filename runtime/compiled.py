@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from recur.strategies.select import Request
 
 BACKENDS = ("torch", "triton")
+FEW_WALKS = 64  # programs, of the 132 that a large GPU runs at once
+SEGMENT = 2048  # tokens that a segment has at least
 
 
 @dataclass(frozen=True)
@@ -78,33 +80,51 @@ def compile_for(
     strategy: Request,
     backend: Backend,
     case: Case | None = None,
+    few_walks: bool = False,
 ) -> Compiled:
     """Selects, prints and loads; what an earlier process has printed is only loaded, and ``program`` not asked for.
 
     A backend that the compiler chose itself falls back to torch, with one warning. ``case``: takes the configurations
-    that were tuned for it, if there are some.
+    that were tuned for it, if there are some. ``few_walks``: see `has_few_walks`.
     """
-    key = stored.make_key(rec, sizes, strategy, backend.name, case)
+    key = stored.make_key(rec, sizes, strategy, backend.name, case, few_walks)
     printed = None if verify.is_enabled() else stored.find(rec, key)
     if printed is None:
-        backend, printed = print_for(program(), sizes, strategy, backend, case)
-        stored.keep(stored.make_key(rec, sizes, strategy, backend.name, case), printed)
+        backend, printed = print_for(program(), sizes, strategy, backend, case, few_walks)
+        stored.keep(stored.make_key(rec, sizes, strategy, backend.name, case, few_walks), printed)
     module = load_module(rec.name, printed.text)
     return Compiled(backend, printed.text, getattr(module, printed.function))
 
 
+def has_few_walks(sequences: int, tokens: int) -> bool:
+    """Whether walks with a program for every one of B * H = ``sequences`` leave half of a GPU idle.
+
+    Longer sequences have several segments, each with a program of its own.
+    """
+    return sequences * max(1, tokens // SEGMENT) <= FEW_WALKS
+
+
 def print_for(
-    program: Program, sizes: dict[str, int], strategy: Request, backend: Backend, case: Case | None = None
+    program: Program,
+    sizes: dict[str, int],
+    strategy: Request,
+    backend: Backend,
+    case: Case | None = None,
+    few_walks: bool = False,
 ) -> tuple[Backend, Printed]:
     """The backend that can hold the recurrence, and the module for it."""
     from recur.codegen.torch_printer.function import identifier
     from recur.inspection import print_source
+    from recur.passes.plan_dims import clear_dims
+    from recur.runtime.tuning.space import default_configs
     from recur.strategies.select import select
 
     rec = program.step.recurrence
     plans = tuple(s.plan for s in select(program, sizes, strategy))
     function = identifier(rec.name)
     configs = records.find(program, plans, sizes, case) if case is not None else None
+    if configs is None and few_walks and backend.name == "triton":
+        configs = default_configs(plans, clear_dims(program, sizes)[1], few_walks)
     try:
         return backend, Printed(print_source(program, plans, sizes, backend.name, configs), function)
     except RecurError as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from recur.ir.spec import Recurrence
 from recur.runtime import arguments, states
 from recur.runtime.arguments import Call
-from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_for, print_for
+from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_for, has_few_walks, print_for
 from recur.runtime.load import hash_triton_early, triton_interprets
 from recur.runtime.reference import run_reference
 from recur.runtime.states import State, StateEntry
@@ -153,8 +153,10 @@ class Op:
 
         call, bound = self._sizes(args, sizes)
         taken, _ = print_for(self.program, bound, strategy, self._backend(call, backend))
-        remark = f"backend      {taken.name}: {taken.why}"
-        return explain(self.program, bound, select(self.program, bound, strategy), (remark,))
+        remarks = [f"backend      {taken.name}: {taken.why}"]
+        if call is not None and taken.name == "triton" and has_few_walks(call.batch * call.heads, call.tokens):
+            remarks.append("launches     for few walks: two programs where one would hold a whole state of 128 x 128")
+        return explain(self.program, bound, select(self.program, bound, strategy), remarks)
 
     def source(
         self,
@@ -235,7 +237,8 @@ class Op:
     def _compile(self, call: Call, strategy: Request, backend: str) -> Compiled:
         request = strategy if isinstance(strategy, str) else tuple(strategy)
         sizes = tuple(call.sizes.values())
-        key: tuple[object, ...] = (sizes, request, backend, call.device.type, call.dtype, triton_interprets())
+        few = has_few_walks(call.batch * call.heads, call.tokens)
+        key: tuple[object, ...] = (sizes, request, backend, call.device.type, call.dtype, few, triton_interprets())
         if records.fingerprint() or autotune.effort() != "off":
             key = (*key, *autotune.what_matters(call))
         if key not in self._compiled:
@@ -243,7 +246,10 @@ class Op:
             if taken.name == "triton" and call.device.type == "cuda":
                 autotune.ensure_tuned(self, call, request)
             case = autotune.case_of(call) if taken.name == "triton" and records.fingerprint() else None
-            self._compiled[key] = compile_for(self.recurrence, lambda: self.program, call.sizes, request, taken, case)
+            few = few and taken.name == "triton"
+            self._compiled[key] = compile_for(
+                self.recurrence, lambda: self.program, call.sizes, request, taken, case, few
+            )
         return self._compiled[key]
 
     def _backend(self, call: Call | None, requested: str) -> Backend:

@@ -37,15 +37,20 @@ class Printed:
 
 
 def make_key(
-    rec: Recurrence, sizes: Mapping[str, int], strategy: Request, backend: str, case: Case | None = None
+    rec: Recurrence,
+    sizes: Mapping[str, int],
+    strategy: Request,
+    backend: str,
+    case: Case | None = None,
+    few_walks: bool = False,
 ) -> str:
     """Everything that a module's text is a function of, the compiler's own files included, as a short name.
 
-    ``case``: what a tuned configuration would be looked up for.
+    ``case``: what a tuned configuration would be looked up for; ``few_walks``: whether launches are for few walks.
     """
     request = strategy if isinstance(strategy, str) else list(strategy)
     tuned = [asdict(case), records.fingerprint()] if case is not None else []
-    parts = [print_recurrence(rec), rec.filename, dict(sizes), request, backend, compiler_digest(), tuned]
+    parts = [print_recurrence(rec), rec.filename, dict(sizes), request, backend, compiler_digest(), tuned, few_walks]
     return cache.digest(json.dumps(parts))
 
 

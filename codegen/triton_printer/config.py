@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recur.ir.plan import Plan
 from recur.ir.tile import Axis, Kernel, Let, Loop, Statement, Value, next_power_of_two
@@ -21,6 +21,7 @@ SCANS = (*PRESCANS, "resume", "maxresume")
 SCAN_REGISTERS = 128  # of a thread of a forward scan of one state: four programs of four warps a multiprocessor
 CHEAP_FUNCTIONS = 1  # so many are computed twice rather than held
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
+HALF_TILE = 64  # of the value dims, in a walk of few: the rows of a product of a group of four warps
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,12 @@ def complete_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
     return known
 
 
-def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = None) -> StageConfig:
+def default_config(
+    plan: Plan, sizes: Mapping[str, int], chunk: int | None = None, few_walks: bool = False
+) -> StageConfig:
     """A launch for every kernel of the plan, by rules of thumb (no search).
+
+    ``few_walks``: for calls whose walks over the sequences leave half of a GPU idle.
 
     Everything a kernel holds lives in registers, so the axes that may be tiled are cut by the size of the largest tile.
     Pipelines are at least two deep: a single stage with narrow tiles has been seen to fault on Hopper.
@@ -106,8 +111,10 @@ def default_config(plan: Plan, sizes: Mapping[str, int], chunk: int | None = Non
     kernels = plan.forward + plan.backward
     scans = [s for k in kernels for s in statements_of(k.body) if isinstance(s, Let) and s.op in PRESCANS]
     sizes |= {runs: min(sizes[runs], rows) for runs in {str(s.attr("runs")): None for s in scans}}
-    launches = tuple((kernel.name, default_launch(kernel, sizes, rows)) for kernel in kernels)
-    return StageConfig(tuple(sizes.items()), tokens, launches, plan.steps)
+    launches = {kernel.name: default_launch(kernel, sizes, rows) for kernel in kernels}
+    if few_walks:
+        launches |= {kernel.name: halve_walk(kernel, launches[kernel.name]) for kernel in kernels}
+    return StageConfig(tuple(sizes.items()), tokens, tuple(launches.items()), plan.steps)
 
 
 def chunk_rows(tokens: int, steps: int) -> int:
@@ -147,6 +154,16 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     heavy = largest > limit or (dots >= MANY_DOTS and largest == limit)
     heavy = heavy or (not tiled and dots > MANY_DOTS and 2 * largest >= limit)  # nothing to cut
     return Launch(tuple((name, blocks[name]) for name in tiled), num_warps=8 if heavy else 4, num_stages=2)
+
+
+def halve_walk(kernel: Kernel, launch: Launch) -> Launch:
+    """Two programs of four warps for each walk over a sequence that one of eight makes with a whole state."""
+    walks = any(isinstance(s, Loop) and s.over == "chunks" and s.carries for s in kernel.body)
+    whole = [width for name, width in launch.blocks if f"tile:{name}" in kernel.grid] == [2 * HALF_TILE]
+    if not (walks and whole and launch.num_warps == 8):
+        return launch
+    blocks = tuple((name, HALF_TILE if f"tile:{name}" in kernel.grid else width) for name, width in launch.blocks)
+    return replace(launch, blocks=blocks, num_warps=4)
 
 
 def scan_launch(kernel: Kernel, sizes: Mapping[str, int]) -> Launch:
