@@ -12,7 +12,7 @@ from recur.codegen.triton_printer.templates import render
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
 
-SCAN_WALKS = 768  # of one warp each, over tokens one by one: six a multiprocessor
+SCAN_WALKS = 1056  # of one warp each, over tokens one by one: eight a multiprocessor
 COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "segments": "G", "chunks": "N"}
 
 

@@ -122,6 +122,7 @@ def plan_chunks(normal: NormalForm, shape: Shape, ledger: Ledger) -> Plan:
     """The plan of a stage in chunks of rows; a token has one of them."""
     schedule = schedule_for(shape)
     forward, backward, kept = schedule(shape, ledger)
+    with_rows = keep_rows(shape)[0] if kept else shape
     arguments = ordered_arguments(shape)
     return Plan(
         stage=normal.stage.name,
@@ -132,8 +133,8 @@ def plan_chunks(normal: NormalForm, shape: Shape, ledger: Ledger) -> Plan:
             Buffer(name, ("B", "T", "H", *node.dims), "operand", node.is_complex) for name, node in shape.epilogue
         ),
         final=tuple(state_buffer(shape, f, f"final_{f.state}") for f in shape.forms),
-        saved=saved_buffers(shape) + tuple(k.buffer for k in kept),
-        workspace=workspace_buffers(shape) + tuple(k.gradient for k in kept) + ledger.buffers(arguments),
+        saved=saved_buffers(with_rows) + tuple(k.buffer for k in kept),
+        workspace=workspace_buffers(with_rows) + tuple(k.gradient for k in kept) + ledger.buffers(arguments),
         forward=tuple(order_kernel(prune_kernel(k)) for k in forward),
         backward=tuple(order_kernel(prune_kernel(k)) for k in backward),
         gradients=ledger.lines(arguments) + initial_lines(shape),
@@ -158,10 +159,13 @@ def schedule_for(shape: Shape) -> Callable[[Shape, Ledger], Schedule]:
     return value_decay_schedule if has_value_decays(shape) else computed_schedule
 
 
-def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
-    """Every kernel works out from the inputs what it needs of a chunk's key side."""
-    gates = scalar_gates(shape)
-    forward = [emit_gates_kernel(shape, gates)] if gates else []
+def computed_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
+    """Every kernel works out from the inputs what it needs of a chunk's key side; but where one program walks over a
+    whole sequence, its steps are a chain, and rows that mix their entries (l2norm) are worked out before it."""
+    shape, kept = (user_shape, ()) if user_shape.splits else keep_rows(user_shape)
+    gates, buffer_of = scalar_gates(shape), gradient_buffers(kept, ledger)
+    forward = [emit_rows(user_shape, kept)] if kept else []
+    forward += [emit_gates_kernel(shape, gates)] if gates else []
     chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
@@ -171,10 +175,11 @@ def computed_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     backward += [] if keeps_states(shape) else [fit_walk(shape, emit_states(shape, chunk_of))]
     backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
     if takes_solved_gradients(shape):
-        backward.append(emit_solved_gradients(shape, ledger.buffer_of, chunk_length(shape)))
+        backward.append(emit_solved_gradients(shape, buffer_of, chunk_length(shape)))
     else:
-        backward.append(emit_gradients(shape, ledger.buffer_of))
-    return forward, backward, ()
+        backward.append(emit_gradients(shape, buffer_of))
+    backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
+    return forward, backward, kept
 
 
 def value_decay_schedule(shape: Shape, ledger: Ledger) -> Schedule:

@@ -33,7 +33,7 @@ from recur.strategies.pointwise import emit_nodes
 FEWEST_STATES, MOST_STATES = 8, 64  # of a channel, for which the walk is the faster schedule and fits registers
 ROWS = 8  # tokens in a chunk
 THREAD_STATES = 16  # of one token, of the 32 threads of a program
-BACKWARD_STATES = 8  # the same backward, where a thread holds tiles of several kinds
+BACKWARD_STATES = 4  # the same backward, where a thread holds tiles of several kinds
 STAGES = 4  # chunks in flight: one warp a scheduler has nothing else to wait with
 
 
