@@ -13,8 +13,9 @@ from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
 from recur.ir import verify
 from recur.ir.spec import Recurrence
 from recur.runtime import stored
+from recur.runtime.arguments import Call
 from recur.runtime.load import interpreter_is_whole, load_module, triton_interprets
-from recur.runtime.stored import Printed
+from recur.runtime.stored import USUAL, Printed, Setting
 from recur.runtime.tuning import records
 from recur.runtime.tuning.records import Case
 
@@ -80,20 +81,27 @@ def compile_for(
     strategy: Request,
     backend: Backend,
     case: Case | None = None,
-    few_walks: bool = False,
+    setting: Setting = USUAL,
 ) -> Compiled:
     """Selects, prints and loads; what an earlier process has printed is only loaded, and ``program`` not asked for.
 
     A backend that the compiler chose itself falls back to torch, with one warning. ``case``: takes the configurations
-    that were tuned for it, if there are some. ``few_walks``: see `has_few_walks`.
+    that were tuned for it, if there are some. ``setting``: what default
+    launches depend on.
     """
-    key = stored.make_key(rec, sizes, strategy, backend.name, case, few_walks)
+    key = stored.make_key(rec, sizes, strategy, backend.name, case, setting)
     printed = None if verify.is_enabled() else stored.find(rec, key)
     if printed is None:
-        backend, printed = print_for(program(), sizes, strategy, backend, case, few_walks)
-        stored.keep(stored.make_key(rec, sizes, strategy, backend.name, case, few_walks), printed)
+        backend, printed = print_for(program(), sizes, strategy, backend, case, setting)
+        stored.keep(stored.make_key(rec, sizes, strategy, backend.name, case, setting), printed)
     module = load_module(rec.name, printed.text)
     return Compiled(backend, printed.text, getattr(module, printed.function))
+
+
+def setting_of(call: Call) -> Setting:
+    """Float32 is as in the interpreter, whose programs hold what they like, but on a GPU."""
+    wide = call.device.type == "cuda" and call.dtype == torch.float32
+    return Setting(has_few_walks(call.batch * call.heads, call.tokens), wide)
 
 
 def has_few_walks(sequences: int, tokens: int) -> bool:
@@ -110,7 +118,7 @@ def print_for(
     strategy: Request,
     backend: Backend,
     case: Case | None = None,
-    few_walks: bool = False,
+    setting: Setting = USUAL,
 ) -> tuple[Backend, Printed]:
     """The backend that can hold the recurrence, and the module for it."""
     from recur.codegen.torch_printer.function import identifier
@@ -123,8 +131,8 @@ def print_for(
     plans = tuple(s.plan for s in select(program, sizes, strategy))
     function = identifier(rec.name)
     configs = records.find(program, plans, sizes, case) if case is not None else None
-    if configs is None and few_walks and backend.name == "triton":
-        configs = default_configs(plans, clear_dims(program, sizes)[1], few_walks)
+    if configs is None and setting != USUAL and backend.name == "triton":
+        configs = default_configs(plans, clear_dims(program, sizes)[1], setting.few_walks, setting.wide)
     try:
         return backend, Printed(print_source(program, plans, sizes, backend.name, configs), function)
     except RecurError as error:

@@ -13,10 +13,11 @@ from torch import Tensor
 from recur.ir.spec import Recurrence
 from recur.runtime import arguments, states
 from recur.runtime.arguments import Call
-from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_for, has_few_walks, print_for
+from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_for, print_for, setting_of
 from recur.runtime.load import hash_triton_early, triton_interprets
 from recur.runtime.reference import run_reference
 from recur.runtime.states import State, StateEntry
+from recur.runtime.stored import USUAL
 from recur.runtime.tuning import autotune, records
 
 if TYPE_CHECKING:
@@ -154,8 +155,11 @@ class Op:
         call, bound = self._sizes(args, sizes)
         taken, _ = print_for(self.program, bound, strategy, self._backend(call, backend))
         remarks = [f"backend      {taken.name}: {taken.why}"]
-        if call is not None and taken.name == "triton" and has_few_walks(call.batch * call.heads, call.tokens):
+        setting = setting_of(call) if call is not None and taken.name == "triton" else USUAL
+        if setting.few_walks:
             remarks.append("launches     for few walks: two programs where one would hold a whole state of 128 x 128")
+        if setting.wide:
+            remarks.append("launches     for float32: shorter chunks where one program has all of a chunk's gradients")
         return explain(self.program, bound, select(self.program, bound, strategy), remarks)
 
     def source(
@@ -237,8 +241,8 @@ class Op:
     def _compile(self, call: Call, strategy: Request, backend: str) -> Compiled:
         request = strategy if isinstance(strategy, str) else tuple(strategy)
         sizes = tuple(call.sizes.values())
-        few = has_few_walks(call.batch * call.heads, call.tokens)
-        key: tuple[object, ...] = (sizes, request, backend, call.device.type, call.dtype, few, triton_interprets())
+        setting = setting_of(call)
+        key: tuple[object, ...] = (sizes, request, backend, call.device.type, call.dtype, setting, triton_interprets())
         if records.fingerprint() or autotune.effort() != "off":
             key = (*key, *autotune.what_matters(call))
         if key not in self._compiled:
@@ -246,9 +250,9 @@ class Op:
             if taken.name == "triton" and call.device.type == "cuda":
                 autotune.ensure_tuned(self, call, request)
             case = autotune.case_of(call) if taken.name == "triton" and records.fingerprint() else None
-            few = few and taken.name == "triton"
+            setting = setting if taken.name == "triton" else USUAL
             self._compiled[key] = compile_for(
-                self.recurrence, lambda: self.program, call.sizes, request, taken, case, few
+                self.recurrence, lambda: self.program, call.sizes, request, taken, case, setting
             )
         return self._compiled[key]
 

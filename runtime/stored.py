@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import recur
 import recur.codegen
@@ -26,6 +26,19 @@ from recur.runtime.tuning.records import Case
 
 if TYPE_CHECKING:
     from recur.strategies.select import Request
+
+
+class Setting(NamedTuple):
+    """What of a call, beside its sizes, default launches depend on.
+
+    few_walks: walks with a program for every sequence would leave half of a GPU idle. wide: operands of four bytes.
+    """
+
+    few_walks: bool = False
+    wide: bool = False
+
+
+USUAL = Setting()
 
 
 @dataclass(frozen=True)
@@ -42,15 +55,17 @@ def make_key(
     strategy: Request,
     backend: str,
     case: Case | None = None,
-    few_walks: bool = False,
+    setting: Setting = USUAL,
 ) -> str:
     """Everything that a module's text is a function of, the compiler's own files included, as a short name.
 
-    ``case``: what a tuned configuration would be looked up for; ``few_walks``: whether launches are for few walks.
+    ``case``: what a tuned configuration would be looked up for; ``setting``: what default launches
+    depend on.
     """
     request = strategy if isinstance(strategy, str) else list(strategy)
     tuned = [asdict(case), records.fingerprint()] if case is not None else []
-    parts = [print_recurrence(rec), rec.filename, dict(sizes), request, backend, compiler_digest(), tuned, few_walks]
+    call = [dict(sizes), request, backend, tuned, list(setting)]
+    parts = [print_recurrence(rec), rec.filename, compiler_digest(), *call]
     return cache.digest(json.dumps(parts))
 
 

@@ -1,4 +1,4 @@
-"""Launches for calls whose walks over the sequences leave half of a GPU idle."""
+"""Launches for calls whose walks over the sequences leave half of a GPU idle, and for float32."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ def test_results_are_the_same(name: str) -> None:
     op = recur.load(zoo.path(name))
     compare(op, backend="triton", B=1, T=67, sizes=SIZES, dtype=torch.float32, tolerance=1e-5)
     assert "BV=64" in next(iter(op._compiled.values())).source
+
+
+@pytest.mark.parametrize(("name", "chunk"), [("delta_net", 32), ("gla", None)])
+def test_float32_takes_shorter_chunks_where_one_kernel_has_all_gradients(name: str, chunk: int | None) -> None:
+    op = recur.load(zoo.path(name))
+    (selection,) = select(op.program, SIZES, "auto")
+    usual, wide = (default_config(selection.plan, SIZES, wide=wide) for wide in (False, True))
+    assert wide.chunk == (chunk or usual.chunk)
+    assert (usual == wide) == (chunk is None)

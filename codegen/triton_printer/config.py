@@ -96,17 +96,18 @@ def complete_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def default_config(
-    plan: Plan, sizes: Mapping[str, int], chunk: int | None = None, few_walks: bool = False
+    plan: Plan, sizes: Mapping[str, int], chunk: int | None = None, few_walks: bool = False, wide: bool = False
 ) -> StageConfig:
     """A launch for every kernel of the plan, by rules of thumb (no search).
 
-    ``few_walks``: for calls whose walks over the sequences leave half of a GPU idle.
+    ``few_walks``: for calls whose walks over the sequences leave half of a GPU idle. ``wide``: for operands of four
+    bytes.
 
     Everything a kernel holds lives in registers, so the axes that may be tiled are cut by the size of the largest tile.
     Pipelines are at least two deep: a single stage with narrow tiles has been seen to fault on Hopper.
     """
     sizes = complete_sizes(plan, {**dict(plan.fixed_sizes), **sizes})
-    tokens = chunk or plan.chunk or DEFAULT_CHUNK
+    tokens = chunk or (wide and plan.wide_chunk) or plan.chunk or DEFAULT_CHUNK
     rows = chunk_rows(tokens, plan.steps)
     kernels = plan.forward + plan.backward
     scans = [s for k in kernels for s in statements_of(k.body) if isinstance(s, Let) and s.op in PRESCANS]

@@ -66,6 +66,7 @@ class Plan:
     ``fused``       dims that stand for several, row-major: each with its dims; ``fixed_sizes``: sizes no tensor tells
     ``folded``      dims that kernels take for heads: H runs over all pairs of a head and their entries, row-major
     ``views``       tensors whose dims differ by these two, with the caller's own dims (what follows B, T and H)
+    ``wide_chunk``  instead of ``chunk`` on a GPU for operands of four bytes, of which not as many fit into a program
     ``steps``       of a token, each with a row of its own in chunks (see interleave): a chunk holds ``chunk`` tokens
     ``limits``      why one program's tiles do not fit a GPU, for a backend that has programs; mostly empty
     """
@@ -83,6 +84,7 @@ class Plan:
     gradients: tuple[Gradient, ...]
     cost: Cost
     chunk: int | None = None
+    wide_chunk: int | None = None
     steps: int = 1
     notes: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()

@@ -101,6 +101,7 @@ from recur.strategies.prune import prune_kernel
 NAME = "chunkwise"
 
 CHUNK = 64  # tokens a chunk
+WIDE_CHUNK = 32  # of float32, where one kernel has all gradients of a chunk: with 64 it needs 270 KB at head dims of 64
 TWO_READS_CHUNK = 32  # where they are solved together and have gradients of their own (see solved_gradients)
 SHORT_CHUNK = 16  # where a decay runs over dims whose pairs are evaluated one by one, for two reads, and fused dims
 KEY_ENTRIES = 64 * 512  # of a chunk's vectors along the key dim, beside whose gradients eight warps have room
@@ -140,6 +141,7 @@ def plan_chunks(normal: NormalForm, shape: Shape, ledger: Ledger) -> Plan:
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape, chunk_length(shape)),
         chunk=chunk_length(shape),
+        wide_chunk=WIDE_CHUNK if schedule is computed_schedule and takes_solved_gradients(shape) else None,
         fixed_sizes=shape.fixed_sizes,
         fused=shape.fused,
         folded=shape.folded,

@@ -41,8 +41,10 @@ class Change:
     configs: Configs
 
 
-def default_configs(plans: Sequence[Plan], sizes: Mapping[str, int], few_walks: bool = False) -> Configs:
-    return tuple(default_config(plan, sizes, few_walks=few_walks) for plan in plans)
+def default_configs(
+    plans: Sequence[Plan], sizes: Mapping[str, int], few_walks: bool = False, wide: bool = False
+) -> Configs:
+    return tuple(default_config(plan, sizes, few_walks=few_walks, wide=wide) for plan in plans)
 
 
 def chunk_changes(plans: Sequence[Plan], configs: Configs, effort: Effort) -> Iterator[list[Change]]:

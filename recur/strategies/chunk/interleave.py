@@ -175,6 +175,7 @@ def interleave(plan: Plan, steps: Steps, gradients: dict[Node, list[str]]) -> Pl
         forward=tuple(map(move.kernel, plan.forward)),
         backward=tuple(map(move.kernel, plan.backward)),
         chunk=plan.chunk // steps.count,
+        wide_chunk=plan.wide_chunk and plan.wide_chunk // steps.count,
         steps=steps.count,
     )
 
