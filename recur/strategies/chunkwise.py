@@ -141,13 +141,20 @@ def plan_chunks(normal: NormalForm, shape: Shape, ledger: Ledger) -> Plan:
         gradients=ledger.lines(arguments) + initial_lines(shape),
         cost=modelled_cost(shape, chunk_length(shape)),
         chunk=chunk_length(shape),
-        wide_chunk=WIDE_CHUNK if schedule is computed_schedule and takes_solved_gradients(shape) else None,
+        wide_chunk=WIDE_CHUNK if has_all_gradients_in_one(shape) else None,
         fixed_sizes=shape.fixed_sizes,
         fused=shape.fused,
         folded=shape.folded,
         views=shape.views,
         limits=shape.limits,
     )
+
+
+def has_all_gradients_in_one(shape: Shape) -> bool:
+    """Whether one kernel has all gradients of a chunk: then it holds more tiles than any other."""
+    if shape.pass_forms:
+        return holds_whole(shape)
+    return schedule_for(shape) is computed_schedule and takes_solved_gradients(shape)
 
 
 Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have
