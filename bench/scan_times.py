@@ -40,6 +40,9 @@ ELEMENTWISE: tuple[Launch, ...] = (
     {"registers": (128, 168)},
     {"registers": (96, 128)},
     {"warps": 8, "registers": (80, 128)},
+    {"warps": 8, "registers": (64, 96)},
+    {"rows": 64, "width": 32, "registers": (80, 128)},
+    {"rows": 64, "width": 32, "warps": 8, "registers": (48, 80)},
     {"warps": 8, "vector": 2, "runs": 16, "registers": (80, 128)},
     {"rows": 256, "width": 16},
     {"rows": 64, "width": 64},
@@ -51,10 +54,22 @@ ELEMENTWISE: tuple[Launch, ...] = (
 STATES: tuple[Launch, ...] = (
     {},
     {"anew": (False, False)},
-    {"width": 16, "warps": 4},
-    {"rows": 32, "width": 16},
-    {"rows": 32, "width": 8, "warps": 4},
-    {"relay": False},
+)
+# Of walks over tokens: rows; states: of one token in a thread, forward and backward; stages: chunks in flight; walks:
+# so many programs of one warp, at most, where sequences are cut into segments.
+WALKS: tuple[Launch, ...] = (
+    {},
+    {"walks": 528},
+    {"walks": 1056},
+    {"walks": 2112},
+    {"states": (16, 4), "walks": 1056},
+    {"states": (16, 16), "walks": 1056},
+    {"states": (8, 4), "walks": 1056},
+    {"states": (8, 8), "walks": 2112},
+    {"rows": 4, "walks": 1056},
+    {"rows": 4, "states": (8, 4), "walks": 2112},
+    {"rows": 16, "states": (8, 4), "walks": 1056},
+    {"stages": 2, "walks": 1056},
 )
 
 
@@ -85,7 +100,7 @@ def main() -> None:
 
 
 def launches(name: str) -> tuple[Launch, ...]:
-    return ELEMENTWISE if name in ("hgrn", "mingru") else STATES if name in SELECTIVE else STATES[:2]
+    return ELEMENTWISE if name in ("hgrn", "mingru") else WALKS if name in SELECTIVE else STATES
 
 
 def in_processes(work: Any, tasks: list[tuple[str, Launch]]) -> list[Any]:
@@ -125,14 +140,20 @@ def use_launch(launch: Launch) -> None:
     from dataclasses import replace
 
     os.environ["RECUR_CACHE_DIR"] = tempfile.mkdtemp()
-    from recur.codegen.triton_printer import config
+    from recur.codegen.triton_printer import config, stage
     from recur.ir.tile import Kernel
+    from recur.strategies import walked_scan
     from recur.strategies.elementwise_scan import Scan
 
     chosen = config.scan_launch
     for option, attribute in (("rows", "chunk"), ("warps", "warps"), ("runs", "run_count")):
         if option in launch:
             setattr(Scan, attribute, launch[option])
+    walked_scan.ROWS = launch.get("rows", walked_scan.ROWS)
+    walked_scan.STAGES = launch.get("stages", walked_scan.STAGES)
+    stage.SCAN_WALKS = launch.get("walks", stage.SCAN_WALKS)
+    if "states" in launch:
+        walked_scan.THREAD_STATES, walked_scan.BACKWARD_STATES = launch["states"]
     if "width" in launch:
         fitted = Scan.widths.func
         Scan.widths = property(  # type: ignore[assignment,method-assign]
