@@ -89,6 +89,12 @@ def test_rows_that_mix_their_entries_are_worked_out_once() -> None:
     assert "rows" not in [k.name for k in planned("gla").forward]
 
 
+def test_rows_are_normalised_before_a_walk_over_a_whole_sequence() -> None:
+    assert [k.name for k in planned("delta_net").forward] == ["rows", "prepare", "forward"]
+    assert planned("delta_net").backward[-1].name == "rows_gradient"
+    assert "rows" not in [k.name for k in planned("gated_delta_net").forward]
+
+
 def test_the_operand_type_is_the_vectors() -> None:
     assert planned("gla").arguments[0].name != "g"
 

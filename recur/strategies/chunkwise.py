@@ -5,7 +5,8 @@ over the key dims (key_side.py); states of every chunk in memory under decays ov
 value_decays.py); everything computed where it is needed for the rest. Kernels in order, each for all chunks at once
 unless it walks:
 
-forward     rows             vectors and gates that no kernel shall work out twice (passes, stored; rows_kept.py)
+forward     rows             vectors and gates that no kernel shall work out twice (passes, stored, and rows that
+                             mix their entries before a walk over a whole sequence; rows_kept.py)
             gates            running sums of scalar decays (computed)
             weights          what decays and the factors of vectors come to (passes; weights.py)
             prepare          Tm = (I + L)^{-1} and the pairs outside the system (computed, where states are read)
@@ -25,7 +26,7 @@ backward    epilogue         cotangents of the readouts (only where results are 
             gradients        every coefficient's cotangent, pulled back to the inputs: in one kernel (for writes that
                              have read the state, in tiles of the key dims: solved_gradients.py), or in two with E in
                              memory between them, value_gradients first (stored; key_gradients.py)
-  both      rows_gradient    the cotangents of kept rows, pulled back to the inputs (passes, stored)
+  all       rows_gradient    the cotangents of kept rows, pulled back to the inputs
 """
 
 from __future__ import annotations
