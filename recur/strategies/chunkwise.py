@@ -44,6 +44,7 @@ from recur.strategies.chunk.families import holds_whole, prepare_passes, sum_buf
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
+    BufferOf,
     adjoint_name,
     begin_adjoints,
     emit_epilogue_gradient,
@@ -251,7 +252,7 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     return forward, backward, kept
 
 
-def gradient_buffers(kept: tuple[KeptRows, ...], ledger: Ledger) -> Callable[[Node, str, str], str]:
+def gradient_buffers(kept: tuple[KeptRows, ...], ledger: Ledger) -> BufferOf:
     """Where kernels put gradients: those of kept rows in tensors of their own."""
     symbols = {k.symbol: k.gradient.name for k in kept}
 

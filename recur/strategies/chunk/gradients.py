@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from recur.ir.core import Node, apply, const, div, is_const, leaf, leaves, mul, where
 from recur.ir.normal import Decay, MatrixForm
@@ -38,8 +39,12 @@ from recur.strategies.chunk.stored_gates import scalar_gates
 from recur.strategies.chunk.tiles import Rows, Tiles, conj, conj_rows, load_keys, load_values, signed
 from recur.strategies.operands import argument_leaves
 
-# The buffer of a source's gradient from a part; partial over tiles of an axis, where one is named.
-BufferOf = Callable[[Node, str, str], str]
+
+class BufferOf(Protocol):
+    """The buffer of a source's gradient from a part; partial over tiles of an axis, where one is named."""
+
+    def __call__(self, source: Node, part: str, tiles: str = "", /) -> str: ...
+
 
 ADJOINT_EQUATION = "R <- 2^G_C R + Q~^T dO - A~^T Z"
 REVERSE_EQUATIONS = ("dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU", ADJOINT_EQUATION)
