@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("torch", "triton")
 FEW_WALKS = 64  # programs, of the 132 that a large GPU runs at once
-SEGMENT = 2048  # tokens that a segment has at least
+SEGMENT = 2048  # tokens that a segment has at least: 32 chunks of 64, as printed modules cut sequences (`_segments`)
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ def compile_for(
     """Selects, prints and loads; what an earlier process has printed is only loaded, and ``program`` not asked for.
 
     A backend that the compiler chose itself falls back to torch, with one warning. ``case``: takes the configurations
-    that were tuned for it, if there are some. ``setting``: what default
-    launches depend on.
+    that were tuned for it, if there are some. ``setting``: see `setting_of`.
     """
     key = stored.make_key(rec, sizes, strategy, backend.name, case, setting)
     printed = None if verify.is_enabled() else stored.find(rec, key)
@@ -99,7 +98,7 @@ def compile_for(
 
 
 def setting_of(call: Call) -> Setting:
-    """Float32 is as in the interpreter, whose programs hold what they like, but on a GPU."""
+    """What default launches depend on. Only a GPU has no room for long chunks of float32; the interpreter has."""
     wide = call.device.type == "cuda" and call.dtype == torch.float32
     return Setting(has_few_walks(call.batch * call.heads, call.tokens), wide)
 

@@ -59,8 +59,7 @@ def make_key(
 ) -> str:
     """Everything that a module's text is a function of, the compiler's own files included, as a short name.
 
-    ``case``: what a tuned configuration would be looked up for; ``setting``: what default launches
-    depend on.
+    ``case``: what a tuned configuration would be looked up for; ``setting``: of default launches.
     """
     request = strategy if isinstance(strategy, str) else list(strategy)
     tuned = [asdict(case), records.fingerprint()] if case is not None else []

@@ -40,7 +40,7 @@ CHECKING = 0.4  # of what is left then, at most
 LEAST_SHARE = 15.0  # seconds that an operator's times may take at least
 FIRST_CALLS = 0.2  # of the time, kept for them
 WORKER = (sys.executable, "-m", "bench.compare.worker")
-AHEAD = 4  # workers that are started while one times
+WORKERS = 4  # at once, of which one times and the others get ready
 GRACE = 20.0  # seconds that a worker gets past its deadline to finish what it started
 VERSIONS = ("torch", "triton", "fla-core", "mlstm-kernels", "accelerated-scan", "mamba-ssm")
 
@@ -275,10 +275,13 @@ def time_in_turn(session: Session, plan: Plan, cold: set[tuple[str, str]], jobs:
             session.add(what, {"event": "row"} | skipped)
     passed = check_in_parallel(session, ready, jobs, CHECKING * session.left)
     share = max(LEAST_SHARE, 1.5 * session.left / len(plan))
-    with tempfile.NamedTemporaryFile(prefix="turn") as turn, ThreadPoolExecutor(AHEAD) as pool:
-        for what, sizes, names in ready:
-            asked = {"checked": passed[what.name], "turn": turn.name, "share": share}
-            pool.submit(compare, session, what, sizes, names, session.left, **asked)
+    with tempfile.NamedTemporaryFile(prefix="turn") as turn, ThreadPoolExecutor(WORKERS) as pool:
+
+        def one(row: tuple[Operator, tuple[Shape, ...], tuple[str, ...]]) -> None:
+            what, sizes, names = row
+            compare(session, what, sizes, names, session.left, checked=passed[what.name], turn=turn.name, share=share)
+
+        list(pool.map(one, ready))
 
 
 def compare(

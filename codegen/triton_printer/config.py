@@ -104,7 +104,6 @@ def default_config(
     bytes.
 
     Everything a kernel holds lives in registers, so the axes that may be tiled are cut by the size of the largest tile.
-    Pipelines are at least two deep: a single stage with narrow tiles has been seen to fault on Hopper.
     """
     sizes = complete_sizes(plan, {**dict(plan.fixed_sizes), **sizes})
     tokens = chunk or (wide and plan.wide_chunk) or plan.chunk or DEFAULT_CHUNK

@@ -124,8 +124,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
 def plan_chunks(normal: NormalForm, shape: Shape, ledger: Ledger) -> Plan:
     """The plan of a stage in chunks of rows; a token has one of them."""
     schedule = schedule_for(shape)
-    forward, backward, kept = schedule(shape, ledger)
-    with_rows = keep_rows(shape)[0] if kept else shape
+    forward, backward, with_rows, kept = schedule(shape, ledger)
     arguments = ordered_arguments(shape)
     return Plan(
         stage=normal.stage.name,
@@ -159,7 +158,8 @@ def has_all_gradients_in_one(shape: Shape) -> bool:
     return schedule_for(shape) is computed_schedule and takes_solved_gradients(shape)
 
 
-Schedule = tuple[list[Kernel], list[Kernel], tuple[KeptRows, ...]]  # forward, backward, rows that both have
+# Forward, backward, the stage with rows that both have as leaves, and those rows.
+Schedule = tuple[list[Kernel], list[Kernel], Shape, tuple[KeptRows, ...]]
 
 
 def schedule_for(shape: Shape) -> Callable[[Shape, Ledger], Schedule]:
@@ -190,7 +190,7 @@ def computed_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     else:
         backward.append(emit_gradients(shape, buffer_of))
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
-    return forward, backward, kept
+    return forward, backward, shape, kept
 
 
 def value_decay_schedule(shape: Shape, ledger: Ledger) -> Schedule:
@@ -205,7 +205,7 @@ def value_decay_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     backward.append(fit_walk(tiled, emit_reverse_walk(tiled, computed_chunk)))
     backward.append(fit_chunk(tiled, value_decay_gradients.emit_value_gradients(tiled, ledger.buffer_of)))
     backward.append(value_decay_gradients.emit_key_gradients(tiled, ledger.buffer_of))
-    return forward, backward, ()
+    return forward, backward, shape, ()
 
 
 def fit_first(shape: Shape, kernels: list[Kernel]) -> list[Kernel]:
@@ -232,7 +232,7 @@ def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     backward += [emit(shape, buffer_of) for emit in writes]
     backward += [emit_gate_pass(shape, buffer_of, tile_width(shape, shape.key))] if has_gates(shape) else []
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
-    return forward, backward, kept
+    return forward, backward, whole, kept
 
 
 def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
@@ -249,7 +249,7 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     backward.append(fit_walk(shape, emit_reverse_walk(shape, stored_chunk)))
     backward += [emit_value_gradients(shape, buffer_of), emit_key_gradients(shape, buffer_of)]
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
-    return forward, backward, kept
+    return forward, backward, shape, kept
 
 
 def gradient_buffers(kept: tuple[KeptRows, ...], ledger: Ledger) -> BufferOf:

@@ -182,7 +182,7 @@ class Cotangents:
                 yield source, emit(node, f"d_{source.attrs[1]}")
 
 
-def emit_gradients(shape: Shape, buffer_of: Callable[[Node, str], str]) -> Kernel:
+def emit_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """Every coefficient's cotangent in a chunk, pulled back to the inputs.
 
     ``buffer_of(source, part)`` names the buffer of a source's gradient from "values" (per tile of the value dims) or

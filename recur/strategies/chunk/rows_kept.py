@@ -6,14 +6,13 @@ pointwise kernel, and its cotangent is pulled back to the inputs by another one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from recur.ir.core import Node, leaf, substitute, topological
 from recur.ir.normal import Decay, MatrixForm, Read, Readout, Write
 from recur.ir.tile import Buffer, Builder, Kernel
 from recur.operators import OPERATORS
-from recur.strategies.chunk.gradients import Cotangents, store_gradient
+from recur.strategies.chunk.gradients import BufferOf, Cotangents, store_gradient
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.shape import Shape, key_only, key_side_nodes, mixed_dims, token_access
 from recur.strategies.chunk.tiles import Tiles
@@ -103,7 +102,7 @@ def emit_rows(shape: Shape, kept: tuple[KeptRows, ...]) -> Kernel:
     return Kernel("rows", ("batch", "head", "chunk"), key_only(shape), tuple(b.statements), (), "pointwise")
 
 
-def emit_rows_gradient(shape: Shape, kept: tuple[KeptRows, ...], buffer_of: Callable[[Node, str], str]) -> Kernel:
+def emit_rows_gradient(shape: Shape, kept: tuple[KeptRows, ...], buffer_of: BufferOf) -> Kernel:
     """Pulls their cotangents back to the inputs."""
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b)
