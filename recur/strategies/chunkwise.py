@@ -44,6 +44,7 @@ from recur.strategies.chunk.families import holds_whole, prepare_passes, sum_buf
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
+    ROWS,
     BufferOf,
     adjoint_name,
     begin_adjoints,
@@ -65,7 +66,6 @@ from recur.strategies.chunk.kernels import (
     fit_walk,
     fit_whole,
     inverse_name,
-    readout_leaves,
     values_name,
 )
 from recur.strategies.chunk.key_gradients import emit_key_gradients, emit_value_gradients, part_buffers
@@ -84,6 +84,7 @@ from recur.strategies.chunk.passes import (
     emit_query_pass,
     emit_value_pass,
     emit_write_pass,
+    has_rests_at_hand,
     tile_width,
 )
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
@@ -181,7 +182,7 @@ def computed_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
     forward.append(fit_walk(shape, emit_walk(shape, chunk_of, keep_states=keeps_states(shape))))
-    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward = [emit_epilogue_gradient(shape, ledger.buffer_of)] if shape.rests else []
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     backward += [] if keeps_states(shape) else [fit_walk(shape, emit_states(shape, chunk_of))]
     backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
@@ -200,7 +201,7 @@ def value_decay_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     forward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=False))
     forward.append(fit_walk(tiled, emit_states(tiled, computed_chunk, with_ends=True)))
     forward.append(fit_chunk(shape, emit_outputs(shape)))
-    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward = [emit_epilogue_gradient(shape, ledger.buffer_of)] if shape.rests else []
     backward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=True))
     backward.append(fit_walk(tiled, emit_reverse_walk(tiled, computed_chunk)))
     backward.append(fit_chunk(tiled, value_decay_gradients.emit_value_gradients(tiled, ledger.buffer_of)))
@@ -224,7 +225,7 @@ def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward += [emit_vector_sums(shape, adjoint=False)] if has_vectors else []
     forward += starting_kernels(shape, chunk_of, adjoint=False)
     forward.append(fit_walk(whole, emit_walk(whole, chunk_of)))
-    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward = [emit_epilogue_gradient(shape, ledger.buffer_of)] if not has_rests_at_hand(shape) else []
     backward += [emit_vector_sums(shape, adjoint=True)] if has_vectors else []
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     backward.append(emit_query_pass(shape, buffer_of))
@@ -243,7 +244,7 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
     forward += starting_kernels(shape, stored_chunk, adjoint=False)
     forward.append(fit_walk(shape, emit_walk(shape, stored_chunk)))
-    backward = [] if shape.trivial_epilogue else [emit_epilogue_gradient(shape, ledger.buffer_of)]
+    backward = [emit_epilogue_gradient(shape, ledger.buffer_of)] if shape.rests else []
     backward += starting_kernels(shape, stored_chunk, adjoint=True)
     backward.append(fit_walk(shape, emit_states(shape, stored_chunk)))
     backward.append(fit_walk(shape, emit_reverse_walk(shape, stored_chunk)))
@@ -326,11 +327,10 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
         for i in solved:
             buffers += [Buffer(inverse_name(form.state, i, j), ("B", "T", "H", "C"), "operand") for j in solved]
         buffers += [Buffer(values_name(form.state, j), ("B", "T", "H", *form.value), "operand") for j in solved]
-    if not shape.trivial_epilogue:
-        buffers += [
-            Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)
-            for x in readout_leaves(shape)
-        ]
+    buffers += [
+        Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims), readout_type(shape, x), x.is_complex)
+        for x in shape.inner_readouts
+    ]
     return tuple(buffers)
 
 
@@ -378,11 +378,10 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
         for j in solved_writes(form):
             buffers.append(Buffer(adjoint_name(form.state, j), ("B", "T", "H", *form.value), "operand"))
-    if not shape.trivial_epilogue:
-        buffers += [
-            Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), cotangent_type(shape, x), x.is_complex)
-            for x in readout_leaves(shape)
-        ]
+    buffers += [
+        Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims), cotangent_type(shape, x), x.is_complex)
+        for x in shape.inner_readouts
+    ]
     return tuple(buffers)
 
 
@@ -394,7 +393,7 @@ def initial_lines(shape: Shape) -> tuple[Gradient, ...]:
 class Ledger:
     """The cotangent ledger while kernels are emitted: which buffers make up each argument's gradient, in order.
 
-    ``tiles``: where a buffer has a partial sum for every tile of an axis, that axis.
+    ``tiles``: where a buffer has a partial sum for every tile of an axis, that axis; for every token, ROWS.
     """
 
     entries: dict[Node, list[str]] = field(default_factory=dict)
@@ -404,28 +403,36 @@ class Ledger:
         names = self.entries.setdefault(source, [])
         names.append(f"d_{tensor_name(source)}" if not names else f"d_{tensor_name(source)}_{part}")
         if tiles:
-            self.tiles[names[-1]] = f"tiles:{tiles}"
+            self.tiles[names[-1]] = tiles
         return names[-1]
 
     def partial(self, name: str) -> tuple[str, ...]:
-        return (self.tiles[name],) if name in self.tiles else ()
+        """The layout's axis of a buffer's tiles."""
+        tiles = self.tiles.get(name, ROWS)
+        return (f"tiles:{tiles}",) if tiles != ROWS else ()
+
+    def summed(self, x: Node, name: str) -> tuple[str, ...]:
+        """The layout's axes along which a param's gradient has partial sums."""
+        if x.attrs[0] != "param":
+            return ()
+        return ("B", "T") if self.tiles.get(name) == ROWS else ("B", "N")
 
     def buffers(self, arguments: list[Node]) -> tuple[Buffer, ...]:
         result = []
         for x in arguments:
             names = self.entries.get(x, [])
-            is_param = x.attrs[0] == "param"
-            lead = ("B", "N", "H") if is_param else ("B", "T", "H")
-            alone = len(names) == 1 and not is_param and not self.partial(names[0])
+            alone = len(names) == 1 and not self.summed(x, names[0]) and not self.partial(names[0])
             dtype = f"input:{tensor_name(x)}" if alone else "accumulate"
-            result += [Buffer(name, (*lead, *self.partial(name), *x.dims), dtype, x.is_complex) for name in names]
+            for name in names:
+                lead = (*(self.summed(x, name) or ("B", "T")), "H", *self.partial(name))
+                result.append(Buffer(name, (*lead, *x.dims), dtype, x.is_complex))
         return tuple(result)
 
     def lines(self, arguments: list[Node]) -> tuple[Gradient, ...]:
         def line(x: Node) -> Gradient:
-            summed = ("B", "N") if x.attrs[0] == "param" else ()
             names = self.entries.get(x, [])
-            return Gradient(tensor_name(x), tuple(Contribution(n, (*summed, *self.partial(n))) for n in names))
+            parts = tuple(Contribution(n, (*self.summed(x, n), *self.partial(n))) for n in names)
+            return Gradient(tensor_name(x), parts)
 
         return tuple(line(x) for x in arguments if x in self.entries)
 

@@ -22,7 +22,6 @@ from recur.ir.plan import Cost, Plan, Reject
 from recur.ir.tile import Buffer
 from recur.strategies.chunk.gates import decay_class
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
-from recur.strategies.chunk.kernels import readout_leaves
 from recur.strategies.chunk.shape import Shape, infer_shape
 from recur.strategies.chunk.stored_gates import distinct, stored_gates
 from recur.strategies.chunk.tiled_backward import (
@@ -55,7 +54,7 @@ def plan(normal: NormalForm, sizes: dict[str, int], outputs: frozenset[str] = fr
     stored, ledger = stored_gates(shape), Ledger()
     forward = [emit_gates_kernel(shape, stored)] if stored else []
     forward += [emit_tiled_states(shape, stored), emit_outputs(shape, stored)]
-    backward = [] if shape.trivial_epilogue else [emit_tiled_epilogue_gradient(shape, ledger.buffer_of)]
+    backward = [emit_tiled_epilogue_gradient(shape, ledger.buffer_of)] if shape.rests else []
     backward.append(emit_tiled_reverse(shape, stored))
     backward.append(emit_query_gradients(shape, stored, ledger.buffer_of))
     backward.append(emit_key_gradients(shape, stored, ledger.buffer_of))
@@ -104,16 +103,14 @@ def chunk_states(shape: Shape, name: str, doc: str) -> tuple[Buffer, ...]:
 
 def saved_buffers(shape: Shape, stored: Stored) -> tuple[Buffer, ...]:
     gates = tuple(b for family in distinct(stored) for b in family.buffers)
-    readouts = () if shape.trivial_epilogue else readout_leaves(shape)
-    kept = tuple(Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims)) for x in readouts)
+    kept = tuple(Buffer(str(x.attrs[1]), ("B", "T", "H", *x.dims)) for x in shape.inner_readouts)
     return (*gates, *chunk_states(shape, "chunk", "S at every chunk's start"), *kept)
 
 
 def workspace_buffers(shape: Shape, stored: Stored) -> tuple[Buffer, ...]:
     buffers = list(chunk_states(shape, "chunk_R", "its adjoint at every chunk's end"))
     buffers += [state_buffer(shape, f, f"d_{f.state}") for f in shape.forms]
-    if not shape.trivial_epilogue:
-        buffers += [Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims)) for x in readout_leaves(shape)]
+    buffers += [Buffer(f"d_{x.attrs[1]}", ("B", "T", "H", *x.dims)) for x in shape.inner_readouts]
     for x in straddles(stored):
         buffers.append(Buffer(x.buffer("straddle"), ("B", "T", "H"), doc="pairs around a token, within its tiles"))
         for after in own_afters(shape, stored, x, Readout):

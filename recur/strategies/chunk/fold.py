@@ -12,10 +12,10 @@ from recur.ir.core import Node, apply, contract, expand, index, leaf, place, red
 from recur.ir.normal import MatrixForm, map_event
 from recur.ir.printing import format_node
 from recur.operators import OPERATORS
+from recur.strategies.chunk.epilogue import Epilogue
 from recur.strategies.operands import TENSOR_KINDS, tensor_name
 
 Dims = tuple[str, ...]
-Epilogue = tuple[tuple[str, Node], ...]
 
 
 class NotFoldable(Exception):

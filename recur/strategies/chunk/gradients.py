@@ -10,7 +10,7 @@ the tiles of the value dims, then pulling the coefficients' cotangents back to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,7 +32,7 @@ from recur.strategies.chunk.equations import Chunk, carry_sum
 from recur.strategies.chunk.factor_gradient import FactorGradient, Reader, Writer
 from recur.strategies.chunk.gates import CUT, LOG2_E, can_cut, class_decays, is_plain_factor
 from recur.strategies.chunk.kept_scales import kept_scales
-from recur.strategies.chunk.kernels import ChunkOf, known_values, load_inverse, load_starts, readout_leaves
+from recur.strategies.chunk.kernels import ChunkOf, known_values, load_inverse, load_starts
 from recur.strategies.chunk.segments import Advance, walks
 from recur.strategies.chunk.shape import Shape, chunk_access, looped_values, placed_axes, token_access
 from recur.strategies.chunk.stored_gates import scalar_gates
@@ -46,6 +46,8 @@ class BufferOf(Protocol):
     def __call__(self, source: Node, part: str, tiles: str = "", /) -> str: ...
 
 
+ROWS = "T"  # in place of an axis: a gradient's partial sums, one for every token
+
 ADJOINT_EQUATION = "R <- 2^G_C R + Q~^T dO - A~^T Z"
 REVERSE_EQUATIONS = ("dU = tril(Q~ B^T)^T dO + (2^(G_C - G) B) R,  Z = Tm^T dU", ADJOINT_EQUATION)
 GRADIENT_EQUATIONS = (
@@ -58,17 +60,12 @@ def adjoint_name(state: str, j: int) -> str:
     return f"Z_{state}_{j}"
 
 
-def readout_cotangent(shape: Shape, readout: str) -> str:
-    """The buffer of a readout's cotangent: the result's own where the result is the readout."""
-    return f"d_{shape.result_of(readout) or readout}"
-
-
 def load_cotangents(b: Builder, shape: Shape, form: MatrixForm) -> dict[str, Value]:
     loaded = {}
     for r in form.readouts:
-        dims = next(x.dims for x in readout_leaves(shape) if x.attrs[1] == r.name)
+        dims = next(x.dims for x in shape.readouts if x.attrs[1] == r.name)
         canonical = form.value if r.axis == "key" else form.key
-        rows = b.load("dO", token_access(readout_cotangent(shape, r.name), dims), ("c", *dims))
+        rows = b.load("dO", token_access(shape.cotangent_of(r.name), dims), ("c", *dims))
         loaded[r.name] = b.expand(rows, ("c", *canonical), "dO")
     return loaded
 
@@ -233,7 +230,10 @@ def is_zero(node: Node) -> bool:
 
 
 def store_gradient(b: Builder, source: Node, tile: Value, buffer: str, tiled: str = "") -> None:
-    """``tiled``: the dim over whose tiles the buffer has partial sums."""
+    """``tiled``: the dim over whose tiles the buffer has partial sums, or ROWS."""
+    if tiled == ROWS:
+        b.store(token_access(buffer, source.dims), tile, "one partial sum a token")
+        return
     dims = (f"tile:{tiled}", *source.dims) if tiled else source.dims
     if source.attrs[0] == "param":
         rows = b.sum(tile, ("c",), name=tile.name)
@@ -588,22 +588,32 @@ def add_decay(
 # --- the epilogue ----------------------------------------------------------------------------------------------------
 
 
+def add_rests(shape: Shape, b: Builder, cotangents: Cotangents, loaded: Mapping[str, Value]) -> None:
+    """What the epilogue has beside readouts that results add as they are, with the results' cotangents.
+
+    ``loaded``: of those, by readout, the ones at hand.
+    """
+    at_hand = {shape.cotangent_of(readout): tile for readout, tile in loaded.items()}
+    for name, node in shape.rests:
+        buffer = f"d_{name}"
+        tile = at_hand.get(buffer) or b.load("dO", token_access(buffer, node.dims), ("c", *node.dims))
+        cotangents.add(node, tile)
+
+
 def emit_epilogue_gradient(
     shape: Shape,
     buffer_of: Callable[[Node, str], str],
     store: Callable[[Builder, Node, Value, str], None] = store_gradient,
 ) -> Kernel:
-    """The results' cotangents pulled back to the readouts, and to the inputs that the epilogue reads itself."""
+    """The results' cotangents pulled back to inner readouts, and to the inputs that the epilogue reads itself."""
     b = Builder(complex_buffers=shape.complex_buffers)
     tiles = Tiles(b)
-    for x in readout_leaves(shape):
+    for x in shape.inner_readouts:
         tiles.values[x] = b.load(str(x.attrs[1]), token_access(str(x.attrs[1]), x.dims), ("c", *x.dims))
     cotangents = Cotangents()
-    for name, node in shape.epilogue:
-        tile = b.load(f"d_{name}", token_access(f"d_{name}", node.dims), ("c", *node.dims))
-        cotangents.add(node, tile)
-    sources = readout_leaves(shape) + argument_leaves([n for _, n in shape.epilogue])
-    flat = readout_leaves(shape)
+    add_rests(shape, b, cotangents, {})
+    flat = shape.inner_readouts
+    sources = flat + argument_leaves(cotangents.nodes)
     for source, tile in cotangents.pull_each(tiles, sources):
         if source.attrs[0] == "readout":
             flat.remove(source)

@@ -115,9 +115,9 @@ def emit_readouts(shape: Shape, chunk: Chunk, state: Value, u: dict[int, Rows]) 
     for readout in form.readouts:
         rows = chunk.read_out(readout, state, u)
         dims = form.value if readout.axis == "key" else form.key
-        node = next(x for x in readout_leaves(shape) if x.attrs[1] == readout.name)
+        node = next(x for x in shape.readouts if x.attrs[1] == readout.name)
         readouts[node] = b.expand(rows, ("c", *dims), "o")
-        if not shape.trivial_epilogue:
+        if node in shape.inner_readouts:
             b.store(token_access(readout.name, dims), readouts[node], "kept for the epilogue's gradient")
     return readouts
 
@@ -174,10 +174,6 @@ def fit_chunk(shape: Shape, kernel: Kernel) -> Kernel:
     widths = tile_widths(shape, shape.value, WIDE)
     whole = math.prod(next_power_of_two(dict(shape.sizes)[d]) for d in shape.value) if shape.whole_values else 0
     return replace(kernel, widths=() if whole else widths, warps=8 if whole > WIDE else 4)
-
-
-def readout_leaves(shape: Shape) -> list[Node]:
-    return leaves([n for _, n in shape.epilogue], "readout")
 
 
 def emit_states(shape: Shape, chunk_of: ChunkOf, with_ends: bool = False) -> Kernel:

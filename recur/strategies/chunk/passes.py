@@ -17,21 +17,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recur.ir.core import is_const
+from recur.ir.core import is_const, topological
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.families import (
     Family,
+    holds_whole,
     infer_families,
     matrix_part,
     vector_part,
 )
-from recur.strategies.chunk.gradients import BufferOf, Cotangents, load_cotangents, store_gradients
+from recur.strategies.chunk.gradients import (
+    ROWS,
+    BufferOf,
+    Cotangents,
+    add_rests,
+    load_cotangents,
+    store_gradients,
+)
 from recur.strategies.chunk.kernels import STATE_ENTRIES, STATE_EQUATION, fit_whole, load_starts
 from recur.strategies.chunk.scales import split_scale
 from recur.strategies.chunk.segments import walks
-from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, placed_axes
+from recur.strategies.chunk.shape import LEAST_WIDTH, Shape, mixed_dims, placed_axes
 from recur.strategies.chunk.tiles import Rows, Tiles, Vector
 from recur.strategies.chunk.weights import Own, WeightedChunk, weighted_chunk
 from recur.strategies.chunk.worths import (
@@ -64,18 +72,22 @@ KEY_EQUATIONS = ("dB = E^T Q + 2^(G_C - G) U R^T,   E = tril(dO U^T) D", "R <- 2
 
 @dataclass(frozen=True)
 class FormPass:
-    """One form in one chunk of a walk: its equations, and its readouts' two sides (q, dO), by readout the second."""
+    """One form in one chunk of a walk: its equations, and its readouts' two sides (q, dO), by readout the second.
+
+    ``cotangents``: the readouts' as they are in memory.
+    """
 
     form: MatrixForm
     chunk: WeightedChunk
     sides: list[KeySide]
     values: dict[str, Rows]
+    cotangents: dict[str, Value]
 
     @classmethod
     def load(cls, shape: Shape, tiles: Tiles, form: MatrixForm, tiled: str) -> FormPass:
         chunk = weighted_chunk(shape, tiles, form, tiled)
         cotangents = load_cotangents(tiles.b, shape, form)
-        return cls(form, chunk, readout_keys(chunk, cotangents), readout_values(chunk, cotangents))
+        return cls(form, chunk, readout_keys(chunk, cotangents), readout_values(chunk, cotangents), cotangents)
 
     def cotangent(self, n: int) -> Rows:
         """dO of the readout number n."""
@@ -234,17 +246,32 @@ def emit_value_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     last = load_starts(b, backward)
     inner = b.nested()
     tiles, cotangents = Tiles(inner), Cotangents()
-    carries = []
+    carries, loaded = [], dict[str, Value]()
     for walk, start in zip(backward, last, strict=True):
         adjoint = inner.phi(walk.state, start)
         part = FormPass.load(shape, tiles, walk.form, "value")
         value_cotangents(part, cotangents, adjoint, None)
         carries.append(Carry(adjoint, start, part.previous_adjoint(adjoint)))
+        loaded |= part.cotangents
+    if has_rests_at_hand(shape):
+        add_rests(shape, inner, cotangents, loaded)
     store_gradients(tiles, cotangents, buffer_of, "values", shape.value[0])
     b.loop("chunks", inner, tuple(carries), reverse=True)
     for walk, carry in zip(backward, carries, strict=True):
         b.store(walk.end, carry.phi)
     return pass_kernel("value_gradients", shape, b, VALUE_EQUATIONS, shape.value)
+
+
+def has_rests_at_hand(shape: Shape) -> bool:
+    """Whether the walk with the values' gradients has the epilogue's too, where results only add what is read.
+
+    It has rows of the values and dO in its hands; in a tile of the value dims, entries must not mix.
+    """
+    rests = [node for _, node in shape.rests]
+    written = argument_leaves([w.value for f in shape.forms for w in f.writes if w.value is not None])
+    held = {x for x in argument_leaves(rests) if x.attrs[0] != "param"} <= set(written)
+    mixed = {d for n in topological(rests) for d in mixed_dims(n)} & set(shape.value)
+    return held and not shape.inner_readouts and (holds_whole(shape) or not mixed)
 
 
 def value_cotangents(
@@ -316,8 +343,8 @@ def along(b: Builder, pairs: Value, is_write: bool, name: str) -> Value:
 def emit_write_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     """The cotangents of values and keys, and of the initial state: the walk of a stage's one matrix, R whole.
 
-    In this order, in which registers suffice: pairs are rounded before the products that need them, and keys are
-    stored before values come.
+    In this order, in which registers suffice: what the epilogue's numbers get from a token is left as it is, not
+    summed over tokens; pairs are rounded before the products that need them; keys are stored before values come.
     """
     b = Builder(complex_buffers=shape.complex_buffers)
     backward = walks(shape, adjoint=True)
@@ -328,14 +355,22 @@ def emit_write_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     parts = [FamilyPass.load(shape, tiles, family) for family in infer_families(shape)]
     forms = [form for part in parts for form in part.forms]
     (matrix,) = (form for form in forms if form.form.value)
+    of_values = argument_leaves([w.value for w in matrix.form.writes if w.value is not None])
+    rests = Cotangents()
+    if has_rests_at_hand(shape):
+        add_rests(shape, inner, rests, matrix.cotangents)
+    of_rests = [x for x in argument_leaves(rests.nodes) if x not in of_values]
+    numbers = [x for x in of_rests if not x.dims]
+    store_gradients(tiles, rests, buffer_of, "writes", ROWS, numbers)
     scores = matrix.rounded_scores()
     for part in parts:
         key_cotangents(shape, part, cotangents, [adjoints[f.state] for f in part.family.forms])
-    of_values = argument_leaves([w.value for w in matrix.form.writes if w.value is not None])
-    keys = [x for x in argument_leaves(cotangents.nodes) if x not in of_values]
+    last_ones = of_values + [x for x in of_rests if x.dims]
+    keys = [x for x in argument_leaves(cotangents.nodes) if x not in last_ones]
     store_gradients(tiles, cotangents, buffer_of, "writes", "", keys)
     value_cotangents(matrix, cotangents, adjoints[matrix.form.state], scores)
-    store_gradients(tiles, cotangents, buffer_of, "writes", "", of_values)
+    cotangents.pairs += rests.pairs
+    store_gradients(tiles, cotangents, buffer_of, "writes", "", last_ones)
     previous = {f.form.state: f.previous_adjoint(adjoints[f.form.state]) for f in forms}
     carries = [Carry(adjoints[s], start, previous[s]) for s, start in zip(adjoints, last, strict=True)]
     b.loop("chunks", inner, tuple(carries), reverse=True)

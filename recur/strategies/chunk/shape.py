@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from recur.ir.core import Node, leaves, mul, topological
+from recur.ir.core import Node, leaves, topological
 from recur.ir.normal import Decay, Event, MatrixForm, NormalForm, Read, Readout, Write
 from recur.ir.plan import Reject
 from recur.ir.tile import Access, Axis, Place, next_power_of_two
+from recur.strategies.chunk.epilogue import Epilogue, absorb_scales, added_readouts, added_rests
 from recur.strategies.chunk.fold import Folding, NotFoldable
 from recur.strategies.chunk.fuse import NotFusable, fuse_dims
 from recur.strategies.chunk.gates import decay_class, is_plain_factor
@@ -23,7 +24,7 @@ class Shape:
     """A matrix stage prepared for chunking: constant factors of its readouts absorbed into their vectors."""
 
     forms: tuple[MatrixForm, ...]
-    epilogue: tuple[tuple[str, Node], ...]
+    epilogue: Epilogue
     key: tuple[str, ...]
     value: tuple[str, ...]
     whole_values: bool
@@ -51,10 +52,19 @@ class Shape:
         return [n for f in self.forms for e in f.events for n in event_nodes(e)] + [n for _, n in self.epilogue]
 
     @property
-    def trivial_epilogue(self) -> bool:
-        """Every result is one readout, as it is."""
-        readouts = [n for _, n in self.epilogue if n.op == "leaf" and n.attrs[0] == "readout"]
-        return len(readouts) == len(self.epilogue) == len({n.attrs[1] for n in readouts})
+    def rests(self) -> Epilogue:
+        """What results are beside readouts that they add as they are."""
+        return added_rests(self.epilogue)
+
+    @property
+    def readouts(self) -> list[Node]:
+        return leaves([n for _, n in self.epilogue], "readout")
+
+    @property
+    def inner_readouts(self) -> list[Node]:
+        """Those that results take some other way: they and their cotangents go to memory."""
+        added = added_readouts(self.epilogue)
+        return [x for x in self.readouts if x.attrs[1] not in added]
 
     @property
     def splits(self) -> bool:
@@ -102,9 +112,9 @@ class Shape:
             if name in self.key and sizes[name] > LARGEST_KEY
         )
 
-    def result_of(self, readout: str) -> str | None:
-        """The result that is this readout, where the epilogue is trivial."""
-        return next((n for n, node in self.epilogue if self.trivial_epilogue and node.attrs[1] == readout), None)
+    def cotangent_of(self, readout: str) -> str:
+        """The buffer of a readout's cotangent: the result's own where the result adds the readout as it is."""
+        return f"d_{added_readouts(self.epilogue).get(readout, readout)}"
 
     def state_axes(self, form: MatrixForm) -> tuple[str, ...]:
         """The state's dims in the order declared."""
@@ -205,42 +215,6 @@ def transpose(form: MatrixForm) -> MatrixForm:
         return replace(e, axis="value" if e.axis == "key" else "key") if isinstance(e, Readout) else e
 
     return replace(form, key=form.value, value=form.key, events=tuple(map(event, form.events)))
-
-
-def absorb_scales(
-    forms: tuple[MatrixForm, ...], epilogue: tuple[tuple[str, Node], ...]
-) -> tuple[tuple[MatrixForm, ...], tuple[tuple[str, Node], ...]]:
-    """An epilogue of a constant times a readout that is used once becomes the readout of a scaled vector."""
-    uses: dict[str, int] = {}
-    for _, node in epilogue:
-        for x in leaves([node], "readout"):
-            uses[str(x.attrs[1])] = uses.get(str(x.attrs[1]), 0) + 1
-    scales: dict[str, Node] = {}
-    rewritten = []
-    for name, node in epilogue:
-        scale, core = _split_scale(node)
-        readout = str(core.attrs[1]) if core.op == "leaf" and core.attrs[0] == "readout" else None
-        if readout is not None and scale is not None and uses[readout] == 1:
-            scales[readout] = scale
-            node = core
-        rewritten.append((name, node))
-
-    def scaled(form: MatrixForm) -> MatrixForm:
-        events = tuple(
-            replace(e, vector=mul(scales[e.name], e.vector)) if isinstance(e, Readout) and e.name in scales else e
-            for e in form.events
-        )
-        return replace(form, events=events)
-
-    return tuple(scaled(f) for f in forms), tuple(rewritten)
-
-
-def _split_scale(node: Node) -> tuple[Node | None, Node]:
-    if node.op == "mul":
-        for scale, core in (node.args, node.args[::-1]):
-            if not scale.dims and not leaves([scale]):
-                return scale, core
-    return None, node
 
 
 def needs_whole_values(shape: Shape) -> bool:

@@ -27,10 +27,8 @@ from recur.strategies.chunk.gradients import (
     Cotangents,
     add_decay,
     emit_epilogue_gradient,
-    readout_cotangent,
     store_gradient,
 )
-from recur.strategies.chunk.kernels import readout_leaves
 from recur.strategies.chunk.row_tiles import (
     Pairs,
     RowTile,
@@ -76,8 +74,8 @@ def straddles(stored: Stored) -> list[Straddle]:
 
 
 def load_cotangent(b: Builder, shape: Shape, readout: str, rows: str) -> Value:
-    dims = next(x.dims for x in readout_leaves(shape) if x.attrs[1] == readout)
-    return b.load("dO", token_access(readout_cotangent(shape, readout), dims, rows), (rows, *dims))
+    dims = next(x.dims for x in shape.readouts if x.attrs[1] == readout)
+    return b.load("dO", token_access(shape.cotangent_of(readout), dims, rows), (rows, *dims))
 
 
 def emit_tiled_reverse(shape: Shape, stored: Stored) -> Kernel:
@@ -413,7 +411,7 @@ def emit_across(b: Builder, shape: Shape, stored: Stored) -> dict[str, Value]:
 
 
 def emit_tiled_epilogue_gradient(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The results' cotangents pulled back to the readouts, and to the inputs that the epilogue reads itself."""
+    """The results' cotangents pulled back to inner readouts, and to the inputs that the epilogue reads itself."""
 
     def store(b: Builder, source: Node, tile: Value, buffer: str) -> None:
         store_partial(b, source, tile, "c", buffer)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from recur.ir.core import Node
 from recur.ir.normal import MatrixForm
 from recur.ir.tile import Axis, Builder, Carry, Kernel, Place, Value
-from recur.strategies.chunk.kernels import emit_epilogue, readout_leaves
+from recur.strategies.chunk.kernels import emit_epilogue
 from recur.strategies.chunk.row_tiles import (
     Pairs,
     RowTile,
@@ -96,12 +96,12 @@ def emit_outputs(shape: Shape, stored: Stored) -> Kernel:
                 weights = times(body, pairs.scores(form, q, k), joint(body, k.scale, v.scale), name="P")
                 total = body.add(total, body.contract(weights, v.tile, ("s",), name="intra"), name="o")
             carries.append(Carry(phi, inter, total))
-            totals.append((next(x for x in readout_leaves(shape) if x.attrs[1] == readout.name), phi, q.scale))
+            totals.append((next(x for x in shape.readouts if x.attrs[1] == readout.name), phi, q.scale))
     b.loop("tiles", body, tuple(carries), axis="s", last="c")
     for node, total, scale in totals:
         rows = b.expand(times(b, total, scale, name="o"), ("c", *node.dims), "o")
         queries.tiles.values[node] = rows
-        if not shape.trivial_epilogue:
+        if node in shape.inner_readouts:
             b.store(token_access(str(node.attrs[1]), node.dims), rows, "kept for the epilogue's gradient")
     for name, node in shape.epilogue:
         (result,) = emit_epilogue(queries.tiles, [node], "o")
