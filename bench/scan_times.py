@@ -140,7 +140,7 @@ def use_launch(launch: Launch) -> None:
     from dataclasses import replace
 
     os.environ["RECUR_CACHE_DIR"] = tempfile.mkdtemp()
-    from recur.codegen.triton_printer import config, stage
+    from recur.codegen.triton_printer import config, stage, work
     from recur.ir.tile import Kernel
     from recur.strategies import walked_scan
     from recur.strategies.elementwise_scan import Scan
@@ -151,7 +151,7 @@ def use_launch(launch: Launch) -> None:
             setattr(Scan, attribute, launch[option])
     walked_scan.ROWS = launch.get("rows", walked_scan.ROWS)
     walked_scan.STAGES = launch.get("stages", walked_scan.STAGES)
-    stage.SCAN_WALKS = launch.get("walks", stage.SCAN_WALKS)
+    work.SCAN_WALKS = stage.SCAN_WALKS = launch.get("walks", work.SCAN_WALKS)
     if "states" in launch:
         walked_scan.THREAD_STATES, walked_scan.BACKWARD_STATES = launch["states"]
     if "width" in launch:

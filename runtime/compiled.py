@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recur.codegen.segments import segments
 from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
 from recur.ir import verify
 from recur.ir.spec import Recurrence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("torch", "triton")
 FEW_WALKS = 64  # programs, of the 132 that a large GPU runs at once
-SEGMENT = 2048  # tokens that a segment has at least: 32 chunks of 64, as printed modules cut sequences (`_segments`)
+CHUNK = 64  # tokens, of the stages whose walks may be few
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,13 @@ def compile_for(
 def setting_of(call: Call) -> Setting:
     """What default launches depend on. Only a GPU has no room for long chunks of float32; the interpreter has."""
     wide = call.device.type == "cuda" and call.dtype == torch.float32
-    return Setting(has_few_walks(call.batch * call.heads, call.tokens), wide)
+    with_backward = torch.is_grad_enabled() and any(x.requires_grad for x in call.tensors.values())
+    return Setting(has_few_walks(call.batch * call.heads, call.tokens, with_backward), wide)
 
 
-def has_few_walks(sequences: int, tokens: int) -> bool:
-    """Whether walks with a program for every one of B * H = ``sequences`` leave half of a GPU idle.
-
-    Longer sequences have several segments, each with a program of its own.
-    """
-    return sequences * max(1, tokens // SEGMENT) <= FEW_WALKS
+def has_few_walks(sequences: int, tokens: int, with_backward: bool) -> bool:
+    """Whether walks with a program for every segment of B * H = ``sequences`` leave half of a GPU idle."""
+    return sequences * segments(sequences, -(-tokens // CHUNK), with_backward)[0] <= FEW_WALKS
 
 
 def print_for(

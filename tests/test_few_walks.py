@@ -10,6 +10,7 @@ from compare import compare
 
 import recur
 from recur import zoo
+from recur.codegen.segments import segments
 from recur.codegen.triton_printer import Launch, default_config
 from recur.runtime.compiled import has_few_walks
 from recur.strategies.select import select
@@ -39,11 +40,40 @@ def test_narrow_walks_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sequences", "tokens", "few"),
-    [(64, 2048, True), (16, 512, True), (256, 1024, False), (64, 4096, False), (32, 4096, True), (32, 16384, False)],
+    ("sequences", "tokens", "forward", "both"),
+    [
+        (64, 2048, True, False),
+        (64, 900, True, True),
+        (16, 512, True, True),
+        (256, 1024, False, False),
+        (16, 4096, False, False),
+        (32, 16384, False, False),
+    ],
 )
-def test_what_few_walks_are(sequences: int, tokens: int, few: bool) -> None:
-    assert has_few_walks(sequences, tokens) == few
+def test_what_few_walks_are(sequences: int, tokens: int, forward: bool, both: bool) -> None:
+    assert has_few_walks(sequences, tokens, with_backward=False) == forward
+    assert has_few_walks(sequences, tokens, with_backward=True) == both
+
+
+@pytest.mark.parametrize(
+    ("walks", "chunks", "forward", "both"),
+    [
+        (128, 64, 1, 1),
+        (64, 32, 1, 2),
+        (64, 256, 4, 4),
+        (32, 256, 8, 8),
+        (32, 32, 4, 4),
+        (16, 64, 8, 8),
+        (16, 1024, 16, 16),
+        (1, 3, 1, 1),
+        (300, 0, 1, 1),
+    ],
+)
+def test_segments(walks: int, chunks: int, forward: int, both: int) -> None:
+    for with_backward, expected in ((False, forward), (True, both)):
+        count, length = segments(walks, chunks, with_backward)
+        assert count == expected
+        assert (count - 1) * length < max(chunks, 1) <= max(count * length, 1)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs with TRITON_INTERPRET=1")

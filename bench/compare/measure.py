@@ -195,23 +195,20 @@ def floors(what: Operator, shape: Shape, inputs: Tensors, output: Tensor, machin
 
 def kernel_floors(op: Any, shape: Shape, inputs: Tensors, machine: Machine) -> dict[str, dict[str, Any]]:
     """By kernel, under default launches: the least microseconds for its bytes and its products, programs and steps."""
-    from recur.codegen.triton_printer.helpers import HELPERS
     from recur.codegen.triton_printer.stage import function_name
-    from recur.codegen.triton_printer.work import Extent, count_work
+    from recur.codegen.triton_printer.work import Extent, count_segments, count_work
     from recur.passes.plan_dims import clear_dims
     from recur.runtime.arguments import bind_arguments
     from recur.runtime.tuning.space import default_configs
     from recur.runtime.tuning.tune import plans_of
 
-    printed: dict[str, Any] = {}
-    exec(HELPERS["_segments"], printed)  # the host's own choice, which is part of printed modules
     call = bind_arguments(op.recurrence, (), inputs)
     _, sizes = clear_dims(op.program, call.sizes)
     plans = plans_of(op.program, call.sizes, "auto")
     found: dict[str, dict[str, Any]] = {}
     for plan, config in zip(plans, default_configs(plans, sizes), strict=True):
-        segments, _ = printed["_segments"](shape.batch * shape.heads, -(-shape.tokens // config.chunk))
-        extent = Extent(shape.batch, shape.tokens, shape.heads, segments)
+        count = count_segments(plan, config, shape.batch * shape.heads, shape.tokens)
+        extent = Extent(shape.batch, shape.tokens, shape.heads, count)
         for kernel in plan.forward + plan.backward:
             work = count_work(plan, kernel, config, extent)
             found[function_name(plan.stage, kernel)] = {

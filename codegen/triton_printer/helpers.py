@@ -7,9 +7,12 @@ the function itself is finite.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from inspect import getsource
 from pathlib import Path
 
 from recur.codegen.helpers import needed_functions
+from recur.codegen.segments import scan_segments, segments
 
 
 def _prescan_helpers(
@@ -81,14 +84,14 @@ def _resume{suffix}(steps, first, reverse: tl.constexpr = False, inclusive: tl.c
     }
 
 
+def private_source(function: Callable[..., object]) -> str:
+    """The function's text, under its name with an underscore."""
+    return "\n" + getsource(function).replace(f"def {function.__name__}(", f"def _{function.__name__}(", 1)
+
+
 HELPERS: dict[str, str] = {
-    "_segments": '''
-def _segments(sequences, chunks, programs=256, least=32):
-    """(number of segments, chunks in each): several runs of chunks at once where whole sequences do not fill a GPU."""
-    count = max(1, min(programs // sequences, chunks // least))
-    length = (chunks + count - 1) // count
-    return (chunks + length - 1) // length, length
-''',
+    "_segments": private_source(segments),
+    "_scan_segments": private_source(scan_segments),
     "_exp": '''
 @triton.jit
 def _exp(x):

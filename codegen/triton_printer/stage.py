@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.kernel import PrintedKernel, print_kernel
 from recur.codegen.triton_printer.layout import BufferDim, Layout, all_buffers, print_tuple, resolve_dims, safe_name
 from recur.codegen.triton_printer.templates import render
+from recur.codegen.triton_printer.work import SCAN_WALKS, count_walks, is_scan
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
 
-SCAN_WALKS = 1056  # of one warp each, over tokens one by one: eight a multiprocessor
 COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "segments": "G", "chunks": "N"}
 
 
@@ -139,7 +138,7 @@ class StagePrinter:
                 if f"d_{b.name}" in given
             ],
             "device": self.names[given[0]],
-            "counts": self._count_lines(given, text),
+            "counts": self._count_lines(given, text, name == "FORWARD" and bool(self.plan.backward)),
             "allocations": allocations,
             "relays": relays,
             "launches": launches,
@@ -154,7 +153,7 @@ class StagePrinter:
         of = self.buffers[name].of
         return self.names[of] if of in given else ""
 
-    def _count_lines(self, given: Iterable[str], text: str) -> list[str]:
+    def _count_lines(self, given: Iterable[str], text: str, may_lack_backward: bool) -> list[str]:
         """Where B, T and H come from: the first tensor that has them."""
         lines = []
         words = set(text.replace("(", " ").replace(")", " ").replace(",", " ").replace("'", " ").split())
@@ -172,15 +171,16 @@ class StagePrinter:
             lines.append(f"{self.counts['N']} = {f'max({chunks}, 1)' if is_relay else chunks}")
         if needs_segments:
             B, H, N, G, L = (self.counts[letter] for letter in "BHNGL")
-            lines.append(f"{G}, {L} = _segments({B} * {H}{self._walks(N)})")
+            lines.append(f"{G}, {L} = {self._segments(f'{B} * {H}', N, may_lack_backward)}")
         return lines
 
-    def _walks(self, chunks: str) -> str:
-        """How many walks a sequence has beside its heads, the chunks, and how many walks fill a device."""
-        walks = [k for k in self.printed.values() if ("segment", "G") in k.grid]
-        tiles = math.prod(int(size) for entry, size in walks[0].grid if entry.startswith("tile:"))
-        is_scan = any(k.role == "scan" for k in self.plan.forward)
-        return f" * {tiles}, {chunks}, {SCAN_WALKS}" if is_scan else f", {chunks}"
+    def _segments(self, sequences: str, chunks: str, may_lack_backward: bool) -> str:
+        """The call that says how many segments there are, given the number of walks."""
+        tiles = count_walks(self.plan, self.config)
+        walks = f"{sequences} * {tiles}" if tiles > 1 else sequences
+        if is_scan(self.plan):
+            return f"_scan_segments({walks}, {chunks}, {SCAN_WALKS})"
+        return f"_segments({walks}, {chunks}{', with_backward' if may_lack_backward else ''})"
 
     def _table(self, name: str, kernels: tuple[Kernel, ...], joins_segments: bool) -> list[dict[str, object]]:
         """The table of the kernels of a pass that are launched under one condition, where there are some."""

@@ -10,10 +10,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from recur.codegen.segments import scan_segments, segments
 from recur.codegen.triton_printer.config import StageConfig, is_dot
 from recur.codegen.triton_printer.layout import Layout, accesses_of, all_buffers, resolve_dims
 from recur.ir.plan import Plan
 from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
+
+SCAN_WALKS = 1056  # of one warp each, over tokens one by one: eight a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,30 @@ class Extent:
     heads: int
     segments: int = 1
     operand: int = 2
+
+
+def count_segments(plan: Plan, config: StageConfig, sequences: int, tokens: int) -> int:
+    """The segments of each of B * H sequences, as the printed stage cuts them where gradients are wanted."""
+    walks = count_walks(plan, config)
+    chunks = -(-tokens // config.chunk)
+    if not walks:
+        return 1
+    if is_scan(plan):
+        return scan_segments(sequences * walks, chunks, SCAN_WALKS)[0]
+    return segments(sequences * walks, chunks)[0]
+
+
+def count_walks(plan: Plan, config: StageConfig) -> int:
+    """How many programs walk over a sequence that is one segment, 0 in a stage without segments."""
+    kernel = next((k for k in plan.forward + plan.backward if "segment" in k.grid), None)
+    if kernel is None:
+        return 0
+    axes = Layout(kernel, config).axes
+    return math.prod(axes[entry.removeprefix("tile:")].tiles for entry in kernel.grid if entry.startswith("tile:"))
+
+
+def is_scan(plan: Plan) -> bool:
+    return any(k.role == "scan" for k in plan.forward)
 
 
 def count_work(plan: Plan, kernel: Kernel, config: StageConfig, extent: Extent) -> Work:

@@ -15,6 +15,7 @@ import torch
 from recur.codegen.torch_printer.function import identifier
 from recur.codegen.triton_printer.layout import all_buffers
 from recur.codegen.triton_printer.stage import function_name
+from recur.codegen.triton_printer.work import count_segments
 from recur.diagnostics import RecurError
 from recur.explain import default_sizes
 from recur.inspection import print_source
@@ -164,9 +165,7 @@ class GpuBench:
         plan, config = self.plans[change.stage], change.configs[change.stage]
         finals = {f"d_{b.name}" for b in plan.final}
         found = {b.name for b in plan.initial} | finals
-        segments = getattr(self.module(change.configs), "_segments", None)
-        chunks = -(-self.task.tokens // config.chunk)
-        if segments is None or segments(self.task.batch * self.task.heads, chunks)[0] == 1:
+        if count_segments(plan, config, self.task.batch * self.task.heads, self.task.tokens) == 1:
             found |= {b.name for b in all_buffers(plan).values() if b.of in found}
         return {re.sub(r"\W", "_", name) for name in found}
 
