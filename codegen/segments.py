@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 
-def segments(walks: int, chunks: int, with_backward: bool = True) -> tuple[int, int]:
-    """(segments, chunks in each), where so many walks over whole sequences do not fill a GPU by themselves.
+def segments(walks: int, chunks: int, programs: int, two_pay: bool) -> tuple[int, int]:
+    """(segments, chunks in each), for so many walks over whole sequences where ``programs`` of them fill a GPU.
 
-    Long ones for two programs a multiprocessor, or short ones for one. Two alone do not pay without a backward pass:
-    finding the state between them is half of the walk.
+    Long segments may be 256, two programs of eight warps a multiprocessor one after the other; short ones just fill it.
+    ``two_pay``: whether two alone are worth finding the state between them.
     """
-    count = max(min(256 // walks, chunks // 32), min(128 // walks, chunks // 8), 1)
-    if 4 * walks > 256 or (count == 2 and not with_backward):
+    count = max(min(256 // walks, chunks // 32), min(programs // walks, chunks // 8), 1)
+    if 2 * walks > programs or (count == 2 and not two_pay):
         count = 1
     length = max(1, (chunks + count - 1) // count)
     return max(1, (chunks + length - 1) // length), length

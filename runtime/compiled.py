@@ -107,7 +107,7 @@ def setting_of(call: Call) -> Setting:
 
 def has_few_walks(sequences: int, tokens: int, with_backward: bool) -> bool:
     """Whether walks with a program for every segment of B * H = ``sequences`` leave half of a GPU idle."""
-    return sequences * segments(sequences, -(-tokens // CHUNK), with_backward)[0] <= FEW_WALKS
+    return sequences * segments(sequences, -(-tokens // CHUNK), 2 * FEW_WALKS, with_backward)[0] <= FEW_WALKS
 
 
 def print_for(

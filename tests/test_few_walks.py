@@ -56,22 +56,24 @@ def test_what_few_walks_are(sequences: int, tokens: int, forward: bool, both: bo
 
 
 @pytest.mark.parametrize(
-    ("walks", "chunks", "forward", "both"),
+    ("walks", "chunks", "programs", "alone", "if_two_pay"),
     [
-        (128, 64, 1, 1),
-        (64, 32, 1, 2),
-        (64, 256, 4, 4),
-        (32, 256, 8, 8),
-        (32, 32, 4, 4),
-        (16, 64, 8, 8),
-        (16, 1024, 16, 16),
-        (1, 3, 1, 1),
-        (300, 0, 1, 1),
+        (128, 64, 128, 1, 1),
+        (128, 64, 256, 1, 2),
+        (64, 32, 128, 1, 2),
+        (64, 32, 256, 4, 4),
+        (64, 256, 128, 4, 4),
+        (32, 256, 128, 8, 8),
+        (32, 32, 128, 4, 4),
+        (16, 64, 128, 8, 8),
+        (16, 1024, 128, 16, 16),
+        (1, 3, 128, 1, 1),
+        (300, 0, 256, 1, 1),
     ],
 )
-def test_segments(walks: int, chunks: int, forward: int, both: int) -> None:
-    for with_backward, expected in ((False, forward), (True, both)):
-        count, length = segments(walks, chunks, with_backward)
+def test_segments(walks: int, chunks: int, programs: int, alone: int, if_two_pay: int) -> None:
+    for two_pay, expected in ((False, alone), (True, if_two_pay)):
+        count, length = segments(walks, chunks, programs, two_pay)
         assert count == expected
         assert (count - 1) * length < max(chunks, 1) <= max(count * length, 1)
 

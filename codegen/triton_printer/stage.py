@@ -8,7 +8,7 @@ from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.kernel import PrintedKernel, print_kernel
 from recur.codegen.triton_printer.layout import BufferDim, Layout, all_buffers, print_tuple, resolve_dims, safe_name
 from recur.codegen.triton_printer.templates import render
-from recur.codegen.triton_printer.work import SCAN_WALKS, count_walks, is_scan
+from recur.codegen.triton_printer.work import SCAN_WALKS, count_walks, filling, gradients_walk, is_scan
 from recur.ir.plan import Gradient, Plan
 from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
 
@@ -180,7 +180,10 @@ class StagePrinter:
         walks = f"{sequences} * {tiles}" if tiles > 1 else sequences
         if is_scan(self.plan):
             return f"_scan_segments({walks}, {chunks}, {SCAN_WALKS})"
-        return f"_segments({walks}, {chunks}{', with_backward' if may_lack_backward else ''})"
+        two_pay = gradients_walk(self.plan)
+        return f"_segments({walks}, {chunks}, {filling(self.plan, self.config)}, " + (
+            "with_backward)" if two_pay and may_lack_backward else f"{two_pay})"
+        )
 
     def _table(self, name: str, kernels: tuple[Kernel, ...], joins_segments: bool) -> list[dict[str, object]]:
         """The table of the kernels of a pass that are launched under one condition, where there are some."""

@@ -16,6 +16,7 @@ from recur.codegen.triton_printer.layout import Layout, accesses_of, all_buffers
 from recur.ir.plan import Plan
 from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
 
+FEW = 128  # programs, for as many multiprocessors
 SCAN_WALKS = 1056  # of one warp each, over tokens one by one: eight a multiprocessor
 
 
@@ -50,16 +51,31 @@ def count_segments(plan: Plan, config: StageConfig, sequences: int, tokens: int)
         return 1
     if is_scan(plan):
         return scan_segments(sequences * walks, chunks, SCAN_WALKS)[0]
-    return segments(sequences * walks, chunks)[0]
+    return segments(sequences * walks, chunks, filling(plan, config), gradients_walk(plan))[0]
 
 
 def count_walks(plan: Plan, config: StageConfig) -> int:
     """How many programs walk over a sequence that is one segment, 0 in a stage without segments."""
-    kernel = next((k for k in plan.forward + plan.backward if "segment" in k.grid), None)
+    kernel = walk_of(plan)
     if kernel is None:
         return 0
     axes = Layout(kernel, config).axes
     return math.prod(axes[entry.removeprefix("tile:")].tiles for entry in kernel.grid if entry.startswith("tile:"))
+
+
+def walk_of(plan: Plan) -> Kernel | None:
+    return next((k for k in plan.forward + plan.backward if "segment" in k.grid), None)
+
+
+def filling(plan: Plan, config: StageConfig) -> int:
+    """How many programs of the walks fill a GPU: of eight warps one is on a multiprocessor."""
+    walk = walk_of(plan)
+    return FEW if walk is not None and config.launch(walk.name).num_warps == 8 else 2 * FEW
+
+
+def gradients_walk(plan: Plan) -> bool:
+    """Whether gradients are taken in walks, which then have the most of the work: two segments halve it."""
+    return any("segment" in k.grid and k.name.endswith("gradients") for k in plan.backward)
 
 
 def is_scan(plan: Plan) -> bool:
