@@ -92,7 +92,10 @@ def emit_reverse_walk(shape: Shape, chunk_of: ChunkOf) -> Kernel:
     b.loop("chunks", inner, carries, reverse=True)
     for walk, adjoint in zip(walks(shape, adjoint=True), adjoints, strict=True):
         b.store(walk.end, adjoint)
-    return Kernel("reverse", shape.segment_grid, shape.axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
+    # Pairs are summed over their later rows: with those last, their tiles are operands as they come from memory. A tile
+    # that is turned in registers is not loaded ahead: every step of the walk would wait for it.
+    axes = tuple(sorted(shape.axes, key=lambda a: a.name != "s"))
+    return Kernel("reverse", shape.segment_grid, axes, tuple(b.statements), REVERSE_EQUATIONS, "reverse_walk")
 
 
 def begin_adjoints(shape: Shape, chunk_of: ChunkOf, inner: Builder) -> Advance:
