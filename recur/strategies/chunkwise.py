@@ -21,8 +21,7 @@ backward    epilogue         cotangents of the readouts (only where results are 
             reverse_starts
   passes    vector_reverse   walks back with the vectors' R
             query, value, key, gate gradients: three walks and a sum; see passes.py
-  others    states           walks again, leaving S at every chunk's start (where the forward walk has not left it)
-            reverse          walks back, leaving R at every chunk's end, and Z
+  others    reverse          walks back, leaving R at every chunk's end, and Z
             gradients        every coefficient's cotangent, pulled back to the inputs: in one kernel (for writes that
                              have read the state, in tiles of the key dims: solved_gradients.py), or in two with E in
                              memory between them, value_gradients first (stored; key_gradients.py)
@@ -181,10 +180,9 @@ def computed_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, chunk_of, keep_states=keeps_states(shape))))
+    forward.append(fit_walk(shape, emit_walk(shape, chunk_of, keep_states=True)))
     backward = [emit_epilogue_gradient(shape, ledger.buffer_of)] if shape.rests else []
     backward += starting_kernels(shape, chunk_of, adjoint=True)
-    backward += [] if keeps_states(shape) else [fit_walk(shape, emit_states(shape, chunk_of))]
     backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
     if takes_solved_gradients(shape):
         backward.append(emit_solved_gradients(shape, buffer_of, chunk_length(shape)))
@@ -199,7 +197,7 @@ def value_decay_schedule(shape: Shape, ledger: Ledger) -> Schedule:
     tiled, gates = tiled_values(shape), scalar_gates(shape)
     forward = [emit_gates_kernel(shape, gates)] if gates else []
     forward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=False))
-    forward.append(fit_walk(tiled, emit_states(tiled, computed_chunk, with_ends=True)))
+    forward.append(fit_walk(tiled, emit_states(tiled, computed_chunk)))
     forward.append(fit_chunk(shape, emit_outputs(shape)))
     backward = [emit_epilogue_gradient(shape, ledger.buffer_of)] if shape.rests else []
     backward += fit_first(tiled, starting_kernels(tiled, computed_chunk, adjoint=True))
@@ -243,10 +241,9 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward = [emit_rows(user_shape, kept)] if kept else []
     forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
     forward += starting_kernels(shape, stored_chunk, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, stored_chunk)))
+    forward.append(fit_walk(shape, emit_walk(shape, stored_chunk, keep_states=True)))
     backward = [emit_epilogue_gradient(shape, ledger.buffer_of)] if shape.rests else []
     backward += starting_kernels(shape, stored_chunk, adjoint=True)
-    backward.append(fit_walk(shape, emit_states(shape, stored_chunk)))
     backward.append(fit_walk(shape, emit_reverse_walk(shape, stored_chunk)))
     backward += [emit_value_gradients(shape, buffer_of), emit_key_gradients(shape, buffer_of)]
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
@@ -311,12 +308,11 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    over_values = has_value_decays(shape)
-    buffers = [w.start_buffer for w in walks(shape)] if shape.splits and not over_values else []
+    buffers = [w.start_buffer for w in walks(shape)] if shape.splits and shape.pass_forms else []
     buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     buffers += weight_buffers(shape)
     buffers += sum_buffers(shape, Write) if shape.pass_forms else []
-    buffers += [kept_states(shape, f) for f in shape.forms] if keeps_states(shape) else []
+    buffers += [] if shape.pass_forms else [kept_states(shape, f) for f in shape.forms]
     if has_stored_key_side(shape):
         buffers += key_side_buffers(shape)
     elif not shape.splits:
@@ -332,15 +328,6 @@ def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
         for x in shape.inner_readouts
     ]
     return tuple(buffers)
-
-
-def keeps_states(shape: Shape) -> bool:
-    """Whether the forward walk leaves every chunk's states for the backward pass.
-
-    A second walk, by one program for a whole sequence, takes longer than writing them does.
-    """
-    in_one_walk = not (shape.splits or shape.pass_forms or has_stored_key_side(shape))
-    return in_one_walk or has_value_decays(shape)
 
 
 def kept_states(shape: Shape, form: MatrixForm) -> Buffer:
@@ -362,9 +349,8 @@ def cotangent_type(shape: Shape, readout: Node) -> str:
 def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     buffers = [b for a in (False, True) for w in walks(shape, a) for b in w.buffers] if shape.splits else []
     buffers += [b for w in walks(shape, adjoint=True) for b in (w.start_buffer, w.end_buffer)] if shape.splits else []
-    over_values = has_value_decays(shape)
     buffers += [w.end_buffer for w in walks(shape)] if shape.splits else []
-    buffers += [w.start_buffer for w in walks(shape)] if over_values else []
+    buffers += [w.start_buffer for w in walks(shape)] if shape.splits and not shape.pass_forms else []
     buffers += [*sum_buffers(shape, Readout), *worth_buffers(shape)] if shape.pass_forms else []
     buffers += system_buffers(shape) if has_stored_key_side(shape) else []
     buffers += evidence_buffers(shape) if has_stored_key_side(shape) or takes_solved_gradients(shape) else []
@@ -372,8 +358,6 @@ def workspace_buffers(shape: Shape) -> tuple[Buffer, ...]:
     for form in shape.forms:
         if not shape.pass_forms:
             states = kept_states(shape, form)
-            if not keeps_states(shape):
-                buffers.append(states)
             buffers.append(replace(states, name=f"chunk_R_{form.state}", doc="its adjoint at every chunk's end"))
         buffers.append(state_buffer(shape, form, f"d_{form.state}"))
         for j in solved_writes(form):

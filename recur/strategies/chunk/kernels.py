@@ -176,11 +176,8 @@ def fit_chunk(shape: Shape, kernel: Kernel) -> Kernel:
     return replace(kernel, widths=() if whole else widths, warps=8 if whole > WIDE else 4)
 
 
-def emit_states(shape: Shape, chunk_of: ChunkOf, with_ends: bool = False) -> Kernel:
-    """The state at every chunk's start, from the pseudo-values where the forward pass has kept them.
-
-    ``with_ends``: also where a walk ends; for a forward pass that leaves its readouts to another kernel.
-    """
+def emit_states(shape: Shape, chunk_of: ChunkOf) -> Kernel:
+    """The states alone, at every chunk's start and a walk's end: the readouts are another kernel's."""
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
     inner = b.nested()
@@ -192,7 +189,7 @@ def emit_states(shape: Shape, chunk_of: ChunkOf, with_ends: bool = False) -> Ker
         following.append(advance(i, state)[0])
     carries = tuple(Carry(p, i, n) for p, i, n in zip(states, first, following, strict=True))
     b.loop("chunks", inner, carries)
-    for walk, state in zip(walks(shape) if with_ends else (), states, strict=with_ends):
+    for walk, state in zip(walks(shape), states, strict=True):
         b.store(walk.end, state)
     return Kernel("states", shape.segment_grid, shape.axes, tuple(b.statements), (STATE_EQUATION,), "states")
 
