@@ -16,6 +16,7 @@ products that E enters find their operand there, and registers hold none of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from recur.ir.core import Node
@@ -57,6 +58,9 @@ from recur.strategies.chunk.shape import (
 from recur.strategies.chunk.tiles import Rows, Tiles, load_values, signed
 from recur.strategies.operands import argument_leaves
 from recur.strategies.order import IN_ORDER
+
+Evidence = dict[tuple[str, int], Value]  # E by a query's name and the number of a write
+NameOf = Callable[[MatrixForm, Query, int], str]
 
 TILE = 2048  # entries of a chunk's rows in a tile of the key dims
 
@@ -206,24 +210,26 @@ class FormKeyGradients:
         side = KeyRows(Tiles(b), form)  # loads what it needs before the walk, and finds it there afterwards
         gates, self.vectors, self.chunk = side.gates, side.vectors, side.chunk
         self.rows = side.rows
-        evidence = {
-            (query.name, j): self._load_pairs(evidence_name(form, query, j)) for query, j in self.pairs
-        }
+        evidence = self._load_pairs(evidence_name)
+        # A product whose left operand is transposed in registers shuffles it: E^T is loaded as well.
+        turned = self._load_pairs(evidence_name, is_turned=True) if gates is not None else {}
         self._walk_values()
         if gates is None:
             self._add_plain_pairs(evidence)
         else:
             self._add_ends(gates)
             self._add_own_pairs(gates)
-            self._add_pairs(side.blocks(chunks_are_blocks(self.shape)), evidence)
+            self._add_pairs(side.blocks(chunks_are_blocks(self.shape)), evidence, turned)
         for position, total in self.grown.items():
             rows = self.chunk.full(signed(b, gates, position, Rows(total)))
             self.cotangents.add(self.vectors[position].node, rows)
         if gates is not None:
             self._add_decays()
 
-    def _load_pairs(self, buffer: str) -> Value:
-        return self.b.load("E", pair_access(buffer), ("c", "s"))
+    def _load_pairs(self, name_of: NameOf, is_turned: bool = False) -> Evidence:
+        """E[c, s] of every query and write, or E[s, c]."""
+        accesses = {(q.name, j): pair_access(name_of(self.form, q, j), is_turned) for q, j in self.pairs}
+        return {pair: self.b.load("E", access, ("c", "s")) for pair, access in accesses.items()}
 
     def _walk_values(self) -> None:
         """vx S^T and u R^T, over all value dims, and <S, R> over them."""
@@ -283,25 +289,46 @@ class FormKeyGradients:
                 self._take(pair[0], amount)
                 self._take(pair[1], amount)
 
-    def _add_pairs(self, blocks: Blocks, evidence: dict[tuple[str, int], Value]) -> None:
+    def _add_pairs(self, blocks: Blocks, evidence: Evidence, turned: Evidence) -> None:
         """Pairs of different tokens: see blocks.py, and halves.py for those of rows that are not near."""
-        for query, j in self.pairs:
-            self._add_blocks(blocks, query, j, evidence[query.name, j])
+        across, across_turned = ({}, {}) if blocks.is_one else (
+            self._load_pairs(across_name), self._load_pairs(across_name, is_turned=True)
+        )  # fmt: skip
+        for j, position in enumerate(self.writes):
+            self._add_write(blocks, j, position, turned, across_turned)
+        for query in self.queries:
+            self._add_reader(blocks, query, evidence, across)
         self._add_levels(blocks)
 
-    def _add_blocks(self, blocks: Blocks, query: Query, j: int, beside: Value) -> None:
-        b, reader, write = self.b, query.position, self.writes[j]
-        x, y, zero = blocks.reader(reader), blocks.write(write), b.const(0.0, name="zero")
-        near = b.where(blocks.is_near, x, zero, name="X_near")
-        self._add_pairs_of(write, blocks.up(write), y, b.rename(b.contract(beside, near, ("c",), name="Z"), "s", "c"))
-        z = b.where(blocks.is_near, b.contract(beside, b.rename(y, "c", "s"), ("s",), name="Z"), zero, name="Z")
-        if not blocks.is_one:
-            across = self._load_pairs(across_name(self.form, query, j))
-            w = blocks.write_before(write)
-            z_w = b.rename(b.contract(across, x, ("c",), name="Z"), "s", "c")
-            self._add_pairs_of(write, blocks.onward(write), w, z_w)
-            z = b.add(z, b.contract(across, b.rename(w, "c", "s"), ("s",), name="Z"), name="Z")
-        self._add_pairs_of(reader, blocks.down(reader), x, z)
+    def _add_write(self, blocks: Blocks, j: int, position: int, beside: Evidence, across: Evidence) -> None:
+        """E^T X of all queries with one write."""
+        b, zero = self.b, self.b.const(0.0, name="zero")
+
+        def gathered(pairs: Evidence, only_near: bool) -> Value:
+            terms = []
+            for query in self.queries:
+                x = blocks.reader(query.position)
+                x = b.where(blocks.is_near, x, zero, name="X_near") if only_near else x
+                terms.append(b.contract(pairs[query.name, j], b.rename(x, "c", "s"), ("s",), name="Z"))
+            return sum_of(b, terms, "Z")
+
+        self._add_pairs_of(position, blocks.up(position), blocks.write(position), gathered(beside, True))
+        if across:
+            tile = blocks.write_before(position)
+            self._add_pairs_of(position, blocks.onward(position), tile, gathered(across, False))
+
+    def _add_reader(self, blocks: Blocks, query: Query, beside: Evidence, across: Evidence) -> None:
+        """E Y of one query with all writes."""
+        b = self.b
+
+        def spread(pairs: Evidence, tile_of: Callable[[int], Value]) -> Value:
+            tiles = [b.rename(tile_of(position), "c", "s") for position in self.writes]
+            terms = [b.contract(pairs[query.name, j], y, ("s",), name="Z") for j, y in enumerate(tiles)]
+            return sum_of(b, terms, "Z")
+
+        z = b.where(blocks.is_near, spread(beside, blocks.write), b.const(0.0, name="zero"), name="Z")
+        z = b.add(z, spread(across, blocks.write_before), name="Z") if across else z
+        self._add_pairs_of(query.position, blocks.down(query.position), blocks.reader(query.position), z)
 
     def _add_pairs_of(self, position: int, factor: Value, tile: Value, z: Value) -> None:
         self._grow(position, self.b.mul(factor, z, name="decayed"), "the pairs'")
@@ -344,7 +371,7 @@ class FormKeyGradients:
         self.grown = {p: phis["grown", p] for p in self.grown}
         self.taken = {key: phis["taken", key] for key in self.taken}
 
-    def _add_plain_pairs(self, evidence: dict[tuple[str, int], Value]) -> None:
+    def _add_plain_pairs(self, evidence: Evidence) -> None:
         """Without decays: E b and E^T kx."""
         chunk = self.chunk
         for query, j in self.pairs:

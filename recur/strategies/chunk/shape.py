@@ -279,9 +279,10 @@ def token_access(buffer: str, dims: tuple[str, ...], rows: str = "c") -> Access:
     return Access(buffer, ("batch", "time", "head", *dims), rows)
 
 
-def pair_access(buffer: str) -> Access:
-    """A [C, C] tile a chunk, stored with its rows' tokens: layout B T H C."""
-    return Access(buffer, ("batch", "time", "head", "s"), "c")
+def pair_access(buffer: str, is_turned: bool = False) -> Access:
+    """A [C, C] tile a chunk, stored with its rows' tokens: layout B T H C. ``is_turned``: its transpose."""
+    rows, columns = ("s", "c") if is_turned else ("c", "s")
+    return Access(buffer, ("batch", "time", "head", columns), rows)
 
 
 def state_access(buffer: str, dims: tuple[str, ...]) -> Access:
