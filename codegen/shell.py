@@ -133,7 +133,7 @@ class Shell:
             "ledger": list(ledger.values()),
             "target": tuple_target(list(ledger.values())),
             "gradients": [ledger.get(b.name, "None") for b in inputs],
-            "with_backward": ", with_backward=with_backward and any(ctx.needs_input_grad)" if self.is_compiled else "",
+            "is_compiled": self.is_compiled,
         }
 
     # --- the composing function ---------------------------------------------------------------------------------------
@@ -178,8 +178,7 @@ class Shell:
         lines += previous
         for normal, plan in zip(self.program.stages, self.plans, strict=True):
             lines += self.call_lines(normal, plan)
-        outputs = [f"_output({self.variables[o.name]}, {first})" for o in self.rec.outputs]
-        return [*lines, *self.return_lines(outputs, heads, dtype)]
+        return [*lines, *self.return_lines(first, heads, dtype)]
 
     def lead_lines(self, first: str, heads: str) -> list[str]:
         """H is put in where the caller has one head and left it out."""
@@ -263,17 +262,22 @@ class Shell:
         for state in states:
             self.variables[state + ".final"] = name = self.names.take(f"{state}_final")
             finals.append(name)
-        arguments = ", ".join(inputs)
-        if plan.gradients:
-            arguments = f"torch.is_grad_enabled(), {arguments}" if self.is_compiled else arguments
-            call = f"{tuple_target(results + finals)} = {stage_function(plan.stage)}.apply({arguments})"
-            return [call, *self.split_lines(plan, dict(zip(results + finals, plan.results + plan.final, strict=True)))]
-        return [
-            "with torch.no_grad():",
-            f"    results, states, _ = {plan.stage}_forward(*(_dense(x) for x in ({arguments})))",
-            f"{tuple_target(results)} = results",
-            f"{tuple_target(finals)} = states",
-        ]
+        arguments, given_out = ", ".join(inputs), tuple_target(results + finals)
+        if not plan.gradients and self.is_compiled:
+            several = f"({tuple_target(results)}), ({tuple_target(finals)}), _"
+            return [f"{several} = {plan.stage}_forward(*map(_dense, ({arguments})), output_final_state)"]
+        if not plan.gradients:
+            return [
+                "with torch.no_grad():",
+                f"    results, states, _ = {plan.stage}_forward(*(_dense(x) for x in ({arguments})))",
+                f"{tuple_target(results)} = results",
+                f"{tuple_target(finals)} = states",
+            ]
+        call = f"{stage_function(plan.stage)}.apply({arguments})"
+        if self.is_compiled:
+            call = f"_run({stage_function(plan.stage)}, {plan.stage}_forward, output_final_state, {arguments})"
+        split = self.split_lines(plan, dict(zip(results + finals, plan.results + plan.final, strict=True)))
+        return [f"{given_out} = {call}", *split]
 
     def stage_view(self, text: str, plan: Plan, buffer: Buffer) -> str:
         """The caller's tensor in the buffer's layout: dims fused, folded ones joined with the heads."""
@@ -306,17 +310,28 @@ class Shell:
             for i, parts in self.joined(plan, buffer):
                 sizes = ", ".join("-1" if d == "H" else self.size(d) for d in parts)
                 text += f".unflatten({i - len(buffer.layout)}, ({sizes}))"
-            lines.append(f"{name} = {permuted(text, split_layout(plan, buffer), caller_layout(plan, buffer))}")
+            text = permuted(text, split_layout(plan, buffer), caller_layout(plan, buffer))
+            is_optional = self.is_compiled and buffer in plan.final
+            lines.append(f"{name} = {name} if {name} is None else {text}" if is_optional else f"{name} = {text}")
         return lines
 
     def result_name(self, buffer: Buffer) -> str:
         self.variables[buffer.name] = self.names.take(buffer.name)
         return self.variables[buffer.name]
 
-    def return_lines(self, outputs: list[str], heads: str, dtype: str) -> list[str]:
+    def return_lines(self, first: str, heads: str, dtype: str) -> list[str]:
         """Outputs and final state, without H where it came without."""
-        result, final = self.names.take("outputs"), self.names.take("final")
-        lines = [f"{result} = ({', '.join(outputs)}{',' * (len(outputs) == 1)})", f"{final} = {{"]
+        lines, names = [], [self.variables[o.name] for o in self.rec.outputs]
+        if len(names) == 1:
+            result = names[0]
+            lines += [f"{result} = _output({result}, {first})", f"if not {heads}:"]
+            lines.append(f"    {result} = {result}.squeeze(2)")
+        else:
+            result = self.names.take("outputs")
+            lines += [f"{result} = ({', '.join(f'_output({name}, {first})' for name in names)})", f"if not {heads}:"]
+            lines.append(f"    {result} = tuple(x.squeeze(2) for x in {result})")
+        final = self.names.take("final")
+        lines += ["if not output_final_state:", f"    return {result}, None", f"{final} = {{"]
         for v in self.rec.states:
             lines.append(f'    "{v.name}": {self.variables[v.name + ".final"]},')
         for v in self.previous:
@@ -325,8 +340,6 @@ class Shell:
         for v in self.rec.states:
             if v.name in self.scale_of:
                 lines.append(f'    "{v.name}.log_scale": {self.variables[self.scale_of[v.name] + ".final"]},')
-        lines += ["}", f"if not {heads}:", f"    {result} = tuple(x.squeeze(2) for x in {result})",
-                  f"    {final} = {{name: x.squeeze(1) for name, x in {final}.items()}}"]
-        given = f"{result}[0]" if len(outputs) == 1 else result
+        lines += ["}", f"if not {heads}:", f"    {final} = {{name: x.squeeze(1) for name, x in {final}.items()}}"]
         state = f'{final}["{self.entries[0]}"]' if len(self.entries) == 1 else final
-        return [*lines, f"return {given}, {state} if output_final_state else None"]
+        return [*lines, f"return {result}, {state}"]

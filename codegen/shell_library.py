@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def _entries(
@@ -14,7 +14,7 @@ def _entries(
     """The entries of the initial state that are given, [B, H, ...]; a bare tensor is the only declared state."""
     if initial_state is None:
         return {}
-    if not isinstance(initial_state, dict):
+    if isinstance(initial_state, torch.Tensor):
         if len(declared) != 1:
             raise TypeError(f"initial_state must be a dict with some of the entries {', '.join(declared)}")
         initial_state = {declared[0]: initial_state}
@@ -45,6 +45,17 @@ def _dense(x: torch.Tensor | None) -> torch.Tensor | None:
     if x is None or (x.is_contiguous() and not x.is_conj() and not x.is_neg()):
         return x
     return x.contiguous().resolve_conj().resolve_neg()
+
+
+def _run(
+    function: type[torch.autograd.Function], forward: Callable[..., Any], with_final: bool, *inputs: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    """A stage's results and final states: by its autograd function where something is to be differentiated."""
+    needs_gradient = torch.is_grad_enabled() and any([x.requires_grad for x in inputs if x is not None])
+    if needs_gradient or torch.autograd.forward_ad._current_level >= 0:  # the function refuses forward mode
+        return function.apply(with_final, *inputs)
+    results, final, _ = forward(*map(_dense, inputs), with_final)
+    return (*results, *final)
 
 
 def _one_later(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,6 @@ from lark.lexer import PatternStr, TerminalDef
 from recur.diagnostics import Diagnostic
 from recur.ir.spec import Span
 
-MAX_CHARACTERS = 200_000
 MAX_BRACKETS = 100
 MAX_NAME = 100
 TAB_WIDTH = 4

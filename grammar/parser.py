@@ -11,9 +11,10 @@ from lark import Lark, Token, UnexpectedInput
 
 from recur.diagnostics import Diagnostic, RecurError
 from recur.grammar.builder import Builder, Docstring, Header, Loop, Mistake
-from recur.grammar.lexer import MAX_CHARACTERS, Lexer, Line, token_span
+from recur.grammar.lexer import Lexer, Line, token_span
 from recur.grammar.mistakes import explain, first_word, intended_word, python_keyword
 from recur.ir.spec import (
+    MAX_CHARACTERS,
     Assign,
     Binary,
     Call,

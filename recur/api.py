@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing, printable
-from recur.ir.spec import Recurrence, Span
+from recur.ir.spec import MAX_CHARACTERS, Recurrence, Span
 
 if TYPE_CHECKING:
     from recur.runtime.op import Op
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 def load(path: str | os.PathLike[str], name: str | None = None) -> Op:
     """The recurrence of a ``.rec`` file; ``name`` selects one of several. Raises RecurError with all of its errors."""
-    return make_op(read_file(path, name))
+    from recur.runtime.stored import read_once
+
+    return make_op(read_once(_content(path), str(os.fspath(path)), name))
 
 
 def loads(text: str | bytes, name: str | None = None) -> Op:
     """As ``load``, from the text itself."""
-    return make_op(read(text, name=name))
+    from recur.runtime.stored import read_once
+
+    return make_op(read_once(text, "<string>", name))
 
 
 def recurrence(function: Callable[..., Any]) -> Op:
@@ -57,8 +61,6 @@ def read_file_all(path: str | os.PathLike[str]) -> list[Recurrence]:
 
 
 def _content(path: str | os.PathLike[str]) -> bytes:
-    from recur.grammar.parser import MAX_CHARACTERS
-
     filename = os.fspath(path)
     try:
         with open(filename, "rb") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -32,10 +32,6 @@ class Call(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
-    def of(self, tensors: dict[str, Tensor]) -> Call:
-        """The same shapes and types with other tensors."""
-        return Call(tensors, *self[1:])
-
     @property
     def state_dtype(self) -> torch.dtype:
         """What states are kept in: float32, or float64 where the inputs are."""
@@ -64,31 +60,14 @@ def bind_arguments(
     return Call(tensors, sizes, batch, tokens, heads, has_heads, first.dtype, first.device)
 
 
-class Binder:
-    """`bind_arguments` for one recurrence, which checks the same shapes, dtypes and devices once."""
+def look_of(given: Sequence[object]) -> list[object]:
+    """All of a call's tensors that `bind_arguments` depends on; only of other things it does not tell everything."""
+    return [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x) for x in given]
 
-    KEPT = 256
 
-    def __init__(self, rec: Recurrence) -> None:
-        self.rec = rec
-        self.names = tuple(v.name for v in rec.inputs)
-        self.known: dict[tuple[object, ...], Call] = {}
-
-    def bind(self, args: Sequence[object], kwargs: Mapping[str, object], one_token: bool = False) -> Call:
-        given = (*args, *[kwargs[name] for name in self.names[len(args) :] if name in kwargs])
-        if not len(given) == len(self.names) == len(args) + len(kwargs):
-            return bind_arguments(self.rec, args, kwargs, one_token)  # raises
-        found = [x for x in given if isinstance(x, Tensor)]
-        key = (one_token, *[(x.shape, x.dtype, x.device) for x in found])
-        call = self.known.get(key) if len(found) == len(given) else None
-        if call is None:
-            call = bind_arguments(self.rec, args, kwargs, one_token)
-            if len(self.known) >= self.KEPT:
-                self.known.clear()
-            self.known[key] = call.of({})
-            return call
-        named = dict(zip(self.names, found, strict=True))
-        return call.of(_with_axes(self.rec, named, one_token, call.has_heads))
+def wants_gradients(given: Iterable[object]) -> bool:
+    """Whether a call with these tensors is to be differentiated."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given)
 
 
 def _with_axes(rec: Recurrence, tensors: dict[str, Tensor], one_token: bool, has_heads: bool) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
 from recur.ir import verify
 from recur.ir.spec import Recurrence
 from recur.runtime import stored
-from recur.runtime.arguments import Call
+from recur.runtime.arguments import Call, wants_gradients
 from recur.runtime.load import interpreter_is_whole, load_module, triton_interprets
 from recur.runtime.stored import USUAL, Printed, Setting
 from recur.runtime.tuning import records
@@ -101,8 +101,8 @@ def compile_for(
 def setting_of(call: Call) -> Setting:
     """What default launches depend on. Only a GPU has no room for long chunks of float32; the interpreter has."""
     wide = call.device.type == "cuda" and call.dtype == torch.float32
-    with_backward = torch.is_grad_enabled() and any(x.requires_grad for x in call.tensors.values())
-    return Setting(has_few_walks(call.batch * call.heads, call.tokens, with_backward), wide)
+    few_walks = has_few_walks(call.batch * call.heads, call.tokens, wants_gradients(call.tensors.values()))
+    return Setting(few_walks, wide)
 
 
 def has_few_walks(sequences: int, tokens: int, with_backward: bool) -> bool:

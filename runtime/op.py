@@ -15,7 +15,6 @@ from recur.runtime import arguments, states
 from recur.runtime.arguments import Call
 from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_for, print_for, setting_of
 from recur.runtime.load import hash_triton_early, triton_interprets
-from recur.runtime.reference import run_reference
 from recur.runtime.states import State, StateEntry
 from recur.runtime.stored import USUAL
 from recur.runtime.tuning import autotune, records
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from recur.strategies.select import Request
 
 Outputs = Union[Tensor, tuple[Tensor, ...]]  # noqa: UP007 (an alias, evaluated on 3.10)
+KNOWN_CALLS = 256  # sets of shapes, of which some programs have ever new ones
+HERE = nullcontext()
 
 
 class Op:
@@ -41,8 +42,10 @@ class Op:
         self.name = recurrence.name
         self.__name__ = recurrence.name
         self.__doc__ = recurrence.doc
-        self._binder = arguments.Binder(recurrence)
+        self._inputs = recurrence.inputs
+        self._names = tuple(v.name for v in self._inputs)
         self._compiled: dict[tuple[object, ...], Compiled] = {}
+        self._known: dict[tuple[object, ...], Compiled] = {}  # by all that a call's checks depend on
         hash_triton_early()
 
     def __reduce__(self) -> tuple[type[Op], tuple[Recurrence]]:
@@ -87,9 +90,8 @@ class Op:
         run this recurrence.
         """
         _refuse_packed(cu_seqlens, reset)
-        call = self._binder.bind(args, kwargs)
-        outputs, final = self._run(call, initial_state, "initial_state", output_final_state, strategy, backend, debug)
-        return _unwrap(outputs), None if final is None else states.unwrap_state(final)
+        given, compiled = self._prepare(args, kwargs, initial_state, strategy, backend)
+        return self._run(compiled, given, initial_state, output_final_state, debug)
 
     def step(
         self,
@@ -107,10 +109,11 @@ class Op:
         ``strategy``: "auto" is the sequential one here: there is nothing to run in parallel.
         """
         strategy = "sequential" if strategy == "auto" else strategy
-        call = self._binder.bind(args, kwargs, one_token=True)
-        outputs, final = self._run(call, state, "state", True, strategy, backend, debug)
+        given, compiled = self._prepare(args, kwargs, state, strategy, backend, one_token=True)
+        given = [x.unsqueeze(1) if v.role == "input" else x for v, x in zip(self._inputs, given, strict=True)]
+        outputs, final = self._run(compiled, given, state, True, debug)
         assert final is not None
-        return _unwrap([x.squeeze(1) for x in outputs]), states.unwrap_state(final)
+        return outputs.squeeze(1) if isinstance(outputs, Tensor) else tuple(x.squeeze(1) for x in outputs), final
 
     def reference(
         self,
@@ -129,6 +132,8 @@ class Op:
 
         Takes fewer heads, ``cu_seqlens`` and ``reset`` as well; ``strategy`` and ``backend`` do not matter here.
         """
+        from recur.runtime.reference import run_reference
+
         tensors = arguments.match_tensors(self.recurrence, args, kwargs)
         if debug:
             arguments.check_ranges(self.recurrence, tensors)
@@ -140,7 +145,9 @@ class Op:
             reset=reset,
             stabilised=states.gate_dims(self.program),
         )
-        return _unwrap(list(outputs.values())), states.unwrap_state(final) if output_final_state else None
+        found = tuple(outputs.values())
+        final_state = states.unwrap_state(final) if output_final_state else None
+        return found[0] if len(found) == 1 else found, final_state
 
     def explain(
         self, /, *args: Tensor, strategy: Request = "auto", backend: str = "auto", **sizes: int | Tensor
@@ -200,46 +207,58 @@ class Op:
         task = make_task(self, args, kwargs, dtype)
         result = tune(self.program, task, strategy, effort)
         self._compiled.clear()
+        self._known.clear()
         return result
 
     # --- how a call runs ---------------------------------------------------------------------------------------------
 
-    def _run(
+    def _prepare(
         self,
-        call: Call,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Tensor],
         state: State | None,
-        argument: str,
-        output_final_state: bool,
         strategy: Request,
         backend: str,
-        debug: bool,
-    ) -> tuple[list[Tensor], dict[str, Tensor] | None]:
-        initial = {} if state is None else states.bind_state(self.states, state, call, argument)
-        if debug:
-            arguments.check_ranges(self.recurrence, call.tensors)
-        compiled = self._compile(call, strategy, backend)
-        with _current(call.device):
-            outputs, final = compiled.function(
-                *call.tensors.values(), initial_state=initial, output_final_state=output_final_state
-            )
-        found = list(outputs) if isinstance(outputs, tuple) else [outputs]
-        if final is not None:
-            final = final if isinstance(final, dict) else dict(zip(self.states, [final], strict=True))
-        if debug:
-            self._check_results(found, final)
-        if not call.has_heads:
-            found = [x.squeeze(2) for x in found]
-        return found, None if final is None else states.drop_heads(final, call)
+        one_token: bool = False,
+    ) -> tuple[Sequence[Tensor], Compiled]:
+        """The tensors in the text's order and what runs them; what looks as in an earlier call was checked then."""
+        given = args if not kwargs else (*args, *[kwargs[n] for n in self._names[len(args) :] if n in kwargs])
+        if not len(given) == len(self._names) == len(args) + len(kwargs):
+            arguments.bind_arguments(self.recurrence, args, kwargs, one_token)  # raises
+        request = strategy if isinstance(strategy, str) else tuple(strategy)
+        look = (*arguments.look_of(given), states.look_of(state), arguments.wants_gradients(given))
+        key = (one_token, request, backend, records.fingerprint(), *look)
+        compiled = self._known.get(key)
+        if compiled is None:
+            call = arguments.bind_arguments(self.recurrence, args, kwargs, one_token)
+            if state is not None:
+                states.check_state(self.states, state, call, "state" if one_token else "initial_state")
+            compiled = self._compile(call, request, backend)
+            if len(self._known) >= KNOWN_CALLS:
+                self._known.clear()
+            self._known[key] = compiled
+        return given, compiled
 
-    def _check_results(self, outputs: Sequence[Tensor], final: dict[str, Tensor] | None) -> None:
-        for output, x in zip(self.recurrence.outputs, outputs, strict=True):
+    def _run(
+        self, compiled: Compiled, given: Sequence[Tensor], state: State | None, with_final: bool, debug: bool
+    ) -> tuple[Outputs, State | None]:
+        if debug:
+            arguments.check_ranges(self.recurrence, dict(zip(self._names, given, strict=True)))
+        with _current(given[0].device):
+            outputs, final = compiled.function(*given, initial_state=state, output_final_state=with_final)
+        if debug:
+            self._check_results(outputs, final)
+        return outputs, final
+
+    def _check_results(self, outputs: Outputs, final: State | None) -> None:
+        several = (outputs,) if isinstance(outputs, Tensor) else outputs
+        for output, x in zip(self.recurrence.outputs, several, strict=True):
             arguments.check_finite(f"output `{output.name}`", x)
-        for name, x in (final or {}).items():
+        for name, x in states.name_entries(self.states, final).items():
             if self.states[name].kind != "log_scale":
                 arguments.check_finite(f"the final state's `{name}`", x)
 
-    def _compile(self, call: Call, strategy: Request, backend: str) -> Compiled:
-        request = strategy if isinstance(strategy, str) else tuple(strategy)
+    def _compile(self, call: Call, request: Request, backend: str) -> Compiled:
         sizes = tuple(call.sizes.values())
         setting = setting_of(call)
         key: tuple[object, ...] = (sizes, request, backend, call.device.type, call.dtype, setting, triton_interprets())
@@ -278,7 +297,7 @@ class Op:
 def _current(device: torch.device) -> AbstractContextManager[Any]:
     """Kernels are launched on the current GPU, which need not be the tensors'."""
     is_other = device.type == "cuda" and device.index != torch.cuda.current_device()
-    return torch.cuda.device(device) if is_other else nullcontext()
+    return torch.cuda.device(device) if is_other else HERE
 
 
 def _refuse_packed(cu_seqlens: Tensor | None, reset: Tensor | None) -> None:
@@ -288,7 +307,3 @@ def _refuse_packed(cu_seqlens: Tensor | None, reset: Tensor | None) -> None:
                 f"`{name}` is not supported yet by compiled recurrences; use op.reference, or call the op once a "
                 f"sequence and pass the state on with initial_state and output_final_state"
             )
-
-
-def _unwrap(outputs: Sequence[Tensor]) -> Outputs:
-    return outputs[0] if len(outputs) == 1 else tuple(outputs)

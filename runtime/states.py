@@ -12,6 +12,7 @@ from torch import Tensor
 from recur.diagnostics import did_you_mean, listing
 from recur.ir.core import leaves
 from recur.ir.normal import MaxPlusForm, Program
+from recur.runtime import arguments
 from recur.runtime.arguments import Call, check_device, check_dtype, show_axes
 
 State = Union[Tensor, dict[str, Tensor]]  # noqa: UP007 (an alias, evaluated on 3.10)
@@ -61,15 +62,21 @@ def _entry(name: str, kind: str, dims: tuple[str, ...], is_complex: bool) -> Sta
     return StateEntry(name, kind, dims, torch.complex64 if is_complex else torch.float32)
 
 
-def bind_state(
+def check_state(
     entries: Mapping[str, StateEntry], state: object, call: Call, argument: str = "initial_state"
-) -> dict[str, Tensor]:
-    """The entries that the caller gave, [B, H, *dims], in the dtype that states have; missing ones are zero.
+) -> None:
+    """Raises TypeError for what is no state of this recurrence, ValueError for shapes and devices that do not fit."""
+    for name, x in name_entries(entries, state, argument).items():
+        _check_entry(entries[name], x, call, argument)
 
-    Raises TypeError for what is no state of this recurrence and ValueError for shapes and devices that do not fit.
-    """
-    given = name_entries(entries, state, argument)
-    return {name: _bind_entry(entries[name], x, call, argument) for name, x in given.items()}
+
+def look_of(state: object) -> object:
+    """All of a state that `check_state` depends on; only of what is no state it does not tell everything."""
+    if state is None:
+        return None
+    if isinstance(state, Mapping):
+        return tuple(state), *arguments.look_of(list(state.values()))
+    return arguments.look_of([state])[0]
 
 
 def name_entries(
@@ -92,7 +99,7 @@ def name_entries(
     return {name: x for name, x in state.items() if x is not None}
 
 
-def _bind_entry(entry: StateEntry, x: object, call: Call, argument: str) -> Tensor:
+def _check_entry(entry: StateEntry, x: object, call: Call, argument: str) -> None:
     name = f"`{argument}`'s `{entry.name}`"
     axes = ("B", *(("H",) if call.has_heads else ()), *entry.dims)
     if not isinstance(x, Tensor):
@@ -102,15 +109,6 @@ def _bind_entry(entry: StateEntry, x: object, call: Call, argument: str) -> Tens
     if tuple(x.shape) != sizes:
         raise ValueError(f"{name} must be {show_axes(axes)} = {show_axes(sizes)}; found {show_axes(x.shape)}")
     check_device(name, x, call.device)
-    x = x if call.has_heads else x.unsqueeze(1)
-    return x.to(call.state_dtype.to_complex() if entry.is_complex else call.state_dtype)
-
-
-
-
-def drop_heads(state: Mapping[str, Tensor], call: Call) -> dict[str, Tensor]:
-    """The state as the caller's tensors are: without H where they have none."""
-    return {name: x if call.has_heads else x.squeeze(1) for name, x in state.items()}
 
 
 def unwrap_state(state: Mapping[str, Tensor]) -> State:

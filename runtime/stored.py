@@ -1,23 +1,23 @@
-"""Modules that earlier processes have printed, found by what they were printed from: a warm start loads no compiler.
+"""What earlier processes have parsed and printed, found by what it was made from: a warm start loads no compiler.
 
-An entry is a small JSON file that names the generated module. It is believed where the module's text still has the
-digest in its file's name; anything else counts as a miss.
+An entry is a JSON file. That of a printed module names the generated file, and is believed where the module's text
+still has the digest in its file's name. Anything that cannot be read counts as a miss.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import recur
-import recur.codegen
-import recur.grammar
-import recur.runtime
+from recur.api import read
+from recur.ir.plain import from_plain, to_plain
 from recur.ir.printer import print_recurrence
 from recur.ir.spec import Recurrence
 from recur.runtime import cache
@@ -47,6 +47,23 @@ class Printed:
 
     text: str
     function: str
+
+
+def read_once(text: str | bytes, filename: str, name: str | None) -> Recurrence:
+    """As `recur.api.read`; a text that an earlier process has read and found to be right is not parsed again."""
+    content = text if isinstance(text, str) else text.decode("latin-1")
+    parts = [content, isinstance(text, str), filename, name, compiler_digest()]
+    path = cache.version_dir() / "parsed" / f"{cache.digest(json.dumps(parts))}.json"
+    try:
+        found = from_plain(json.loads(path.read_bytes()))
+        if isinstance(found, Recurrence):
+            return found
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    recurrence = read(text, filename, name)
+    with contextlib.suppress(cache.CacheError):
+        cache.store_text(path, json.dumps(to_plain(recurrence)))
+    return recurrence
 
 
 def make_key(
@@ -92,8 +109,9 @@ def entry_path(key: str) -> Path:
 @functools.cache
 def compiler_digest() -> str:
     """Changes with every file of the compiler, and with the versions that a printed module names."""
-    packages = (recur, recur.grammar, recur.codegen, recur.runtime)
-    folders = [Path(folder) for package in packages for folder in package.__path__]
+    packages = ("recur", "recur.grammar", "recur.codegen", "recur.runtime")
+    specs = [spec for spec in map(find_spec, packages) if spec is not None]  # found, and not loaded
+    folders = [Path(folder) for spec in specs for folder in spec.submodule_search_locations or ()]
     files = sorted({f for folder in folders for f in folder.rglob("*") if f.suffix in (".py", ".jinja", ".lark")})
     states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
     return cache.digest(json.dumps([states, [_version(name) for name in ("recur", "torch", "triton")]]))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from recur.api import read
-from recur.runtime.arguments import Binder, bind_arguments, check_finite, check_ranges
+from recur.runtime.arguments import bind_arguments, check_finite, check_ranges
+from recur.runtime.op import Op
 
 SPEC = """
 recurrence cell:
@@ -146,29 +147,28 @@ def test_mistakes_are_named(changes: dict[str, Any], kind: type[Exception], mess
 
 @pytest.mark.parametrize(("changes", "kind", "message"), WRONG.values(), ids=WRONG.keys())
 def test_mistakes_are_found_after_good_calls(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
-    binder = Binder(REC)
-    good = tensors()
-    binder.bind(tuple(good.values()), {})
+    op = Op(REC)
+    op(**tensors())
     for _ in range(2):
         with pytest.raises(kind) as caught:
-            binder.bind((), tensors(**changes))
+            op(**tensors(**changes))
         assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("one_token", [False, True])
 @pytest.mark.parametrize("bare", [False, True])
-def test_a_second_call_binds_as_the_first(one_token: bool, bare: bool) -> None:
-    binder = Binder(REC)
+def test_a_second_call_runs_as_the_first(one_token: bool, bare: bool) -> None:
+    op = Op(REC)
     for _ in range(3):
         given = tensors()
         if one_token:
             given = {n: x if n == "w" else x[:, 0] for n, x in given.items()}
         if bare:
             given = {n: x.select(0 if n == "w" else 1 if one_token else 2, 0) for n, x in given.items()}
-        found, expected = binder.bind((), given, one_token), bind_arguments(REC, (), given, one_token)
-        assert all(torch.equal(found.tensors[n], expected.tensors[n]) for n in given)
-        assert (found.sizes, found.heads, found.tokens) == (expected.sizes, expected.heads, expected.tokens)
-    assert len(binder.known) == 1 and not next(iter(binder.known.values())).tensors
+        found, _ = op.step(**given) if one_token else op(**given)
+        expected, _ = Op(REC).step(**given) if one_token else Op(REC)(**given)
+        assert torch.equal(found, expected)
+    assert len(op._known) == 1
 
 
 def test_arguments_missing_twice_or_too_many() -> None:

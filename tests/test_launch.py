@@ -14,6 +14,8 @@ from inputs import random_inputs
 from mock_gpu import MockDriver, mock_gpu
 
 import recur
+from recur.diagnostics import RecurError
+from recur.ir.plain import to_plain
 from recur.runtime import load, stored
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton was imported to interpret")
@@ -120,8 +122,63 @@ def test_given_and_absent_states(gpu: MockDriver) -> None:
     start = torch.zeros(2, 3, 16, 16)
     op(**x)
     op(**x, initial_state=start)
-    assert None in gpu.launches[0][1] and None not in gpu.launches[1][1]
+    op(**x, initial_state=start, output_final_state=True)
+    assert [arguments.count(None) for _, arguments in gpu.launches] == [2, 1, 0]
     assert start.data_ptr() in gpu.launches[1][1]
+
+
+def test_what_nobody_wants_is_neither_kept_nor_written(gpu: MockDriver) -> None:
+    """Each of the ways to call has kernels of its own, also where other ways were taken before."""
+    op = recur.loads(LINEAR)
+    x, wanted = draw(op), draw(op, requires_grad=True)
+
+    def absent(**options: Any) -> int:
+        gpu.launches.clear()
+        op(**options)
+        return gpu.launches[0][1].count(None)
+
+    for _ in range(2):
+        assert absent(**x) == 2 and absent(**x, output_final_state=True) == 1
+        assert absent(**wanted) == 2 and absent(**wanted, output_final_state=True) == 1
+        o, final = op(**x, output_final_state=True)
+        assert not o.requires_grad and final.shape == (2, 3, 16, 16)
+        o, final = op(**wanted, output_final_state=True)
+        assert o.requires_grad and final.requires_grad
+        with torch.no_grad():
+            assert not op(**wanted)[0].requires_grad
+        assert op(**wanted)[1] is None
+
+
+def test_the_gradient_of_an_absent_state_is_not_written(gpu: MockDriver) -> None:
+    op = recur.loads(LINEAR)
+    for start in (None, torch.zeros(2, 3, 16, 16, requires_grad=True)):
+        o, _ = op(**draw(op, requires_grad=True), initial_state=start)
+        gpu.launches.clear()
+        o.sum().backward()
+        (last,) = [arguments for name, arguments in gpu.launches if name == "S_write_gradients_kernel"]
+        assert last.count(None) == (2 if start is None else 1)  # and of the final state there is no cotangent
+        assert start is None or start.grad is not None
+
+
+def test_calls_that_look_the_same_are_checked_once(gpu: MockDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    op = recur.loads(LINEAR)
+    x, start = draw(op), torch.zeros(2, 3, 16, 16)
+    op(**x)
+    op(**x, initial_state=start)
+    known = len(op._known)
+    monkeypatch.setattr("recur.runtime.arguments.bind_arguments", lambda *_, **__: pytest.fail("checked again"))
+    op(**draw(op))
+    op(*draw(op).values())
+    op(**draw(op), initial_state=torch.ones(2, 3, 16, 16))
+    assert len(op._known) == known
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="`initial_state`'s `S` must be"):
+        op(**x, initial_state=start[:1])
+    with pytest.raises(TypeError, match="must be a tensor"):
+        op(**{**x, "q": 1.0})
+    op(**draw(op, T=9))
+    op(**draw(op), strategy="sequential")
+    assert len(op._known) == known + 2
 
 
 def test_kernels_that_join_segments_are_compiled_where_there_are_several(gpu: MockDriver) -> None:
@@ -162,6 +219,20 @@ def test_a_printed_module_is_found_again(gpu: MockDriver, monkeypatch: pytest.Mo
     monkeypatch.setattr("recur.runtime.compiled.print_for", lambda *_: pytest.fail("printed again"))
     again(**draw(again))
     assert "program" not in vars(again)  # nothing was classified
+
+
+def test_a_text_is_parsed_once(gpu: MockDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = recur.loads(LINEAR).recurrence
+    (entry,) = (stored.entry_path("").parent.parent / "parsed").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "read", lambda *_: pytest.fail("parsed again"))
+        again = recur.loads(LINEAR).recurrence
+        assert again == first and to_plain(again) == to_plain(first)  # the places too
+    for damage in ("", "3", '["Number", 1]', '["Recurrence"]', '["open", "/etc/passwd"]', '[["Number"]]', "[]"):
+        entry.write_text(damage)
+        assert recur.loads(LINEAR).recurrence == first
+    with pytest.raises(RecurError):
+        recur.loads(LINEAR.replace("S + outer", "T + outer"))
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"module": 3, "function": 4}', "\udcff"])

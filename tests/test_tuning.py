@@ -23,6 +23,7 @@ from recur.inspection import print_source
 from recur.ir.normal import Program
 from recur.ir.plan import Plan
 from recur.runtime import build, load
+from recur.runtime.arguments import bind_arguments
 from recur.runtime.tuning import autotune, records, trial, tune
 from recur.runtime.tuning.records import Case, Failure
 from recur.runtime.tuning.search import Outcome, TuningError, search
@@ -307,7 +308,7 @@ def test_a_module_is_checked_before_it_is_timed(on_the_cpu: None) -> None:
     text = print_source(op.program, plans_of(op.program, SIZES), SIZES, "torch")
     check = trial.Trial(task, text, "linear")
     assert check(text) == (1e-3, 1e-3)
-    wrong = text.replace("    outputs = (_output(o, q),)", "    outputs = (_output(1.01 * o, q),)")
+    wrong = text.replace("    o = _output(o, q)", "    o = _output(1.01 * o, q)")
     with pytest.raises(ArithmeticError, match=r"output o is off by 1\.0e-02"):
         check(wrong)
     infinite = wrong.replace("1.01 *", "float('nan') *")
@@ -421,6 +422,6 @@ def test_autotune_tunes_a_shape_once(monkeypatch: pytest.MonkeyPatch) -> None:
         op = recur.loads(LINEAR)
         x = [torch.randn(1, T, 2, *dims) for dims in ((32,), (32,), (32,), ())]
         for _ in range(2):
-            call = op._binder.bind(x, {})
+            call = bind_arguments(op.recurrence, x, {})
             autotune.ensure_tuned(op, call, "auto")
     assert tuned == [8, 64]

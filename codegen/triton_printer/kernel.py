@@ -47,8 +47,8 @@ class PrintedKernel:
 
     ``buffers``: names of tensors; ``counts``: runtime integers, of B, T, H, G, L; ``constants``: name and value;
     ``grid``: what each entry counts, and its size: the name of a count, or a number. ``relay``: how many words each
-    program hands on to the next chunk's, in a buffer that is handed over after the others. ``kept``: buffers that are
-    None where no backward pass follows.
+    program hands on to the next chunk's, in a buffer that is handed over after the others. ``optional``: buffers
+    that are None where nobody wants them.
     """
 
     name: str
@@ -58,7 +58,7 @@ class PrintedKernel:
     constants: tuple[tuple[str, int], ...]
     grid: tuple[tuple[str, str], ...]
     relay: int = 0
-    kept: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
 
 
 def print_kernel(
@@ -68,16 +68,16 @@ def print_kernel(
     config: StageConfig,
     complex_buffers: frozenset[str],
     absent: Mapping[str, float],
-    kept: frozenset[str],
+    optional: frozenset[str],
 ) -> PrintedKernel:
-    """``dims``: the resolved dimensions of every buffer of the stage; ``absent``: as for `print_stage`; ``kept``: what
-    is written where it is there, and None where no backward pass will follow.
+    """``dims``: the resolved dimensions of every buffer of the stage; ``absent``: as for `print_stage`; ``optional``:
+    what is written where it is there, and None where nobody wants it.
     """
-    draft = KernelPrinter(kernel, dims, config, complex_buffers, absent, kept)
+    draft = KernelPrinter(kernel, dims, config, complex_buffers, absent, optional)
     draft.print(name)
     # Printed again with names for those values alone that turned out to need one.
     inlined = frozenset(draft.operations.inlined)
-    return KernelPrinter(kernel, dims, config, complex_buffers, absent, kept, inlined).print(name)
+    return KernelPrinter(kernel, dims, config, complex_buffers, absent, optional, inlined).print(name)
 
 
 class KernelPrinter:
@@ -90,13 +90,13 @@ class KernelPrinter:
         config: StageConfig,
         complex_buffers: frozenset[str],
         absent: Mapping[str, float],
-        kept: frozenset[str],
+        optional: frozenset[str],
         inlined: frozenset[str] | None = None,
     ) -> None:
         self.launch = config.launch(kernel.name)
         kernel = as_relay(kernel, self.launch.anew) if self.launch.relay else kernel
         self.kernel, self.dims, self.config, self.complex_buffers = kernel, dims, config, complex_buffers
-        self.absent, self.kept = absent, kept
+        self.absent, self.optional = absent, optional
         self.layout = Layout(kernel, config)
         self.words = self.layout.words
         nameless = frozenset() if inlined is None else inlined
@@ -142,7 +142,7 @@ class KernelPrinter:
             body=lines,
         )
         return PrintedKernel(
-            name, text, tuple(self.buffers), counts, constants, self._grid(), self._handed_words(), self.kept
+            name, text, tuple(self.buffers), counts, constants, self._grid(), self._handed_words(), self.optional
         )
 
     def _constants(self, words: set[str]) -> tuple[tuple[str, int], ...]:
@@ -325,16 +325,16 @@ class KernelPrinter:
         if store.access.rows is not None:
             axes += (store.access.rows,)
         axes = self.layout.order(axes)
-        is_kept = store.access.buffer in self.kept
-        if is_kept:
+        is_optional = store.access.buffer in self.optional
+        if is_optional:
             self._line(f"if {pointer_name(store.access.buffer)} is not None:")
-        self.depth += is_kept
+        self.depth += is_optional
         placed = self.placed.get(store.value.name)
         if placed is None:
             self._print_block_store(store.access, self.operations.expanded(store.value, axes), axes)
         else:
             self._print_entries_store(store, placed, tuple(a for a in axes if a != placed.axis))
-        self.depth -= is_kept
+        self.depth -= is_optional
         self.unseen.add(store.access.buffer)
 
     def _print_entries_store(self, store: Store, placed: Placed, axes: tuple[str, ...]) -> None:

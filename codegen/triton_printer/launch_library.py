@@ -144,9 +144,18 @@ class _Kernel:
         """Launches ``grid`` programs on the current stream: pointers first, then whole numbers."""
         addresses = [None if x is None else x.data_ptr() for x in arguments[: self.pointers]]
         variant = tuple([None if address is None else address % 16 == 0 for address in addresses])
-        if variant not in self.compiled:
-            self.compiled[variant] = (self.started.get(variant) or self.start(variant)).result()
-        self.compiled[variant][grid, 1, 1](*addresses, *arguments[self.pointers :], *self.constants)
+        kernel = self.compiled.get(variant) or self.finish(variant)
+        stream = triton.runtime.driver.active.get_current_stream(self.device.index or 0)
+        # As ``kernel[grid](...)`` launches, without the objects that it makes for profilers' hooks.
+        kernel.run(
+            grid, 1, 1, stream, kernel.function, kernel.packed_metadata, None, None, None,
+            *addresses, *arguments[self.pointers :], *self.constants,
+        )  # fmt: skip
+
+    def finish(self, variant: tuple[bool | None, ...]) -> Any:
+        """Waits for a kernel that is launched for the first time."""
+        self.compiled[variant] = (self.started.get(variant) or self.start(variant)).result()
+        return self.compiled[variant]
 
 
 class _InterpretedKernel:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 from recur.codegen.triton_printer.config import StageConfig
 from recur.codegen.triton_printer.kernel import PrintedKernel, print_kernel
@@ -37,6 +39,8 @@ class StagePrinter:
         aliases = (b for b in self.buffers.values() if b.of in self.absent)
         self.absent |= {b.name: self.absent[b.of] for b in aliases}
         self.kept = kept_for_backward(plan)
+        self.forward_options = forward_options(plan, self.kept)
+        self.backward_options = backward_options(plan, self.absent)
         self.sizes = dict(config.sizes)
         self.dims = resolve_dims(plan, self.sizes)
         self.names = _identifiers(self.buffers)
@@ -44,11 +48,11 @@ class StagePrinter:
         self.printed = {
             kernel.name: print_kernel(
                 function_name(plan.stage, kernel), kernel, self.dims, config, complex_buffers, self.absent,
-                frozenset(self.kept) if kernel in plan.forward else frozenset(),
+                frozenset(self.forward_options if kernel in plan.forward else self.backward_options),
             )
             for kernel in plan.forward + plan.backward
         }  # fmt: skip
-        taken = set(self.names.values()) | {"torch", "triton", "tl", "os", "with_backward"}
+        taken = set(self.names.values()) | {"torch", "triton", "tl", "os", "with_backward", "with_final"}
         self.counts = {letter: safe_name(letter, taken) for letter in "BTHNGL"}
         self.launchers = {
             name: safe_name(f"launch_{kernel.name.removesuffix('_kernel').removeprefix(f'{plan.stage}_')}", taken)
@@ -73,19 +77,21 @@ class StagePrinter:
         )
 
     def _argument_types(self, kernel: PrintedKernel) -> list[str]:
-        only_kept = f" {self.names[self.kept[0]]}" if self.kept else ""
-        pointers = [self._pointer_type(b) + only_kept * (b in kernel.kept) for b in kernel.buffers]
+        options = {**self.forward_options, **self.backward_options}
+        told_by = {b: f" {self.names[options[b].told_by]}" for b in kernel.optional}
+        pointers = [self._pointer_type(b) + told_by.get(b, "") for b in kernel.buffers]
         return pointers + ["*i32"] * bool(kernel.relay) + ["i32"] * len(kernel.counts)
 
     def _typed(self, kernels: tuple[Kernel, ...], given: tuple[str, ...]) -> tuple[str, ...]:
         """The tensors of a pass whose types decide those of all others: the arguments, and what may be absent.
 
-        What is kept for the backward pass is there or absent together: the first stands for all.
+        What is kept for the backward pass is there or absent together, and so are final states: one stands for all.
         """
         used = dict.fromkeys([*given, *(b for k in kernels for b in self.printed[k.name].buffers)])
         arguments = self._given_forward()
         absent = tuple(name for name in used if name in self.absent and name not in arguments)
-        return arguments + absent + (self.kept[:1] if kernels == self.plan.forward else ())
+        options = self.forward_options if kernels == self.plan.forward else self.backward_options
+        return tuple(dict.fromkeys([*arguments, *absent, *(option.told_by for option in options.values())]))
 
     def _expected(self) -> list[str]:
         """What the backward pass's typed tensors are expected to be, in terms of the forward pass's."""
@@ -115,36 +121,47 @@ class StagePrinter:
         allocated = [name for name in wanted if name not in given and name not in views]
         needed = {b for k in kernels if not k.joins_segments for b in self.printed[k.name].buffers}
         needed |= {b.name for b in always}
+        options = self.forward_options if kernels == self.plan.forward else self.backward_options
         allocations = [
             (
                 self.names[name],
-                self._shape(name),
-                self._dtype(name),
+                self._empty(name, given),
                 self._alias(name, given, needed),
-                name in self.kept,
+                options[name].condition(self.names) if name in options else "",
             )
             for name in allocated
         ]
         launches = [self._launch(k) for k in kernels]
         relays = [(relay_name(k), self._relay_words(k)) for k in (self.printed[k.name] for k in kernels) if k.relay]
-        text = " ".join(shape for _, shape, *_ in allocations) + " " + " ".join(str(launch) for launch in launches)
+        text = " ".join(empty for _, empty, *_ in allocations) + " " + " ".join(str(launch) for launch in launches)
         return {
             "parameters": [self.names[name] for name in given],
             "tables": self._table(name, kernels, False) + self._table(f"{name}_JOINS", kernels, True),
             "typed": [self.names[name] for name in self._typed(kernels, given)],
             "zeros": [
-                (self.names[f"d_{b.name}"], self._shape(b.name), self._dtype(b.name))
+                (self.names[f"d_{b.name}"], self._empty(b.name, given).replace("torch.empty", "torch.zeros"))
                 for b in self.plan.results
                 if f"d_{b.name}" in given
             ],
-            "device": self.names[given[0]],
+            "device": f"{self.names[given[0]]}.device",
             "counts": self._count_lines(given, text, name == "FORWARD" and bool(self.plan.backward)),
             "allocations": allocations,
             "relays": relays,
             "launches": launches,
             "segments": self.counts["G"],
-            "views": [(self.names[of], self.names[b.name], b.entry) for of, b in views.items()],
+            "views": [(self.names[of], self.names[b.name], b.entry, b.name in options) for of, b in views.items()],
         }
+
+    def _empty(self, name: str, given: tuple[str, ...]) -> str:
+        """A new tensor for the buffer: like an argument of its shape and type, if there is one."""
+        dtype = self._dtype(name)
+        shaped = [b.name for b in self.plan.arguments if b.name in given and self.dims[b.name] == self.dims[name]]
+        for like in (self.names[b] for b in shaped):
+            if dtype == f"{like}.dtype":
+                return f"torch.empty_like({like})"
+        if shaped:
+            return f"torch.empty_like({self.names[shaped[0]]}, dtype={dtype})"
+        return f"torch.empty({self._shape(name)}, dtype={dtype}, device={self.names[given[0]]}.device)"
 
     def _alias(self, name: str, given: tuple[str, ...], needed: set[str]) -> str:
         """What stands for the buffer where the sequence is one segment, if it is not the buffer itself."""
@@ -155,8 +172,8 @@ class StagePrinter:
 
     def _count_lines(self, given: Iterable[str], text: str, may_lack_backward: bool) -> list[str]:
         """Where B, T and H come from: the first tensor that has them."""
-        lines = []
-        words = set(text.replace("(", " ").replace(")", " ").replace(",", " ").replace("'", " ").split())
+        places: list[tuple[str, str, int]] = []
+        words = set(re.findall(r"\w+", text))
         needs_segments = self.counts["G"] in words
         needs_chunks = self.counts["N"] in words or needs_segments
         for letter, kind in (("B", "batch"), ("T", "time"), ("H", "head")):
@@ -164,7 +181,10 @@ class StagePrinter:
                 name, position = next(
                     (name, i) for name in given for i, dim in enumerate(self.dims[name]) if dim.kind == kind
                 )
-                lines.append(f"{self.counts[letter]} = {self.names[name]}.shape[{position}]")
+                places.append((self.counts[letter], self.names[name], position))
+        lines = [f"{letter} = {name}.shape[{position}]" for letter, name, position in places]
+        if [position for *_, position in places] == [0, 1, 2] and len({name for _, name, _ in places}) == 1:
+            lines = [f"{', '.join(letter for letter, *_ in places)} = {places[0][1]}.shape[:3]"]
         if needs_chunks:
             chunks = f"({self.counts['T']} + {self.config.chunk - 1}) // {self.config.chunk}"
             is_relay = any(kernel.relay for kernel in self.printed.values())
@@ -278,9 +298,44 @@ class StagePrinter:
         return f"None if {of} is None else {gradient}" if line.of in self.absent else gradient
 
 
-def kept_for_backward(plan: Plan) -> tuple[str, ...]:
-    """What the forward pass leaves for the backward pass and does not read itself; None where none will follow."""
+@dataclass(frozen=True)
+class Option:
+    """When a buffer that is written only where it is wanted is there, and the tensor that is there with it."""
 
+    wanted: str
+    told_by: str
+
+    def condition(self, names: Mapping[str, str]) -> str:
+        return self.wanted or f"{names[self.told_by]} is not None"
+
+
+def forward_options(plan: Plan, kept: tuple[str, ...]) -> dict[str, Option]:
+    """What the forward pass leaves out where no backward pass follows, and where the final states are not wanted."""
+    stored = [storage(plan, b.name) for b in plan.final]
+    needed = buffers_read(plan.forward) | {b.name for b in plan.saved} | {b.of for b in plan.saved}
+    final = [name for name in stored if name not in needed]
+    options = {name: Option("with_backward", kept[0]) for name in kept}
+    return options | {name: Option("with_final", final[0]) for name in final if name not in options}
+
+
+def backward_options(plan: Plan, absent: Collection[str]) -> dict[str, Option]:
+    """The gradients of initial states, which nobody wants where these are absent."""
+    needed = buffers_read(plan.backward)
+    needed |= {part.buffer for line in plan.gradients if line.of not in absent for part in line.contributions}
+    parts = [(part.buffer, line.of) for line in plan.gradients if line.of in absent for part in line.contributions]
+    return {
+        storage(plan, name): Option("", of)
+        for name, of in parts
+        if name not in needed and storage(plan, name) not in needed
+    }
+
+
+def storage(plan: Plan, name: str) -> str:
+    """The buffer that kernels write for ``name``: itself, or the one that it is an entry of."""
+    return next((b.name for b in all_buffers(plan).values() if b.of == name), name)
+
+
+def buffers_read(kernels: Iterable[Kernel]) -> set[str]:
     def read(body: tuple[Statement, ...]) -> Iterable[str]:
         for statement in body:
             if isinstance(statement, Loop):
@@ -288,7 +343,12 @@ def kept_for_backward(plan: Plan) -> tuple[str, ...]:
             elif isinstance(statement, Let) and statement.access is not None:
                 yield statement.access.buffer
 
-    needed = {name for kernel in plan.forward for name in read(kernel.body)}
+    return {name for kernel in kernels for name in read(kernel.body)}
+
+
+def kept_for_backward(plan: Plan) -> tuple[str, ...]:
+    """What the forward pass leaves for the backward pass and does not read itself; None where none will follow."""
+    needed = buffers_read(plan.forward)
     aliased = {b.of for b in all_buffers(plan).values()} | {b.name for b in plan.saved if b.of}
     return tuple(b.name for b in plan.saved if b.name not in needed | aliased) if plan.backward else ()
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+MAX_CHARACTERS = 200_000  # of a file
+
 
 @dataclass(frozen=True)
 class Span:

@@ -161,13 +161,14 @@ class GpuBench:
         return next((reason for report in reports if (reason := refuse_kernel(report))), "")
 
     def absent(self, change: Change) -> set[str]:
-        """The tensors that a call without an initial state leaves out: its kernels are then in the cache already."""
+        """The tensors that a call without initial and final state leaves out: its kernels are in the cache then."""
         plan, config = self.plans[change.stage], change.configs[change.stage]
-        finals = {f"d_{b.name}" for b in plan.final}
-        found = {b.name for b in plan.initial} | finals
+        finals = {b.name for b in plan.final}
+        finals |= {b.name for b in all_buffers(plan).values() if b.of in finals}
+        found = {b.name for b in plan.initial} | {f"d_{b.name}" for b in plan.final}
         if count_segments(plan, config, self.task.batch * self.task.heads, self.task.tokens) == 1:
             found |= {b.name for b in all_buffers(plan).values() if b.of in found}
-        return {re.sub(r"\W", "_", name) for name in found}
+        return {re.sub(r"\W", "_", name) for name in found | finals}
 
     def measure(self, change: Change) -> Outcome:
         value, failure = self.worker(self.print(change.configs))
