@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import triton
 from inputs import random_inputs
 from mock_gpu import MockDriver, mock_gpu
 
 import recur
+from recur.codegen.triton_printer import launch_library
 from recur.diagnostics import RecurError
 from recur.ir.plain import to_plain
 from recur.runtime import load, stored
@@ -179,6 +184,27 @@ def test_calls_that_look_the_same_are_checked_once(gpu: MockDriver, monkeypatch:
     op(**draw(op, T=9))
     op(**draw(op), strategy="sequential")
     assert len(op._known) == known + 2
+
+
+def test_threads_get_their_own_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python gives one module for all of a name that it has loaded before."""
+    shared = ModuleType("__triton_launcher")
+
+    def load_again(name: str, path: str) -> ModuleType:
+        vars(shared)["launch"] = path
+        time.sleep(0.001)
+        return shared
+
+    build = triton.runtime.build
+    monkeypatch.delattr(build, "_turn_for_recur", raising=False)
+    monkeypatch.setattr(build, "_load_module_from_path", load_again)
+    launch_library._load_in_turn()
+    launch_library._load_in_turn()
+    paths = [str(i) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda path: build._load_module_from_path("__triton_launcher", path).launch, paths))
+    assert found == paths
+    monkeypatch.delattr(build, "_turn_for_recur")
 
 
 def test_kernels_that_join_segments_are_compiled_where_there_are_several(gpu: MockDriver) -> None:

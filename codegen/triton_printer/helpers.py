@@ -496,7 +496,8 @@ def print_helpers(source: str) -> str:
     used: set[str] = set()
     pending = source + launching
     while pending:
-        called = {name for name in HELPERS if name not in used and re.search(rf"\b{name}\b", pending)}
+        words = set(re.findall(r"\w+", pending))
+        called = {name for name in HELPERS if name in words and name not in used}
         used |= called
         pending = "".join(HELPERS[name] for name in sorted(called))
     helpers = "\n".join(text for name, text in HELPERS.items() if name in used)

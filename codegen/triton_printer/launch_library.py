@@ -6,6 +6,7 @@ import functools
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -88,6 +89,22 @@ class _Source(ASTSource):
         return module
 
 
+def _load_in_turn() -> None:
+    """Lets threads have Triton's launchers made at the same time, by a C compiler, and loaded one after another.
+
+    All are modules of one name, and Python gives one module for all that it has loaded before: what it holds is kept.
+    """
+    build = triton.runtime.build
+    if not hasattr(build, "_turn_for_recur"):
+        load, build._turn_for_recur = build._load_module_from_path, threading.Lock()
+
+        def load_in_turn(*arguments: Any) -> Any:
+            with build._turn_for_recur:
+                return SimpleNamespace(**vars(load(*arguments)))
+
+        build._load_module_from_path = load_in_turn
+
+
 @functools.cache
 def _compilers() -> ThreadPoolExecutor:
     """The threads that compile; Triton leaves the interpreter to others while it does."""
@@ -131,12 +148,13 @@ class _Kernel:
             triton_key()
         compiled = triton.compile(source, target=target, options=settings)
         with self.ready:
+            _load_in_turn()
             utilities = triton.runtime.driver.active.utils
         limit = utilities.get_device_properties(self.device.index or 0)["max_shared_mem"]
         while compiled.metadata.shared > limit and settings["num_stages"] > 1:  # wider types, or a smaller GPU
             settings["num_stages"] -= 1
             compiled = triton.compile(source, target=target, options=settings)
-        with self.ready, torch.cuda.device(self.device):  # launchers are modules of one name: threads get each other's
+        with torch.cuda.device(self.device):
             compiled.run  # noqa: B018 (loads it)
         return compiled
 
@@ -185,7 +203,9 @@ class _Kernels:
         """The rows' launchers for the given tensors; kernels that are new are compiled in the background."""
         key = (first.device, first.dtype, *[None if x is None else x.dtype for x in others])
         if key not in self.known:
-            self.known[key] = [self.bind(row, first, others) for row in self.rows]
+            longest_first = sorted(enumerate(self.rows), key=lambda row: -len(getattr(row[1][0], "src", "")))
+            bound = {place: self.bind(row, first, others) for place, row in longest_first}
+            self.known[key] = [bound[place] for place in range(len(self.rows))]
             for kernel in self.known[key]:
                 if isinstance(kernel, _Kernel):
                     kernel.source.lowered.wait()
