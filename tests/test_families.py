@@ -113,6 +113,17 @@ def test_states_too_large_for_a_program(name: str) -> None:
     compare(loads(source), "chunkwise", T=70, B=1, sizes=sizes, seed=4)
 
 
+@pytest.mark.parametrize("extreme", [False, True])
+def test_values_twice_as_wide_as_keys(extreme: bool) -> None:
+    """One walk in two tiles of the values, with a partial sum of each for the keys; not where there are vectors too."""
+    source = RECURRENCES["two writes a token around two decays, factors of queries"]
+    sizes = {"K": 66, "V": 130}
+    assert "write_gradients" in kernels(source, sizes)
+    compare(loads(source), "chunkwise", T=70, B=1, sizes=sizes, extreme=extreme, seed=5)
+    with_vector = RECURRENCES["a vector beside a matrix, with a factor that may be zero"]
+    assert {"value_gradients", "key_gradients"} <= set(kernels(with_vector, sizes))
+
+
 @pytest.mark.parametrize("name", ["mlstm_exp", "mlstm_sig", "mamba2", "linear_attention_normalised", "lightning"])
 @pytest.mark.parametrize("T", [1, 64, 65])
 def test_chunk_bounds(name: str, T: int) -> None:

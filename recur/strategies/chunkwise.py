@@ -39,7 +39,14 @@ from recur.ir.normal import Decay, MatrixForm, NormalForm, Readout, Write
 from recur.ir.plan import Contribution, Cost, Gradient, Plan, Reject
 from recur.ir.tile import Buffer, Kernel
 from recur.strategies.chunk import value_decay_gradients
-from recur.strategies.chunk.families import holds_whole, prepare_passes, sum_buffers, takes_passes, vector_part
+from recur.strategies.chunk.families import (
+    holds_whole,
+    prepare_passes,
+    sum_buffers,
+    takes_passes,
+    vector_part,
+    write_tiles,
+)
 from recur.strategies.chunk.gates_kernel import emit_gates_kernel
 from recur.strategies.chunk.gradients import (
     ADJOINT_EQUATION,
@@ -154,7 +161,7 @@ def plan_chunks(normal: NormalForm, shape: Shape, ledger: Ledger) -> Plan:
 def has_all_gradients_in_one(shape: Shape) -> bool:
     """Whether one kernel has all gradients of a chunk: then it holds more tiles than any other."""
     if shape.pass_forms:
-        return holds_whole(shape)
+        return write_tiles(shape) > 0
     return schedule_for(shape) is computed_schedule and takes_solved_gradients(shape)
 
 
@@ -227,7 +234,7 @@ def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     backward += [emit_vector_sums(shape, adjoint=True)] if has_vectors else []
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     backward.append(emit_query_pass(shape, buffer_of))
-    writes = (emit_write_pass,) if holds_whole(shape) else (emit_value_pass, emit_key_pass)
+    writes = (emit_write_pass,) if write_tiles(shape) else (emit_value_pass, emit_key_pass)
     backward += [emit(shape, buffer_of) for emit in writes]
     backward += [emit_gate_pass(shape, buffer_of, tile_width(shape, shape.key))] if has_gates(shape) else []
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []

@@ -12,7 +12,6 @@ token to token some may cut, and have a gradient all the same: those stages take
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from recur.ir.core import Node, apply, const, is_const, leaves, topological
@@ -111,10 +110,32 @@ def _shared(event: object) -> tuple[object, ...]:
 def holds_whole(shape: Shape) -> bool:
     """Whether a program holds the whole state: a stage's one matrix. One walk finds the cotangents of values and keys
     then."""
+    return write_tiles(shape) == 1
+
+
+def write_tiles(shape: Shape) -> int:
+    """In how many tiles of the value dims one walk finds the cotangents of values and keys; 0 where two walks do.
+
+    Two tiles leave two partial sums of the keys' cotangents. Beside values twice as wide as keys these weigh less than
+    a second walk over all that the first has loaded. (Of a vector both would have the whole.)
+    """
     sizes = dict(shape.sizes)
-    matrices = [f for f in shape.pass_forms if f.value]
-    padded = math.prod(next_power_of_two(entries(dims, sizes)) for dims in (shape.key, shape.value))
-    return len(matrices) == 1 and padded <= MOST_ENTRIES
+    keys, values = (next_power_of_two(entries(dims, sizes)) for dims in (shape.key, shape.value))
+    if sum(bool(f.value) for f in shape.pass_forms) != 1 or keys * values > 2 * MOST_ENTRIES:
+        return 0
+    if keys * values <= MOST_ENTRIES:
+        return 1
+    return 2 if values >= 2 * keys and len(shape.value) == 1 and not vector_part(shape).forms else 0
+
+
+def write_dims(shape: Shape) -> tuple[str, ...]:
+    """The dim in tiles of which walks find the cotangents of keys, where there are several tiles."""
+    return {0: shape.key[:1], 1: (), 2: shape.value}[write_tiles(shape)]
+
+
+def write_width(shape: Shape) -> int:
+    """Of those tiles."""
+    return next_power_of_two(entries(shape.value, dict(shape.sizes))) // write_tiles(shape)
 
 
 def sums_access(form: MatrixForm, position: int) -> Access:

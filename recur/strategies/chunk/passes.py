@@ -4,7 +4,7 @@ For states that nothing written depends on, under scalar decays. With (q, dO) th
 family (see families),
 
     queries    first to last, tiles of S over the key dims      dQ = 2^G dO S^T + E B
-    writes     last to first, R whole where that fits           dU = P^T dO + 2^(G_C - G) B R
+    writes     last to first, R whole or in two tiles           dU = P^T dO + 2^(G_C - G) B R
                                                                 dB = E^T Q + 2^(G_C - G) U R^T
     values     else the same in two walks, tiles of R over the value dims
     keys       and tiles of R over the key dims
@@ -15,11 +15,11 @@ numbers a token: what its vectors are worth in pairs (see worths).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recur.ir.core import is_const, topological
 from recur.ir.normal import MatrixForm
-from recur.ir.tile import Builder, Carry, Kernel, Value
+from recur.ir.tile import Axis, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.adjoint import KeySide, adjoint_values, previous_adjoint, readout_keys, readout_values
 from recur.strategies.chunk.families import (
     Family,
@@ -27,6 +27,9 @@ from recur.strategies.chunk.families import (
     infer_families,
     matrix_part,
     vector_part,
+    write_dims,
+    write_tiles,
+    write_width,
 )
 from recur.strategies.chunk.gradients import (
     ROWS,
@@ -341,7 +344,8 @@ def along(b: Builder, pairs: Value, is_write: bool, name: str) -> Value:
 
 
 def emit_write_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
-    """The cotangents of values and keys, and of the initial state: the walk of a stage's one matrix, R whole.
+    """The cotangents of values and keys, and of the initial state: the walk of a stage's one matrix, R whole or in
+    tiles of the value dim.
 
     In this order, in which registers suffice: what the epilogue's numbers get from a token is left as it is, not
     summed over tokens; pairs are rounded before the products that need them; keys are stored before values come.
@@ -360,40 +364,58 @@ def emit_write_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     if has_rests_at_hand(shape):
         add_rests(shape, inner, rests, matrix.cotangents)
     of_rests = [x for x in argument_leaves(rests.nodes) if x not in of_values]
-    numbers = [x for x in of_rests if not x.dims]
+    (tiled,) = write_dims(shape) or ("",)
+    numbers = [x for x in of_rests if not x.dims and not tiled]
     store_gradients(tiles, rests, buffer_of, "writes", ROWS, numbers)
     scores = matrix.rounded_scores()
     for part in parts:
         key_cotangents(shape, part, cotangents, [adjoints[f.state] for f in part.family.forms])
-    last_ones = of_values + [x for x in of_rests if x.dims]
+    last_ones = of_values + [x for x in of_rests if x not in numbers]
     keys = [x for x in argument_leaves(cotangents.nodes) if x not in last_ones]
-    store_gradients(tiles, cotangents, buffer_of, "writes", "", keys)
+    store_gradients(tiles, cotangents, buffer_of, "writes", tiled, keys)
     value_cotangents(matrix, cotangents, adjoints[matrix.form.state], scores)
     cotangents.pairs += rests.pairs
-    store_gradients(tiles, cotangents, buffer_of, "writes", "", last_ones)
+    store_gradients(tiles, cotangents, buffer_of, "writes", tiled, last_ones)
     previous = {f.form.state: f.previous_adjoint(adjoints[f.form.state]) for f in forms}
     carries = [Carry(adjoints[s], start, previous[s]) for s, start in zip(adjoints, last, strict=True)]
     b.loop("chunks", inner, tuple(carries), reverse=True)
     for walk in backward:
         b.store(walk.end, adjoints[walk.form.state])
-    return pass_kernel("write_gradients", shape, b, WRITE_EQUATIONS, ())
+    return write_kernel(shape, b)
 
 
 def pass_kernel(name: str, shape: Shape, b: Builder, equations: tuple[str, ...], tiled: tuple[str, ...]) -> Kernel:
-    """A walk in tiles of the dims ``tiled``, or with all of the state.
+    """A walk of four warps in tiles of the dims ``tiled``."""
+    axes, grid = tiled_state(shape, tiled)
+    widths = ((tiled[0], tile_width(shape, tiled)),)
+    role = name.replace("_", " ")
+    return Kernel(name, grid, axes, tuple(b.statements), equations, role, widths, 4, pass_stages(shape))
+
+
+def write_kernel(shape: Shape, b: Builder) -> Kernel:
+    """The walk with all of the state, or of eight warps with a tile of it."""
+    tiled = shape.value if write_tiles(shape) > 1 else ()
+    axes, grid = tiled_state(shape, tiled)
+    kernel = Kernel("write_gradients", grid, axes, tuple(b.statements), WRITE_EQUATIONS, IN_ORDER, rows_last=True)
+    if not tiled:
+        return fit_whole(shape, kernel, pass_stages(shape))
+    return replace(kernel, widths=((tiled[0], write_width(shape)),), warps=8, stages=pass_stages(shape))
+
+
+def tiled_state(shape: Shape, tiled: tuple[str, ...]) -> tuple[tuple[Axis, ...], tuple[str, ...]]:
+    """The axes and the grid of a walk over segments, in tiles of the dims ``tiled``.
 
     Tiled dims, or else the keys, come last: a product of scaled rows with the user's rows then has the user's on its
     left.
     """
     last = tiled or shape.key
     axes = tuple(sorted(placed_axes(shape, dict.fromkeys(tiled, "grid")), key=lambda a: a.name in last))
-    grid = ("batch", "head", "segment", *(f"tile:{d}" for d in tiled))
-    stages = 2 if any(f.decays for f in shape.forms) else 3  # the weights of pairs take shared memory too
-    if not tiled:
-        kernel = Kernel(name, grid, axes, tuple(b.statements), equations, IN_ORDER, rows_last=True)
-        return fit_whole(shape, kernel, stages)
-    widths = ((tiled[0], tile_width(shape, tiled)),)
-    return Kernel(name, grid, axes, tuple(b.statements), equations, name.replace("_", " "), widths, 4, stages)
+    return axes, ("batch", "head", "segment", *(f"tile:{d}" for d in tiled))
+
+
+def pass_stages(shape: Shape) -> int:
+    """Of a walk's pipeline: the weights of pairs take shared memory too."""
+    return 2 if any(f.decays for f in shape.forms) else 3
 
 
 def tile_width(shape: Shape, tiled: tuple[str, ...]) -> int:

@@ -31,7 +31,14 @@ from recur.ir.normal import Decay, MatrixForm
 from recur.ir.tile import Access, Buffer, Builder, Carry, Kernel, Value
 from recur.strategies.chunk.decay_gradient import Row, earlier_sum, later_sum
 from recur.strategies.chunk.equations import sum_of
-from recur.strategies.chunk.families import Family, bounded_modulus, holds_whole, infer_families
+from recur.strategies.chunk.families import (
+    Family,
+    bounded_modulus,
+    infer_families,
+    write_dims,
+    write_tiles,
+    write_width,
+)
 from recur.strategies.chunk.gates import class_decays, is_plain_factor
 from recur.strategies.chunk.gradients import BufferOf, Cotangents, add_decay, store_gradient
 from recur.strategies.chunk.scales import split_scale
@@ -115,9 +122,9 @@ def own_access(shape: Shape, family: Family, of: Credited, partner: int) -> Acce
 
 
 def _rows_access(shape: Shape, buffer: str, of_queries: bool = False) -> Access:
-    """A number a token, those of a chunk side by side; walks over tiles of the key dim leave one for every tile."""
-    tiles = (f"tile:{shape.key[0]}",) if of_queries or not holds_whole(shape) else ()
-    return Access(buffer, ("batch", "chunk", "head", *tiles, "c"))
+    """A number a token, those of a chunk side by side; walks over tiles of the state leave one for every tile."""
+    tiled = (shape.key[0],) if of_queries else write_dims(shape)
+    return Access(buffer, ("batch", "chunk", "head", *(f"tile:{d}" for d in tiled), "c"))
 
 
 def worth_buffers(shape: Shape) -> tuple[Buffer, ...]:
@@ -159,7 +166,8 @@ def emit_gate_pass(shape: Shape, buffer_of: BufferOf, width: int) -> Kernel:
     b.loop("chunks", inner, tuple(carries))
     key, value = shape.key[0], shape.value[0]
     grid, axes = ("batch", "head", "segment"), placed_axes(shape, {key: "loop", value: "loop"})
-    widths = ((key, width), *tile_widths(shape, shape.value, WIDTH))
+    narrowest = write_width(shape) if write_tiles(shape) > 1 else WIDTH
+    widths = ((key, width), *tile_widths(shape, shape.value, narrowest))
     # One warp: its threads sum and scan a chunk's tokens without waiting for others.
     return Kernel("gate_gradients", grid, axes, tuple(b.statements), EQUATIONS, "gate gradients", widths, 1)
 
@@ -270,12 +278,13 @@ def over_factor(tiles: Tiles, decay: Decay, d_log: Value) -> Value:
 
 
 def load_worth(shape: Shape, b: Builder, access: Access, axes: tuple[str, ...], name: str) -> Value:
-    """What a walk has left; the sum of all tiles' numbers, where it had the key dim in tiles."""
-    if not any(entry.startswith("tile:") for entry in access.index):
+    """What a walk has left; the sum of all tiles' numbers, where it had a dim in tiles."""
+    tiled = [entry.removeprefix("tile:") for entry in access.index if entry.startswith("tile:")]
+    if not tiled:
         return b.load(name, access, axes)
     body = b.nested()
     zero = b.zeros(axes, name)
     total = b.phi(name, zero)
     following = body.add(total, body.load(f"{name}_of_tile", access, axes), name=name)
-    b.loop("tiles", body, (Carry(total, zero, following),), axis=shape.key[0])
+    b.loop("tiles", body, (Carry(total, zero, following),), axis=tiled[0])
     return total
