@@ -37,7 +37,6 @@ from recur.strategies.chunk.gradients import (
 from recur.strategies.chunk.halves import own_products, own_weight
 from recur.strategies.chunk.kernels import values_name
 from recur.strategies.chunk.key_side import (
-    WIDTH,
     KeyRows,
     StoredChunk,
     chunks_are_blocks,
@@ -62,7 +61,8 @@ from recur.strategies.order import IN_ORDER
 Evidence = dict[tuple[str, int], Value]  # E by a query's name and the number of a write
 NameOf = Callable[[MatrixForm, Query, int], str]
 
-TILE = 2048  # entries of a chunk's rows in a tile of the key dims
+TILE = 2048  # entries of a chunk's rows in a tile of the dims that a kernel's vectors have
+WIDTH = 64  # entries of the value dims in a tile beside these
 
 EQUATIONS = (
     "dkx = 2^G vx S^T + E B^,   db = E^T kx~ + 2^(G_C - G) u R^T,   E = tril(vx u^T)",
@@ -103,7 +103,7 @@ def emit_key_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
     axes = placed_axes(shape, looped_values(shape) | {key: "grid"})
     grid = ("batch", "head", "chunk", f"tile:{key}")
     widths = tile_widths(shape, shape.key, TILE // stored_chunk_length(shape))
-    widths += tile_widths(shape, shape.value, 2 * WIDTH)
+    widths += tile_widths(shape, shape.value, WIDTH)
     # Each vector's cotangent stays in registers, and so does what the decays take from it.
     warps = 4 if has_few_vectors(shape) else 8
     return Kernel("gradients", grid, axes, tuple(b.statements), EQUATIONS, IN_ORDER, widths, warps)
@@ -449,7 +449,7 @@ def emit_value_gradients(shape: Shape, buffer_of: BufferOf) -> Kernel:
             store_evidence(b, shape, loop.form, query, j, pairs)
     for source, tile in sums.items():
         store_gradient(b, source, tile, buffer_of(source, "values", ""))
-    widths = tile_widths(shape, shape.value, WIDTH)
+    widths = tile_widths(shape, shape.value, TILE // stored_chunk_length(shape))
     grid, axes = ("batch", "head", "chunk"), placed_axes(shape, looped_values(shape))
     return Kernel(
         "value_gradients", grid, axes, tuple(b.statements), VALUE_EQUATIONS, "value_gradients", widths, 4

@@ -295,7 +295,11 @@ def emit_inverse(shape: Shape) -> Kernel:
             b.store(pair_access(inverse_name(form.state, i, j)), block)
     store_scales(shape, Tiles(b))
     axes = tuple(a for a in shape.axes if a.kind == "rows")
-    return Kernel("inverse", ("batch", "head", "chunk"), axes, tuple(b.statements), ("Tm = (I + L)^-1",), "inverse")
+    is_one = all(len(solved_writes(f)) == 1 for f in shape.forms)
+    return Kernel(
+        "inverse", ("batch", "head", "chunk"), axes, tuple(b.statements), ("Tm = (I + L)^-1",), "inverse",
+        warps=1 if is_one else None,  # a chain of products of small blocks: there is nothing to share
+    )  # fmt: skip
 
 
 def system_pairs(form: MatrixForm) -> dict[tuple[int, int], Pair]:
@@ -307,7 +311,6 @@ def system_pairs(form: MatrixForm) -> dict[tuple[int, int], Pair]:
     }
 
 
-WIDTH = 32  # entries of the value dims in a tile
 FEW_VECTORS = 3
 WARP_ROWS = 16  # of a chunk, for each of a key side's warps: a product of matrices gives a warp so many
 
