@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BACKENDS = ("torch", "triton")
 FEW_WALKS = 64  # programs, of the 132 that a large GPU runs at once
 CHUNK = 64  # tokens, of the stages whose walks may be few
+MANY_CHANNELS = 12288  # three walks of 32 channels for each of 128 multiprocessors
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,14 @@ def compile_for(
 def setting_of(call: Call) -> Setting:
     """What default launches depend on. Only a GPU has no room for long chunks of float32; the interpreter has."""
     wide = call.device.type == "cuda" and call.dtype == torch.float32
-    few_walks = has_few_walks(call.batch * call.heads, call.tokens, wants_gradients(call.tensors.values()))
-    return Setting(few_walks, wide)
+    sequences = call.batch * call.heads
+    few_walks = has_few_walks(sequences, call.tokens, wants_gradients(call.tensors.values()))
+    return Setting(few_walks, wide, has_many_channels(sequences, call.sizes))
+
+
+def has_many_channels(sequences: int, sizes: Mapping[str, int]) -> bool:
+    """Whether walks with a program for a few channels fill a GPU, the largest dim of a state taken for its channels."""
+    return sequences * max(sizes.values(), default=1) >= MANY_CHANNELS
 
 
 def has_few_walks(sequences: int, tokens: int, with_backward: bool) -> bool:
@@ -130,7 +137,7 @@ def print_for(
     function = identifier(rec.name)
     configs = records.find(program, plans, sizes, case) if case is not None else None
     if configs is None and setting != USUAL and backend.name == "triton":
-        configs = default_configs(plans, clear_dims(program, sizes)[1], setting.few_walks, setting.wide)
+        configs = default_configs(plans, clear_dims(program, sizes)[1], *setting)
     try:
         return backend, Printed(print_source(program, plans, sizes, backend.name, configs), function)
     except RecurError as error:

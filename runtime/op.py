@@ -167,6 +167,8 @@ class Op:
             remarks.append("launches     for few walks: two programs where one would hold a whole state of 128 x 128")
         if setting.wide:
             remarks.append("launches     for float32: shorter chunks where one program has all of a chunk's gradients")
+        if setting.many_channels:
+            remarks.append("launches     for many channels: elementwise scans of one state walk the sequence")
         return explain(self.program, bound, select(self.program, bound, strategy), remarks)
 
     def source(

@@ -32,10 +32,12 @@ class Setting(NamedTuple):
     """What of a call, beside its sizes, default launches depend on.
 
     few_walks: walks with a program for every sequence would leave half of a GPU idle. wide: operands of four bytes.
+    many_channels: elementwise scans have so many channels that walks with a program for a few of them fill a GPU.
     """
 
     few_walks: bool = False
     wide: bool = False
+    many_channels: bool = False
 
 
 USUAL = Setting()

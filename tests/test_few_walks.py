@@ -1,4 +1,4 @@
-"""Launches for calls whose walks over the sequences leave half of a GPU idle, and for float32."""
+"""Launches for calls whose walks over the sequences leave half of a GPU idle or fill it, and for float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import recur
 from recur import zoo
 from recur.codegen.segments import segments
 from recur.codegen.triton_printer import Launch, default_config
-from recur.runtime.compiled import has_few_walks
+from recur.runtime import compiled
+from recur.runtime.compiled import has_few_walks, has_many_channels
 from recur.strategies.select import select
 
 SIZES = {"K": 128, "V": 128}
@@ -93,3 +94,31 @@ def test_float32_takes_shorter_chunks_where_one_kernel_has_all_gradients(name: s
     usual, wide = (default_config(selection.plan, SIZES, wide=wide) for wide in (False, True))
     assert wide.chunk == (chunk or usual.chunk)
     assert (usual == wide) == (chunk is None)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "sizes", "many"),
+    [(128, {"D": 128}, True), (32, {"D": 128}, False), (8, {"D": 1024}, False), (8, {"D": 2048, "N": 4}, True)],
+)
+def test_what_many_channels_are(sequences: int, sizes: dict[str, int], many: bool) -> None:
+    assert has_many_channels(sequences, sizes) == many
+
+
+@pytest.mark.parametrize("name", ["hgrn", "mingru", "mamba1", "lru"])
+def test_many_channels_are_walked(name: str) -> None:
+    """Scans of one state a channel; what has several is left as it is."""
+    (selection,) = select(recur.load(zoo.path(name)).program, {"D": 128, "N": 16}, "auto")
+    usual, many = (default_config(selection.plan, {"D": 128, "N": 16}, many_channels=m) for m in (False, True))
+    assert (usual != many) == (name in ("hgrn", "mingru"))
+    if usual != many:
+        assert all(launch.relay for _, launch in usual.launches)
+        assert all((launch.relay, launch.num_stages) == (False, 3) for _, launch in many.launches)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs with TRITON_INTERPRET=1")
+@pytest.mark.parametrize("T", [1, 63, 65, 150])
+def test_walks_of_many_channels(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "MANY_CHANNELS", 1)
+    op = recur.load(zoo.path("hgrn"))
+    compare(op, backend="triton", B=1, T=T, sizes={"D": 40}, dtype=torch.float32, tolerance=2e-4)
+    assert "relay_ptr" not in next(iter(op._compiled.values())).source

@@ -97,10 +97,32 @@ def test_several_chunks(kind: str, relay: bool, launch: Launch) -> None:
     check(TEXTS[kind], T=2 * CHUNK + 5)
 
 
-@pytest.mark.parametrize("T", (1, CHUNK, CHUNK + 1, 3 * CHUNK))
-def test_lengths(T: int, launch: Launch) -> None:
-    launch(relay=True)
+@pytest.mark.parametrize("relay", (False, True))
+@pytest.mark.parametrize("T", (1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK))
+def test_lengths(T: int, relay: bool, launch: Launch) -> None:
+    launch(relay=relay)
     check(TEXTS["real"], T=T)
+
+
+@pytest.mark.parametrize("relay", (False, True))
+def test_gates_of_zero_and_one(relay: bool, launch: Launch) -> None:
+    """A state that is forgotten at once, and one that is kept for ever."""
+    launch(relay=relay)
+    op = as_op("""
+recurrence cut:
+    dim    D
+    input  a[D], x[D]
+    state  h[D]
+    h = a * h + x
+    output o = h
+""")
+    tensors = {k: v.float() for k, v in random_inputs(op.recurrence, 2, 2 * CHUNK + 5, 2, SIZES, 0).items()}
+    tensors["a"] = (tensors["a"] > 0).float()
+    start = {"h": torch.randn(2, 2, SIZES["D"])}
+    wanted = run(op, op.reference, tensors, start)
+    found = run(op, op, tensors, start, strategy="associative_scan", backend="triton")
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name].double(), value.double(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("runs", (1, 4, CHUNK))

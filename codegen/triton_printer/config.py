@@ -19,6 +19,8 @@ ROW_TILE = 32  # tokens in a tile of rows of a longer chunk: with 64, products o
 PRESCANS = ("prescan", "maxprescan")
 SCANS = (*PRESCANS, "resume", "maxresume")
 SCAN_REGISTERS = 128  # of a thread of a forward scan of one state: four programs of four warps a multiprocessor
+WALK_ROWS = 64  # tokens in a chunk of a scan that one program walks: half a relay's, so that two or three chunks fit
+WALK_STAGES = 3  # chunks in flight meanwhile
 CHEAP_FUNCTIONS = 1  # so many are computed twice rather than held
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
 HALF_TILE = 64  # of the value dims, in a walk of few: the rows of a product of a group of four warps
@@ -96,12 +98,17 @@ def complete_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def default_config(
-    plan: Plan, sizes: Mapping[str, int], chunk: int | None = None, few_walks: bool = False, wide: bool = False
+    plan: Plan,
+    sizes: Mapping[str, int],
+    chunk: int | None = None,
+    few_walks: bool = False,
+    wide: bool = False,
+    many_channels: bool = False,
 ) -> StageConfig:
     """A launch for every kernel of the plan, by rules of thumb (no search).
 
     ``few_walks``: for calls whose walks over the sequences leave half of a GPU idle. ``wide``: for operands of four
-    bytes.
+    bytes. ``many_channels``: for calls whose channels fill a GPU with walks of elementwise scans of one state.
 
     Everything a kernel holds lives in registers, so the axes that may be tiled are cut by the size of the largest tile.
     """
@@ -112,6 +119,9 @@ def default_config(
     scans = [s for k in kernels for s in statements_of(k.body) if isinstance(s, Let) and s.op in PRESCANS]
     sizes |= {runs: min(sizes[runs], rows) for runs in {str(s.attr("runs")): None for s in scans}}
     launches = {kernel.name: default_launch(kernel, sizes, rows) for kernel in kernels}
+    is_simple = len(scans) == len(kernels) and all(x.relay and x.vector and x.blocks for x in launches.values())
+    if many_channels and chunk is None and is_simple:
+        tokens, launches = WALK_ROWS, {name: as_walk(launch) for name, launch in launches.items()}
     if few_walks:
         launches |= {kernel.name: halve_walk(kernel, launches[kernel.name]) for kernel in kernels}
     return StageConfig(tuple(sizes.items()), tokens, tuple(launches.items()), plan.steps)
@@ -182,6 +192,11 @@ def scan_launch(kernel: Kernel, sizes: Mapping[str, int]) -> Launch:
     anew = relay and is_backward and functions_before(scans, kernel) <= CHEAP_FUNCTIONS
     registers = SCAN_REGISTERS if whole == 1 and len(scans) == 1 and not is_backward else 0
     return Launch(kernel.widths, kernel.warps, kernel.stages, VECTOR if whole == 1 else 0, relay, anew, registers)
+
+
+def as_walk(launch: Launch) -> Launch:
+    """One program for all chunks of a few channels: it loads the next ones while it scans, and waits for no other."""
+    return replace(launch, num_stages=WALK_STAGES, relay=False, anew=False, registers=0)
 
 
 def functions_before(scans: Sequence[Let], kernel: Kernel) -> int:

@@ -45,41 +45,45 @@ def _scan_rows{suffix}(steps):
 ''',
         f"_prescan{suffix}": f'''
 @triton.jit
-def _prescan{suffix}(steps, RUNS: tl.constexpr, reverse: tl.constexpr = False):
+def _prescan{suffix}(steps, RUNS: tl.constexpr, gathered: tl.constexpr = False):
     """{equation} for rows in front: what comes before every run of rows, then all rows together.
 
-    Row r S + s of a tile is token r of run s (`_in_runs`), so that a thread holds runs of tokens in its registers:
-    rows [C / S, S, W], W the other axes together. There a scan takes no exchange between threads, and turning the rows
-    round compiles away; between runs it is turned by a gather (Triton's own `reverse` is not sound).
+    Row r S + s of a tile is row r of run s (`_in_runs`), so that a thread holds runs of rows in its registers: rows
+    [C / S, S, W], W the other axes together. There a scan takes no exchange between threads. ``gathered``: Triton is to
+    have all runs of a channel in one warp, whose threads need not wait for other warps.
     """
     RUN: tl.constexpr = steps[0].shape[0] // RUNS
     W: tl.constexpr = steps[0].numel // steps[0].shape[0]
-    after, _ = _scan_rows{suffix}(_in_order(_reshaped(steps, (RUN, RUNS, W)), reverse))
+    after, _ = _scan_rows{suffix}(_reshaped(steps, (RUN, RUNS, W)))
     runs = _picked(after, tl.arange(0, RUN)[:, None, None] == RUN - 1, 0)
     before = _nothing{suffix}((RUNS, W))
+    if gathered:
+        runs, before = _scan_rows{suffix}(_gathered(runs, tl.arange(0, RUNS), (RUNS, W)))
+        return before + _reshaped(_gathered(runs, tl.full((1,), RUNS - 1, tl.int32), (1, W)), (W,))
     if RUNS > 1:
-        order = -tl.arange(0, RUNS) + (RUNS - 1) if reverse else tl.arange(0, RUNS)
-        runs, before = _scan_rows{suffix}(_gathered(runs, order, (RUNS, W)))
-        before = _gathered(before, order, (RUNS, W))
-    return before + _reshaped(_gathered(runs, tl.full((1,), RUNS - 1, tl.int32), (1, W)), (W,))
+        runs, before = _scan_rows{suffix}(runs)
+    return before + _picked(runs, tl.arange(0, RUNS)[:, None] == RUNS - 1, 0)
 ''',
         f"_resume{suffix}": f'''
 @triton.jit
-def _resume{suffix}(steps, first, reverse: tl.constexpr = False, inclusive: tl.constexpr = False):
-    """{equation} for rows in front, before every row or after it, from ``first`` before every run (_prescan)."""
+def _resume{suffix}(steps, first, turned: tl.constexpr = False, inclusive: tl.constexpr = False):
+    """{equation} for rows in front, before every row or after it, from ``first`` before every run (_prescan).
+
+    ``turned``: the other way, from the last row of a run to its first; in registers, turning them compiles away.
+    """
     RUNS: tl.constexpr = first[0].shape[0]
     RUN: tl.constexpr = steps[0].shape[0] // RUNS
     W: tl.constexpr = steps[0].numel // steps[0].shape[0]
     PARTS: tl.constexpr = len(first)
     nothing = _nothing{suffix}((RUN, RUNS, W))
-    start = _reshaped(first, (1, RUNS, W))
-    rows = _in_order(_reshaped(steps, (RUN, RUNS, W)), reverse)
+    start = _in_front(_reshaped(first, (RUNS, W)))
+    rows = _in_order(_reshaped(steps, (RUN, RUNS, W)), turned)
     at_first = tl.arange(0, RUN)[:, None, None] == 0
     rows = rows[:PARTS] + _chosen(at_first, {compose}(*nothing[:PARTS], *start, *rows)[PARTS:], rows[PARTS:])
     before = nothing[:PARTS] + _chosen(at_first, start, nothing[PARTS:])
     scanned = tl.associative_scan(rows + before, 0, _compose_rows{suffix})
     states = scanned[PARTS : 2 * PARTS] if inclusive else scanned[3 * PARTS :]
-    return _reshaped(_in_order(states, reverse), steps[0].shape)
+    return _reshaped(_in_order(states, turned), steps[0].shape)
 ''',
     }
 
@@ -227,7 +231,7 @@ def _rest(x, DOT: tl.constexpr):
     "_in_runs": '''
 @triton.jit
 def _in_runs(C: tl.constexpr, RUNS: tl.constexpr):
-    """The token of every row of a tile of C, where row r RUNS + s is token r of run s."""
+    """The token of every row of a tile of C, where row r RUNS + s is row r of run s."""
     row = tl.arange(0, C)
     return row % RUNS * (C // RUNS) + row // RUNS
 ''',
@@ -239,15 +243,24 @@ def _reshaped(parts, shape: tl.constexpr):
         shaped = shaped + (tl.reshape(parts[i], shape),)
     return shaped
 """,
+    "_in_front": '''
+@triton.jit
+def _in_front(parts):
+    """The tiles of runs as those of their first rows: a new axis leaves entries in their threads, a reshape may not."""
+    rows = ()
+    for i in tl.static_range(len(parts)):
+        rows = rows + (parts[i][None, :, :],)
+    return rows
+''',
     "_in_order": '''
 @triton.jit
-def _in_order(parts, reverse: tl.constexpr):
-    """The tiles with their first axis the other way round, where a scan runs in reverse."""
-    if reverse:
-        turned = ()
+def _in_order(parts, turned: tl.constexpr):
+    """The tiles, ``turned``: with their first axis the other way round."""
+    if turned:
+        flipped = ()
         for i in tl.static_range(len(parts)):
-            turned = turned + (tl.flip(parts[i], 0),)
-        return turned
+            flipped = flipped + (tl.flip(parts[i], 0),)
+        return flipped
     else:
         return parts
 ''',

@@ -206,6 +206,8 @@ class KernelPrinter:
             lanes = f"{self.layout.tile_index(name)} * {axis.block_name} + {lanes}"
         elif axis.root.kind == "rows" and self.layout.runs is not None:
             lanes = f"_in_runs({axis.block_name}, {self.layout.axes[self.layout.runs].block_name})"
+        if self.layout.turned and (axis.root.kind == "rows" or name == self.layout.runs):
+            lanes = f"{axis.block_name} - 1 - {lanes}"
         if name == self._innermost() and self.launch.vector:
             lanes = f"tl.max_contiguous({lanes}, {min(self.launch.vector, axis.block)})"
         self._define(axis.index, lanes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from recur.codegen.triton_printer.config import (
+    PRESCANS,
     SCANS,
     StageConfig,
     extent_size,
@@ -137,6 +138,8 @@ class Layout:
         scans = [s for s in lets if s.op in SCANS]
         self.runs = str(scans[0].attr("runs")) if scans else None  # the axis of runs of rows, in a scan
         self.is_scan = bool(scans) and any(g.startswith("tile:") for g in kernel.grid)
+        self.is_relay = config.launch(kernel.name).relay
+        self.turned = _is_turned(lets)
         self.axes: dict[str, TileAxis] = {}
         roots = _roots(kernel)
         dotted = _dotted(kernel, roots)
@@ -223,6 +226,14 @@ def _roots(kernel: Kernel) -> dict[str, Axis]:
         if isinstance(statement, Let) and statement.op == "rename":
             roots.setdefault(str(statement.attr("new")), roots[str(statement.attr("old"))])
     return roots
+
+
+def _is_turned(lets: Sequence[Let]) -> bool:
+    """Whether rows, and runs of them, lie last first, so that threads scan forward: where scans go back in time."""
+    ways = {bool(dict(let.attrs).get("reverse")) for let in lets if let.op in PRESCANS}
+    if len(ways) > 1:
+        raise ValueError("a kernel's scans between runs of rows go one way")
+    return ways == {True}
 
 
 def _dotted(kernel: Kernel, roots: Mapping[str, Axis]) -> set[str]:

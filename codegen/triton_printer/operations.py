@@ -257,7 +257,9 @@ class OperationPrinter(Values):
         steps = self._listed(let.args, axes, let.out.is_complex)
         outs = [part for out in let.outs for part in self._declared(out)]
         before, ends = outs[: len(outs) // 2], outs[len(outs) // 2 :]
-        lines = [f"{', '.join(outs)} = {helper}({steps}, {self.layout.axes[runs[0]].block_name}{self._flags(let)})"]
+        count = self.layout.axes[runs[0]]
+        gathered = ", gathered=True" if self.layout.is_relay and count.block > 1 else ""
+        lines = [f"{', '.join(outs)} = {helper}({steps}, {count.block_name}{gathered})"]
         if len(axes) != 2:
             lines += [f"{each} = tl.reshape({each}, {self.layout.shape(runs)})" for each in before]
         if len(axes) > 2:
@@ -298,7 +300,8 @@ class OperationPrinter(Values):
         return f"({', '.join(bare(text) for text in texts)}{',' if len(texts) == 1 else ''})"
 
     def _flags(self, let: Let) -> str:
-        return "".join(f", {flag}=True" for flag in ("reverse", "inclusive") if dict(let.attrs).get(flag))
+        flags = {"turned": is_reverse(let) != self.layout.turned, "inclusive": bool(dict(let.attrs).get("inclusive"))}
+        return "".join(f", {flag}=True" for flag, is_set in flags.items() if is_set)
 
     def _print_scan(self, let: Let) -> list[str]:
         """From the first row to the last; the other way on rows turned round (Triton's own `reverse` is not sound)."""

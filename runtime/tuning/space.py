@@ -42,9 +42,13 @@ class Change:
 
 
 def default_configs(
-    plans: Sequence[Plan], sizes: Mapping[str, int], few_walks: bool = False, wide: bool = False
+    plans: Sequence[Plan],
+    sizes: Mapping[str, int],
+    few_walks: bool = False,
+    wide: bool = False,
+    many_channels: bool = False,
 ) -> Configs:
-    return tuple(default_config(plan, sizes, few_walks=few_walks, wide=wide) for plan in plans)
+    return tuple(default_config(plan, sizes, None, few_walks, wide, many_channels) for plan in plans)
 
 
 def chunk_changes(plans: Sequence[Plan], configs: Configs, effort: Effort) -> Iterator[list[Change]]:
