@@ -40,6 +40,13 @@ def test_narrow_walks_stay() -> None:
     assert launches("linear_attention", False, small) == launches("linear_attention", True, small)
 
 
+def test_walks_with_half_a_state_stay() -> None:
+    wide = {"K": 128, "V": 256}
+    many, few = launches("mlstm_sig", False, wide), launches("mlstm_sig", True, wide)
+    assert few["write_gradients"] == many["write_gradients"]
+    assert (few["write_gradients"].blocks, few["write_gradients"].num_warps) == ((("V", 128),), 8)
+
+
 @pytest.mark.parametrize(
     ("sequences", "tokens", "forward", "both"),
     [

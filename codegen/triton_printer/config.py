@@ -123,7 +123,7 @@ def default_config(
     if many_channels and chunk is None and is_simple:
         tokens, launches = WALK_ROWS, {name: as_walk(launch) for name, launch in launches.items()}
     if few_walks:
-        launches |= {kernel.name: halve_walk(kernel, launches[kernel.name]) for kernel in kernels}
+        launches |= {kernel.name: halve_walk(kernel, launches[kernel.name], sizes) for kernel in kernels}
     return StageConfig(tuple(sizes.items()), tokens, tuple(launches.items()), plan.steps)
 
 
@@ -166,10 +166,12 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
     return Launch(tuple((name, blocks[name]) for name in tiled), num_warps=8 if heavy else 4, num_stages=2)
 
 
-def halve_walk(kernel: Kernel, launch: Launch) -> Launch:
+def halve_walk(kernel: Kernel, launch: Launch, sizes: Mapping[str, int]) -> Launch:
     """Two programs of four warps for each walk over a sequence that one of eight makes with a whole state."""
     walks = any(isinstance(s, Loop) and s.over == "chunks" and s.carries for s in kernel.body)
-    whole = [width for name, width in launch.blocks if f"tile:{name}" in kernel.grid] == [2 * HALF_TILE]
+    extents = {a.name: a.extent for a in kernel.axes}
+    tiled = [(name, width) for name, width in launch.blocks if f"tile:{name}" in kernel.grid]
+    whole = [width for name, width in tiled if extent_size(extents[name], sizes) <= width] == [2 * HALF_TILE]
     if not (walks and whole and launch.num_warps == 8):
         return launch
     blocks = tuple((name, HALF_TILE if f"tile:{name}" in kernel.grid else width) for name, width in launch.blocks)
