@@ -125,7 +125,7 @@ def write_tiles(shape: Shape) -> int:
         return 0
     if keys * values <= MOST_ENTRIES:
         return 1
-    return 2 if values >= 2 * keys and len(shape.value) == 1 and not vector_part(shape).forms else 0
+    return 2 if values == 2 * keys and len(shape.value) == 1 and not vector_part(shape).forms else 0
 
 
 def write_dims(shape: Shape) -> tuple[str, ...]:
