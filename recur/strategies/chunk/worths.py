@@ -168,8 +168,8 @@ def emit_gate_pass(shape: Shape, buffer_of: BufferOf, width: int) -> Kernel:
     grid, axes = ("batch", "head", "segment"), placed_axes(shape, {key: "loop", value: "loop"})
     narrowest = write_width(shape) if write_tiles(shape) > 1 else WIDTH
     widths = ((key, width), *tile_widths(shape, shape.value, narrowest))
-    # One warp: its threads sum and scan a chunk's tokens without waiting for others.
-    return Kernel("gate_gradients", grid, axes, tuple(b.statements), EQUATIONS, "gate gradients", widths, 1)
+    # Four warps for the product of states that it starts with; for rows of numbers one would do.
+    return Kernel("gate_gradients", grid, axes, tuple(b.statements), EQUATIONS, "gate gradients", widths, 4)
 
 
 def straddling(b: Builder, shape: Shape, family: Family) -> Value:
