@@ -1,7 +1,8 @@
 """GPU time by kernel of forward and backward, beside what the kernel's bytes and products take at least.
 
-    python -m bench.kernels [--shape "B2 T16384 H16 D128"] [--out bench/results] [OPERATOR ...]
+    python -m bench.kernels [--shape "B2 T16384 H16 D128"] [--segments N] [--out bench/results] [OPERATOR ...]
 
+``--segments``: so many for every sequence, whatever recur would take (codegen/segments.py).
 Everything is compiled in parallel processes first; nothing is checked here (bench/gpu_check.py does). Whole passes are
 medians between events in the stream, kernels means of five runs by torch.profiler.
 """
@@ -27,16 +28,20 @@ OPERATORS = ("linear_attention", "simple_gla", "gla", "gated_delta_net", "kda", 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="B2 T16384 H16 D128")
+    parser.add_argument("--segments", type=int)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--compile", action="store_true", help="run each operator once, and time nothing")
     parser.add_argument("operators", nargs="*", default=OPERATORS)
     options = parser.parse_args()
     shape = Shape.parse(options.shape)
+    if options.segments:
+        force_segments(options.segments)
     if options.compile:
         for name in options.operators:
             passes(name, shape)["forward + backward"]()
         return
     command = [sys.executable, "-m", "bench.kernels", "--compile", "--shape", options.shape]
+    command += ["--segments", str(options.segments)] if options.segments else []
     for process in [subprocess.Popen([*command, name]) for name in options.operators]:
         process.wait()
     machine = measure_machine("cuda")
@@ -48,6 +53,20 @@ def main() -> None:
         print(parts[-1], flush=True)
     if options.out:
         (options.out / "kernels.md").write_text("\n".join(parts))
+
+
+def force_segments(count: int) -> None:
+    """Modules printed by this process cut every sequence into so many segments; none is taken from a cache."""
+    import os
+    import tempfile
+
+    os.environ["RECUR_CACHE_DIR"] = tempfile.mkdtemp()
+    from recur.codegen.triton_printer.helpers import HELPERS
+
+    HELPERS["_segments"] = f"""
+def _segments(walks, chunks, programs, two_pay):
+    return {count}, (chunks + {count - 1}) // {count}
+"""
 
 
 def measure(name: str, shape: Shape, machine: Machine) -> str:
