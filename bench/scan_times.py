@@ -142,9 +142,12 @@ def use_launch(launch: Launch) -> None:
     os.environ["RECUR_CACHE_DIR"] = tempfile.mkdtemp()
     from recur.codegen.triton_printer import config, stage, work
     from recur.ir.tile import Kernel
+    from recur.runtime import compiled
     from recur.strategies import walked_scan
     from recur.strategies.elementwise_scan import Scan
 
+    if launch:  # as told, however many channels a call has
+        compiled.MANY_CHANNELS = sys.maxsize
     chosen = config.scan_launch
     for option, attribute in (("rows", "chunk"), ("warps", "warps"), ("runs", "run_count")):
         if option in launch:
