@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BACKENDS = ("torch", "triton")
 FEW_WALKS = 64  # programs, of the 132 that a large GPU runs at once
 CHUNK = 64  # tokens, of the stages whose walks may be few
-MANY_CHANNELS = 12288  # three walks of 32 channels for each of 128 multiprocessors
+MANY_CHANNELS = 8192  # two walks of 32 channels for each of 128 multiprocessors
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def test_float32_takes_shorter_chunks_where_one_kernel_has_all_gradients(name: s
 
 @pytest.mark.parametrize(
     ("sequences", "sizes", "many"),
-    [(128, {"D": 128}, True), (32, {"D": 128}, False), (8, {"D": 1024}, False), (8, {"D": 2048, "N": 4}, True)],
+    [(128, {"D": 128}, True), (32, {"D": 128}, False), (1, {"D": 4096}, False), (4, {"D": 2048, "N": 4}, True)],
 )
 def test_what_many_channels_are(sequences: int, sizes: dict[str, int], many: bool) -> None:
     assert has_many_channels(sequences, sizes) == many

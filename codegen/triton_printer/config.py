@@ -19,7 +19,8 @@ ROW_TILE = 32  # tokens in a tile of rows of a longer chunk: with 64, products o
 PRESCANS = ("prescan", "maxprescan")
 SCANS = (*PRESCANS, "resume", "maxresume")
 SCAN_REGISTERS = 128  # of a thread of a forward scan of one state: four programs of four warps a multiprocessor
-WALK_ROWS = 64  # tokens in a chunk of a scan that one program walks: half a relay's, so that two or three chunks fit
+WALK_ROWS, WALK_RUNS = 64, 8  # tokens in a chunk of a scan that one program walks, and runs of them: two in a warp
+WALK_LANES = 16  # threads of a warp beside one another, each with VECTOR channels forward and half of them backward
 WALK_STAGES = 3  # chunks in flight meanwhile
 CHEAP_FUNCTIONS = 1  # so many are computed twice rather than held
 MANY_DOTS = 4  # products with a largest tile that spill from four warps
@@ -121,7 +122,9 @@ def default_config(
     launches = {kernel.name: default_launch(kernel, sizes, rows) for kernel in kernels}
     is_simple = len(scans) == len(kernels) and all(x.relay and x.vector and x.blocks for x in launches.values())
     if many_channels and chunk is None and is_simple:
-        tokens, launches = WALK_ROWS, {name: as_walk(launch) for name, launch in launches.items()}
+        vectors = {k.name: VECTOR if k in plan.forward else VECTOR // 2 for k in kernels}
+        launches = {k.name: as_walk(k, launches[k.name], vectors[k.name], sizes) for k in kernels}
+        tokens, sizes = WALK_ROWS, sizes | {str(s.attr("runs")): WALK_RUNS for s in scans}
     if few_walks:
         launches |= {kernel.name: halve_walk(kernel, launches[kernel.name], sizes) for kernel in kernels}
     return StageConfig(tuple(sizes.items()), tokens, tuple(launches.items()), plan.steps)
@@ -196,9 +199,12 @@ def scan_launch(kernel: Kernel, sizes: Mapping[str, int]) -> Launch:
     return Launch(kernel.widths, kernel.warps, kernel.stages, VECTOR if whole == 1 else 0, relay, anew, registers)
 
 
-def as_walk(launch: Launch) -> Launch:
+def as_walk(kernel: Kernel, launch: Launch, vector: int, sizes: Mapping[str, int]) -> Launch:
     """One program for all chunks of a few channels: it loads the next ones while it scans, and waits for no other."""
-    return replace(launch, num_stages=WALK_STAGES, relay=False, anew=False, registers=0)
+    *outer, (inner, _) = launch.blocks
+    (extent,) = (extent_size(a.extent, sizes) for a in kernel.axes if a.name == inner)
+    blocks = (*((name, 1) for name, _ in outer), (inner, min(WALK_LANES * vector, next_power_of_two(extent))))
+    return replace(launch, blocks=blocks, num_stages=WALK_STAGES, vector=vector, relay=False, anew=False, registers=0)
 
 
 def functions_before(scans: Sequence[Let], kernel: Kernel) -> int:
