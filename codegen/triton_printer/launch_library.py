@@ -32,6 +32,12 @@ def _type_of(x: torch.Tensor | None) -> str:
     return "absent" if x is None else names[x.dtype]
 
 
+def _sum_of_two(parts: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
+    """The sum of both entries along a dim, by one kernel that rounds what it writes."""
+    first, second = parts.unbind(dim)
+    return torch.add(first, second, out=torch.empty(first.shape, dtype=dtype, device=parts.device))
+
+
 def _pointer_type(name: str, found: dict[str, str]) -> str:
     """The type that "*fp32", "*x" or "*fp32 x" stands for, where the given tensors have the types ``found``."""
     if not name.startswith("*"):

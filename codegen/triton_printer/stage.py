@@ -11,7 +11,7 @@ from recur.codegen.triton_printer.kernel import PrintedKernel, print_kernel
 from recur.codegen.triton_printer.layout import BufferDim, Layout, all_buffers, print_tuple, resolve_dims, safe_name
 from recur.codegen.triton_printer.templates import render
 from recur.codegen.triton_printer.work import SCAN_WALKS, count_walks, filling, gradients_walk, is_scan
-from recur.ir.plan import Gradient, Plan
+from recur.ir.plan import Contribution, Gradient, Plan
 from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
 
 COUNT_KINDS = {"batch": "B", "time": "T", "head": "H", "segments": "G", "chunks": "N"}
@@ -285,17 +285,28 @@ class StagePrinter:
         """The sum of the line's contributions in their order, in the argument's own type."""
         terms = []
         for part in line.contributions:
-            letters = self.buffers[part.buffer].layout
-            positions = ", ".join(str(letters.index(letter)) for letter in part.sum_over)
+            positions = ", ".join(map(str, self._summed_dims(part)))
             terms.append(self.names[part.buffer] + (f".sum(dim=({positions},))" if positions else ""))
         of = self.names[line.of]
         if not terms:
             gradient = f"torch.zeros_like({of})"
+        elif len(terms) == 1 and self._has_two_parts(line.contributions[0]):
+            (part,) = line.contributions
+            gradient = f"_sum_of_two({self.names[part.buffer]}, {self._summed_dims(part)[0]}, {of}.dtype)"
         elif len(terms) == 1 and self._dtype(line.contributions[0].buffer) == f"{of}.dtype":
             gradient = terms[0]
         else:
             gradient = f"{terms[0] if len(terms) == 1 else '(' + ' + '.join(terms) + ')'}.to({of}.dtype)"
         return f"None if {of} is None else {gradient}" if line.of in self.absent else gradient
+
+    def _summed_dims(self, part: Contribution) -> list[int]:
+        letters = self.buffers[part.buffer].layout
+        return [letters.index(letter) for letter in part.sum_over]
+
+    def _has_two_parts(self, part: Contribution) -> bool:
+        """Whether all that is to be summed are a buffer's two tiles of an axis."""
+        dims = [self.dims[part.buffer][i] for i in self._summed_dims(part)]
+        return [self._tiles(d.name, part.buffer) if d.kind == "tiles" else 0 for d in dims] == [2]
 
 
 @dataclass(frozen=True)
