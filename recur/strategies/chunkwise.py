@@ -91,7 +91,7 @@ from recur.strategies.chunk.passes import (
     emit_value_pass,
     emit_write_pass,
     has_rests_at_hand,
-    tile_width,
+    query_width,
 )
 from recur.strategies.chunk.rows_kept import KeptRows, emit_rows, emit_rows_gradient, keep_rows
 from recur.strategies.chunk.scales import split_scale
@@ -236,7 +236,7 @@ def pass_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     backward.append(emit_query_pass(shape, buffer_of))
     writes = (emit_write_pass,) if write_tiles(shape) else (emit_value_pass, emit_key_pass)
     backward += [emit(shape, buffer_of) for emit in writes]
-    backward += [emit_gate_pass(shape, buffer_of, tile_width(shape, shape.key))] if has_gates(shape) else []
+    backward += [emit_gate_pass(shape, buffer_of, query_width(shape))] if has_gates(shape) else []
     backward += [emit_rows_gradient(user_shape, kept, ledger.buffer_of)] if kept else []
     return forward, backward, whole, kept
 

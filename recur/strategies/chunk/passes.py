@@ -58,6 +58,7 @@ from recur.strategies.operands import argument_leaves, entries
 from recur.strategies.order import IN_ORDER
 
 WIDEST = 64  # of a tile of the state
+WIDEST_VALUES = 128  # of which two chunks of values and cotangents leave room for a second program
 GATES = "for the gradients of gates"
 
 QUERY_EQUATIONS = ("dQ = 2^G dO S^T + E B,   E = tril(dO U^T) D", STATE_EQUATION)
@@ -228,7 +229,8 @@ def emit_query_pass(shape: Shape, buffer_of: BufferOf) -> Kernel:
     carries = [Carry(states[s], start, following[s]) for s, start in zip(states, first, strict=True)]
     store_gradients(tiles, cotangents, buffer_of, "queries", shape.key[0])
     b.loop("chunks", inner, tuple(carries))
-    return pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS, shape.key)
+    kernel = pass_kernel("query_gradients", shape, b, QUERY_EQUATIONS, shape.key)
+    return replace(kernel, widths=((shape.key[0], query_width(shape)),), warps=8 if is_alone(shape) else 4)
 
 
 def query_cotangent(
@@ -416,6 +418,17 @@ def tiled_state(shape: Shape, tiled: tuple[str, ...]) -> tuple[tuple[Axis, ...],
 def pass_stages(shape: Shape) -> int:
     """Of a walk's pipeline: the weights of pairs take shared memory too."""
     return 2 if any(f.decays for f in shape.forms) else 3
+
+
+def query_width(shape: Shape) -> int:
+    """Of a tile of the state over the key dims, in the walk over queries."""
+    return tile_width(shape, shape.key) * (2 if is_alone(shape) else 1)
+
+
+def is_alone(shape: Shape) -> bool:
+    """Whether a chunk's rows of values leave a multiprocessor's shared memory to one program of the walk over queries:
+    eight warps with a tile twice as wide then. (A walk over keys has tiles of the same width, and more to hold.)"""
+    return write_tiles(shape) > 0 and entries(shape.value, dict(shape.sizes)) > WIDEST_VALUES
 
 
 def tile_width(shape: Shape, tiled: tuple[str, ...]) -> int:
