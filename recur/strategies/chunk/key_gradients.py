@@ -48,6 +48,7 @@ from recur.strategies.chunk.pairs import evidence_name
 from recur.strategies.chunk.shape import (
     Shape,
     chunk_access,
+    load_turned,
     looped_values,
     pair_access,
     placed_axes,
@@ -211,8 +212,7 @@ class FormKeyGradients:
         gates, self.vectors, self.chunk = side.gates, side.vectors, side.chunk
         self.rows = side.rows
         evidence = self._load_pairs(evidence_name)
-        # A product whose left operand is transposed in registers shuffles it: E^T is loaded as well.
-        turned = self._load_pairs(evidence_name, is_turned=True) if gates is not None else {}
+        turned = self._load_turned(evidence_name) if gates is not None else {}
         self._walk_values()
         if gates is None:
             self._add_plain_pairs(evidence)
@@ -226,10 +226,14 @@ class FormKeyGradients:
         if gates is not None:
             self._add_decays()
 
-    def _load_pairs(self, name_of: NameOf, is_turned: bool = False) -> Evidence:
-        """E[c, s] of every query and write, or E[s, c]."""
-        accesses = {(q.name, j): pair_access(name_of(self.form, q, j), is_turned) for q, j in self.pairs}
+    def _load_pairs(self, name_of: NameOf) -> Evidence:
+        """E[c, s] of every query and write."""
+        accesses = {(q.name, j): pair_access(name_of(self.form, q, j)) for q, j in self.pairs}
         return {pair: self.b.load("E", access, ("c", "s")) for pair, access in accesses.items()}
+
+    def _load_turned(self, name_of: NameOf) -> Evidence:
+        """E[s, c]."""
+        return {(q.name, j): load_turned(self.b, "E", name_of(self.form, q, j)) for q, j in self.pairs}
 
     def _walk_values(self) -> None:
         """vx S^T and u R^T, over all value dims, and <S, R> over them."""
@@ -291,9 +295,8 @@ class FormKeyGradients:
 
     def _add_pairs(self, blocks: Blocks, evidence: Evidence, turned: Evidence) -> None:
         """Pairs of different tokens: see blocks.py, and halves.py for those of rows that are not near."""
-        across, across_turned = ({}, {}) if blocks.is_one else (
-            self._load_pairs(across_name), self._load_pairs(across_name, is_turned=True)
-        )  # fmt: skip
+        across = {} if blocks.is_one else self._load_pairs(across_name)
+        across_turned = {} if blocks.is_one else self._load_turned(across_name)
         for j, position in enumerate(self.writes):
             self._add_write(blocks, j, position, turned, across_turned)
         for query in self.queries:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from recur.ir.core import Node, leaves, topological
 from recur.ir.normal import Decay, Event, MatrixForm, NormalForm, Read, Readout, Write
 from recur.ir.plan import Reject
-from recur.ir.tile import Access, Axis, Place, next_power_of_two
+from recur.ir.tile import Access, Axis, Builder, Place, Value, next_power_of_two
 from recur.strategies.chunk.epilogue import Epilogue, absorb_scales, added_readouts, added_rests
 from recur.strategies.chunk.fold import Folding, NotFoldable
 from recur.strategies.chunk.fuse import NotFusable, fuse_dims
@@ -279,10 +279,14 @@ def token_access(buffer: str, dims: tuple[str, ...], rows: str = "c") -> Access:
     return Access(buffer, ("batch", "time", "head", *dims), rows)
 
 
-def pair_access(buffer: str, is_turned: bool = False) -> Access:
-    """A [C, C] tile a chunk, stored with its rows' tokens: layout B T H C. ``is_turned``: its transpose."""
-    rows, columns = ("s", "c") if is_turned else ("c", "s")
-    return Access(buffer, ("batch", "time", "head", columns), rows)
+def pair_access(buffer: str) -> Access:
+    """A [C, C] tile a chunk, stored with its rows' tokens: layout B T H C."""
+    return Access(buffer, ("batch", "time", "head", "s"), "c")
+
+
+def load_turned(b: Builder, name: str, buffer: str) -> Value:
+    """The transpose of such a tile. A product whose left operand is transposed in registers waits for it."""
+    return b.load(name, Access(buffer, ("batch", "time", "head", "c"), "s"), ("s", "c"))
 
 
 def state_access(buffer: str, dims: tuple[str, ...]) -> Access:
