@@ -158,7 +158,8 @@ def kernel_source(
 
     from recur.codegen.triton_printer.launch_library import _source
 
-    if not hasattr(kernel, "arg_names") or not hasattr(kernel, "cache_key"):
+    # Of the class: a kernel's own cache_key is worked out from its syntax tree, which no two threads may build at once.
+    if not hasattr(kernel, "arg_names") or not hasattr(type(kernel), "cache_key"):
         raise ValueError("the module was loaded for the interpreter: load it without TRITON_INTERPRET")
     dot_type = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
     pointers = [t for t in types if t.startswith("*")]
