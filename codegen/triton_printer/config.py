@@ -172,12 +172,13 @@ def default_launch(kernel: Kernel, sizes: Mapping[str, int], rows: int) -> Launc
 def halve_walk(kernel: Kernel, launch: Launch, sizes: Mapping[str, int]) -> Launch:
     """Two programs of four warps for each walk over a sequence that one of eight makes with a whole state."""
     walks = any(isinstance(s, Loop) and s.over == "chunks" and s.carries for s in kernel.body)
-    extents = {a.name: a.extent for a in kernel.axes}
-    tiled = [(name, width) for name, width in launch.blocks if f"tile:{name}" in kernel.grid]
-    whole = [width for name, width in tiled if extent_size(extents[name], sizes) <= width] == [2 * HALF_TILE]
-    if not (walks and whole and launch.num_warps == 8):
+    tiled = [a for a in kernel.axes if f"tile:{a.name}" in kernel.grid]
+    if not (walks and launch.num_warps == 8 and [a.kind for a in tiled] == ["size"]):
         return launch
-    blocks = tuple((name, HALF_TILE if f"tile:{name}" in kernel.grid else width) for name, width in launch.blocks)
+    name, width = tiled[0].name, dict(launch.blocks)[tiled[0].name]
+    if not width == 2 * HALF_TILE >= extent_size(tiled[0].extent, sizes):
+        return launch
+    blocks = tuple((axis, HALF_TILE if axis == name else each) for axis, each in launch.blocks)
     return replace(launch, blocks=blocks, num_warps=4)
 
 
