@@ -107,6 +107,26 @@ def setting_of(call: Call) -> Setting:
     return Setting(few_walks, wide, has_many_channels(sequences, call.sizes))
 
 
+SETTINGS = {
+    "few_walks": "for few walks: two programs where one would hold a whole state of 128 x 128",
+    "wide": "for float32: shorter chunks where one program has all of a chunk's gradients",
+    "many_channels": "for many channels: elementwise scans of one state walk the sequence",
+}
+
+
+def explain_setting(program: Program, sizes: dict[str, int], strategy: Request, setting: Setting) -> list[str]:
+    """What a call's default launches are for, where the setting changes some."""
+    from recur.passes.plan_dims import clear_dims
+    from recur.runtime.tuning.space import default_configs
+    from recur.strategies.select import select
+
+    plans = tuple(s.plan for s in select(program, sizes, strategy))
+    cleared = clear_dims(program, sizes)[1]
+    usual = default_configs(plans, cleared)
+    chosen = [name for name, is_set in setting._asdict().items() if is_set]
+    return [SETTINGS[name] for name in chosen if default_configs(plans, cleared, **{name: True}) != usual]
+
+
 def has_many_channels(sequences: int, sizes: Mapping[str, int]) -> bool:
     """Whether walks with a program for a few channels fill a GPU, the largest dim of a state taken for its channels."""
     return sequences * max(sizes.values(), default=1) >= MANY_CHANNELS

@@ -13,7 +13,15 @@ from torch import Tensor
 from recur.ir.spec import Recurrence
 from recur.runtime import arguments, states
 from recur.runtime.arguments import Call
-from recur.runtime.compiled import Backend, Compiled, choose_backend, compile_for, print_for, setting_of
+from recur.runtime.compiled import (
+    Backend,
+    Compiled,
+    choose_backend,
+    compile_for,
+    explain_setting,
+    print_for,
+    setting_of,
+)
 from recur.runtime.load import hash_triton_early, triton_interprets
 from recur.runtime.states import State, StateEntry
 from recur.runtime.stored import USUAL
@@ -163,12 +171,7 @@ class Op:
         taken, _ = print_for(self.program, bound, strategy, self._backend(call, backend))
         remarks = [f"backend      {taken.name}: {taken.why}"]
         setting = setting_of(call) if call is not None and taken.name == "triton" else USUAL
-        if setting.few_walks:
-            remarks.append("launches     for few walks: two programs where one would hold a whole state of 128 x 128")
-        if setting.wide:
-            remarks.append("launches     for float32: shorter chunks where one program has all of a chunk's gradients")
-        if setting.many_channels:
-            remarks.append("launches     for many channels: elementwise scans of one state walk the sequence")
+        remarks += [f"launches     {x}" for x in explain_setting(self.program, bound, strategy, setting)]
         return explain(self.program, bound, select(self.program, bound, strategy), remarks)
 
     def source(

@@ -13,7 +13,8 @@ from recur import zoo
 from recur.codegen.segments import segments
 from recur.codegen.triton_printer import Launch, default_config
 from recur.runtime import compiled
-from recur.runtime.compiled import has_few_walks, has_many_channels
+from recur.runtime.compiled import explain_setting, has_few_walks, has_many_channels
+from recur.runtime.stored import Setting
 from recur.strategies.select import select
 
 SIZES = {"K": 128, "V": 128}
@@ -61,6 +62,18 @@ def test_walks_with_half_a_state_stay() -> None:
 def test_what_few_walks_are(sequences: int, tokens: int, forward: bool, both: bool) -> None:
     assert has_few_walks(sequences, tokens, with_backward=False) == forward
     assert has_few_walks(sequences, tokens, with_backward=True) == both
+
+
+def test_explanations_name_what_changes_launches() -> None:
+    everything = Setting(few_walks=True, wide=True, many_channels=True)
+
+    def named(name: str, **sizes: int) -> list[str]:
+        op = recur.load(zoo.path(name))
+        return [x.partition(":")[0] for x in explain_setting(op.program, sizes, "auto", everything)]
+
+    assert named("linear_attention", K=128, V=128) == ["for few walks", "for float32"]
+    assert named("gla", K=64, V=64) == []
+    assert named("hgrn", D=64) == ["for many channels"]
 
 
 @pytest.mark.parametrize(
