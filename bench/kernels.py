@@ -61,9 +61,10 @@ def force_segments(count: int) -> None:
     import tempfile
 
     os.environ["RECUR_CACHE_DIR"] = tempfile.mkdtemp()
-    from recur.codegen.triton_printer.helpers import HELPERS
+    from recur.codegen.helpers import definitions_of
+    from recur.codegen.triton_printer.helpers import SEGMENTS
 
-    HELPERS["_segments"] = f"""
+    definitions_of(SEGMENTS)["_segments"] = f"""\
 def _segments(walks, chunks, programs, two_pay):
     return {count}, (chunks + {count - 1}) // {count}
 """

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recur.codegen.segments import segments
+from recur.codegen.segments import FULL, _segments
+from recur.codegen.setting import EXPLANATIONS, USUAL, Setting
 from recur.diagnostics import Diagnostic, RecurError, did_you_mean, listing
 from recur.ir import verify
 from recur.ir.spec import Recurrence
 from recur.runtime import stored
 from recur.runtime.arguments import Call, wants_gradients
 from recur.runtime.load import interpreter_is_whole, load_module, triton_interprets
-from recur.runtime.stored import USUAL, Printed, Setting
+from recur.runtime.stored import Printed
 from recur.runtime.tuning import records
 from recur.runtime.tuning.records import Case
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from recur.strategies.select import Request
 
 BACKENDS = ("torch", "triton")
-FEW_WALKS = 64  # programs, of the 132 that a large GPU runs at once
 CHUNK = 64  # tokens, of the stages whose walks may be few
 MANY_CHANNELS = 8192  # two walks of 32 channels for each of 128 multiprocessors
 
@@ -107,13 +107,6 @@ def setting_of(call: Call) -> Setting:
     return Setting(few_walks, wide, has_many_channels(sequences, call.sizes))
 
 
-SETTINGS = {
-    "few_walks": "for few walks: two programs where one would hold a whole state of 128 x 128",
-    "wide": "for float32: shorter chunks where one program has all of a chunk's gradients",
-    "many_channels": "for many channels: elementwise scans of one state walk the sequence",
-}
-
-
 def explain_setting(program: Program, sizes: dict[str, int], strategy: Request, setting: Setting) -> list[str]:
     """What a call's default launches are for, where the setting changes some."""
     from recur.passes.plan_dims import clear_dims
@@ -124,7 +117,9 @@ def explain_setting(program: Program, sizes: dict[str, int], strategy: Request, 
     cleared = clear_dims(program, sizes)[1]
     usual = default_configs(plans, cleared)
     chosen = [name for name, is_set in setting._asdict().items() if is_set]
-    return [SETTINGS[name] for name in chosen if default_configs(plans, cleared, **{name: True}) != usual]
+    return [
+        EXPLANATIONS[name] for name in chosen if default_configs(plans, cleared, Setting(**{name: True})) != usual
+    ]
 
 
 def has_many_channels(sequences: int, sizes: Mapping[str, int]) -> bool:
@@ -134,7 +129,7 @@ def has_many_channels(sequences: int, sizes: Mapping[str, int]) -> bool:
 
 def has_few_walks(sequences: int, tokens: int, with_backward: bool) -> bool:
     """Whether walks with a program for every segment of B * H = ``sequences`` leave half of a GPU idle."""
-    return sequences * segments(sequences, -(-tokens // CHUNK), 2 * FEW_WALKS, with_backward)[0] <= FEW_WALKS
+    return sequences * _segments(sequences, -(-tokens // CHUNK), FULL, with_backward)[0] <= FULL // 2
 
 
 def print_for(
@@ -157,7 +152,7 @@ def print_for(
     function = identifier(rec.name)
     configs = records.find(program, plans, sizes, case) if case is not None else None
     if configs is None and setting != USUAL and backend.name == "triton":
-        configs = default_configs(plans, clear_dims(program, sizes)[1], *setting)
+        configs = default_configs(plans, clear_dims(program, sizes)[1], setting)
     try:
         return backend, Printed(print_source(program, plans, sizes, backend.name, configs), function)
     except RecurError as error:

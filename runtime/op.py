@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Union
 import torch
 from torch import Tensor
 
+from recur.codegen.setting import USUAL
 from recur.ir.spec import Recurrence
 from recur.runtime import arguments, states
 from recur.runtime.arguments import Call
@@ -24,7 +25,6 @@ from recur.runtime.compiled import (
 )
 from recur.runtime.load import hash_triton_early, triton_interprets
 from recur.runtime.states import State, StateEntry
-from recur.runtime.stored import USUAL
 from recur.runtime.tuning import autotune, records
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from recur.api import read
+from recur.codegen.setting import USUAL, Setting
 from recur.ir.plain import from_plain, to_plain
 from recur.ir.printer import print_recurrence
 from recur.ir.spec import Recurrence
@@ -26,21 +27,6 @@ from recur.runtime.tuning.records import Case
 
 if TYPE_CHECKING:
     from recur.strategies.select import Request
-
-
-class Setting(NamedTuple):
-    """What of a call, beside its sizes, default launches depend on.
-
-    few_walks: walks with a program for every sequence would leave half of a GPU idle. wide: operands of four bytes.
-    many_channels: elementwise scans have so many channels that walks with a program for a few of them fill a GPU.
-    """
-
-    few_walks: bool = False
-    wide: bool = False
-    many_channels: bool = False
-
-
-USUAL = Setting()
 
 
 @dataclass(frozen=True)

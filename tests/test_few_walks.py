@@ -10,11 +10,11 @@ from compare import compare
 
 import recur
 from recur import zoo
-from recur.codegen.segments import segments
+from recur.codegen.segments import _segments
+from recur.codegen.setting import Setting
 from recur.codegen.triton_printer import Launch, default_config
 from recur.runtime import compiled
 from recur.runtime.compiled import explain_setting, has_few_walks, has_many_channels
-from recur.runtime.stored import Setting
 from recur.strategies.select import select
 
 SIZES = {"K": 128, "V": 128}
@@ -23,7 +23,7 @@ SIZES = {"K": 128, "V": 128}
 def launches(name: str, few_walks: bool, sizes: dict[str, int] | None = None) -> dict[str, Launch]:
     op = recur.load(zoo.path(name))
     (selection,) = select(op.program, sizes or SIZES, "auto")
-    return dict(default_config(selection.plan, sizes or SIZES, few_walks=few_walks).launches)
+    return dict(default_config(selection.plan, sizes or SIZES, setting=Setting(few_walks)).launches)
 
 
 @pytest.mark.parametrize("name", ["linear_attention", "simple_gla"])
@@ -94,7 +94,7 @@ def test_explanations_name_what_changes_launches() -> None:
 )
 def test_segments(walks: int, chunks: int, programs: int, alone: int, if_two_pay: int) -> None:
     for two_pay, expected in ((False, alone), (True, if_two_pay)):
-        count, length = segments(walks, chunks, programs, two_pay)
+        count, length = _segments(walks, chunks, programs, two_pay)
         assert count == expected
         assert (count - 1) * length < max(chunks, 1) <= max(count * length, 1)
 
@@ -111,7 +111,7 @@ def test_results_are_the_same(name: str) -> None:
 def test_float32_takes_shorter_chunks_where_one_kernel_has_all_gradients(name: str, chunk: int | None) -> None:
     op = recur.load(zoo.path(name))
     (selection,) = select(op.program, SIZES, "auto")
-    usual, wide = (default_config(selection.plan, SIZES, wide=wide) for wide in (False, True))
+    usual, wide = (default_config(selection.plan, SIZES, setting=Setting(wide=wide)) for wide in (False, True))
     assert wide.chunk == (chunk or usual.chunk)
     assert (usual == wide) == (chunk is None)
 
@@ -128,7 +128,8 @@ def test_what_many_channels_are(sequences: int, sizes: dict[str, int], many: boo
 def test_many_channels_are_walked(name: str) -> None:
     """Scans of one state a channel; what has several is left as it is."""
     (selection,) = select(recur.load(zoo.path(name)).program, {"D": 128, "N": 16}, "auto")
-    usual, many = (default_config(selection.plan, {"D": 128, "N": 16}, many_channels=m) for m in (False, True))
+    settings = (Setting(many_channels=many) for many in (False, True))
+    usual, many = (default_config(selection.plan, {"D": 128, "N": 16}, setting=setting) for setting in settings)
     assert (usual != many) == (name in ("hgrn", "mingru"))
     if usual != many:
         assert all(launch.relay for _, launch in usual.launches)

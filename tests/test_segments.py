@@ -12,7 +12,8 @@ import torch
 from compare import compare
 from test_families import RECURRENCES
 
-from recur.codegen.triton_printer.helpers import HELPERS
+from recur.codegen.helpers import definitions_of
+from recur.codegen.triton_printer.helpers import SEGMENTS
 from recur.zoo import path
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs with TRITON_INTERPRET=1")
@@ -26,7 +27,7 @@ def {name}(walks, chunks, *rule):
 
 def cut_into_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_segments", "_scan_segments"):
-        monkeypatch.setitem(HELPERS, name, OF_ONE_CHUNK.format(name=name))
+        monkeypatch.setitem(definitions_of(SEGMENTS), name, OF_ONE_CHUNK.format(name=name))
 
 
 NAMES = ("simple_gla", "mamba2", "retnet", "mlstm_exp", "gateloop", "gla", "value_gated", "linear_attention_normalised")

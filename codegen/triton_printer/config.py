@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from recur.codegen.setting import USUAL, Setting
 from recur.ir.plan import Plan
 from recur.ir.tile import Axis, Kernel, Let, Loop, Statement, Value, next_power_of_two
 from recur.operators import OPERATORS
@@ -99,33 +100,25 @@ def complete_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def default_config(
-    plan: Plan,
-    sizes: Mapping[str, int],
-    chunk: int | None = None,
-    few_walks: bool = False,
-    wide: bool = False,
-    many_channels: bool = False,
+    plan: Plan, sizes: Mapping[str, int], chunk: int | None = None, setting: Setting = USUAL
 ) -> StageConfig:
     """A launch for every kernel of the plan, by rules of thumb (no search).
-
-    ``few_walks``: for calls whose walks over the sequences leave half of a GPU idle. ``wide``: for operands of four
-    bytes. ``many_channels``: for calls whose channels fill a GPU with walks of elementwise scans of one state.
 
     Everything a kernel holds lives in registers, so the axes that may be tiled are cut by the size of the largest tile.
     """
     sizes = complete_sizes(plan, {**dict(plan.fixed_sizes), **sizes})
-    tokens = chunk or (wide and plan.wide_chunk) or plan.chunk or DEFAULT_CHUNK
+    tokens = chunk or (setting.wide and plan.wide_chunk) or plan.chunk or DEFAULT_CHUNK
     rows = chunk_rows(tokens, plan.steps)
     kernels = plan.forward + plan.backward
     scans = [s for k in kernels for s in statements_of(k.body) if isinstance(s, Let) and s.op in PRESCANS]
     sizes |= {runs: min(sizes[runs], rows) for runs in {str(s.attr("runs")): None for s in scans}}
     launches = {kernel.name: default_launch(kernel, sizes, rows) for kernel in kernels}
     is_simple = len(scans) == len(kernels) and all(x.relay and x.vector and x.blocks for x in launches.values())
-    if many_channels and chunk is None and is_simple:
+    if setting.many_channels and chunk is None and is_simple:
         vectors = {k.name: VECTOR if k in plan.forward else VECTOR // 2 for k in kernels}
         launches = {k.name: as_walk(k, launches[k.name], vectors[k.name], sizes) for k in kernels}
         tokens, sizes = WALK_ROWS, sizes | {str(s.attr("runs")): WALK_RUNS for s in scans}
-    if few_walks:
+    if setting.few_walks:
         launches |= {kernel.name: halve_walk(kernel, launches[kernel.name], sizes) for kernel in kernels}
     return StageConfig(tuple(sizes.items()), tokens, tuple(launches.items()), plan.steps)
 

@@ -7,12 +7,11 @@ the function itself is finite.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from inspect import getsource
 from pathlib import Path
 
 from recur.codegen.helpers import needed_functions
-from recur.codegen.segments import scan_segments, segments
+
+SEGMENTS = Path(__file__).parent.parent / "segments.py"
 
 
 def _prescan_helpers(
@@ -88,14 +87,7 @@ def _resume{suffix}(steps, first, turned: tl.constexpr = False, inclusive: tl.co
     }
 
 
-def private_source(function: Callable[..., object]) -> str:
-    """The function's text, under its name with an underscore."""
-    return "\n" + getsource(function).replace(f"def {function.__name__}(", f"def _{function.__name__}(", 1)
-
-
 HELPERS: dict[str, str] = {
-    "_segments": private_source(segments),
-    "_scan_segments": private_source(scan_segments),
     "_exp": '''
 @triton.jit
 def _exp(x):
@@ -505,6 +497,7 @@ def _weigh_rows(
 
 def print_helpers(source: str) -> str:
     """The definitions of all helpers that ``source`` names, and of those that they name."""
+    cutting = needed_functions(source, SEGMENTS)
     launching = needed_functions(source, Path(__file__).parent / "launch_library.py")
     used: set[str] = set()
     pending = source + launching
@@ -514,4 +507,4 @@ def print_helpers(source: str) -> str:
         used |= called
         pending = "".join(HELPERS[name] for name in sorted(called))
     helpers = "\n".join(text for name, text in HELPERS.items() if name in used)
-    return "\n\n\n".join(text.strip() for text in (helpers, launching) if text)
+    return "\n\n\n".join(text.strip() for text in (helpers, cutting, launching) if text)

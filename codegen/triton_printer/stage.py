@@ -38,8 +38,7 @@ class StagePrinter:
         self.absent = {**absent, **{f"d_{final.name}": 0.0 for initial, final in states if initial.name in absent}}
         aliases = (b for b in self.buffers.values() if b.of in self.absent)
         self.absent |= {b.name: self.absent[b.of] for b in aliases}
-        self.kept = kept_for_backward(plan)
-        self.forward_options = forward_options(plan, self.kept)
+        self.forward_options = forward_options(plan)
         self.backward_options = backward_options(plan, self.absent)
         self.sizes = dict(config.sizes)
         self.dims = resolve_dims(plan, self.sizes)
@@ -125,7 +124,7 @@ class StagePrinter:
         allocations = [
             (
                 self.names[name],
-                self._empty(name, given),
+                self._new("empty", name, given),
                 self._alias(name, given, needed),
                 options[name].condition(self.names) if name in options else "",
             )
@@ -139,7 +138,7 @@ class StagePrinter:
             "tables": self._table(name, kernels, False) + self._table(f"{name}_JOINS", kernels, True),
             "typed": [self.names[name] for name in self._typed(kernels, given)],
             "zeros": [
-                (self.names[f"d_{b.name}"], self._empty(b.name, given).replace("torch.empty", "torch.zeros"))
+                (self.names[f"d_{b.name}"], self._new("zeros", b.name, given))
                 for b in self.plan.results
                 if f"d_{b.name}" in given
             ],
@@ -152,16 +151,16 @@ class StagePrinter:
             "views": [(self.names[of], self.names[b.name], b.entry, b.name in options) for of, b in views.items()],
         }
 
-    def _empty(self, name: str, given: tuple[str, ...]) -> str:
-        """A new tensor for the buffer: like an argument of its shape and type, if there is one."""
+    def _new(self, how: str, name: str, given: tuple[str, ...]) -> str:
+        """A new tensor for the buffer, empty or zeros: like an argument of its shape and type, if there is one."""
         dtype = self._dtype(name)
         shaped = [b.name for b in self.plan.arguments if b.name in given and self.dims[b.name] == self.dims[name]]
         for like in (self.names[b] for b in shaped):
             if dtype == f"{like}.dtype":
-                return f"torch.empty_like({like})"
+                return f"torch.{how}_like({like})"
         if shaped:
-            return f"torch.empty_like({self.names[shaped[0]]}, dtype={dtype})"
-        return f"torch.empty({self._shape(name)}, dtype={dtype}, device={self.names[given[0]]}.device)"
+            return f"torch.{how}_like({self.names[shaped[0]]}, dtype={dtype})"
+        return f"torch.{how}({self._shape(name)}, dtype={dtype}, device={self.names[given[0]]}.device)"
 
     def _alias(self, name: str, given: tuple[str, ...], needed: set[str]) -> str:
         """What stands for the buffer where the sequence is one segment, if it is not the buffer itself."""
@@ -320,10 +319,12 @@ class Option:
         return self.wanted or f"{names[self.told_by]} is not None"
 
 
-def forward_options(plan: Plan, kept: tuple[str, ...]) -> dict[str, Option]:
+def forward_options(plan: Plan) -> dict[str, Option]:
     """What the forward pass leaves out where no backward pass follows, and where the final states are not wanted."""
     stored = [storage(plan, b.name) for b in plan.final]
-    needed = buffers_read(plan.forward) | {b.name for b in plan.saved} | {b.of for b in plan.saved}
+    read = buffers_read(plan.forward)
+    kept = kept_for_backward(plan, read)
+    needed = read | {b.name for b in plan.saved} | {b.of for b in plan.saved}
     final = [name for name in stored if name not in needed]
     options = {name: Option("with_backward", kept[0]) for name in kept}
     return options | {name: Option("with_final", final[0]) for name in final if name not in options}
@@ -357,11 +358,10 @@ def buffers_read(kernels: Iterable[Kernel]) -> set[str]:
     return {name for kernel in kernels for name in read(kernel.body)}
 
 
-def kept_for_backward(plan: Plan) -> tuple[str, ...]:
-    """What the forward pass leaves for the backward pass and does not read itself; None where none will follow."""
-    needed = buffers_read(plan.forward)
+def kept_for_backward(plan: Plan, read: set[str]) -> tuple[str, ...]:
+    """What the forward pass leaves for the backward pass and does not ``read`` itself; None where none will follow."""
     aliased = {b.of for b in all_buffers(plan).values()} | {b.name for b in plan.saved if b.of}
-    return tuple(b.name for b in plan.saved if b.name not in needed | aliased) if plan.backward else ()
+    return tuple(b.name for b in plan.saved if b.name not in read | aliased) if plan.backward else ()
 
 
 def relay_name(kernel: PrintedKernel) -> str:

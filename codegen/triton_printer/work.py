@@ -10,13 +10,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from recur.codegen.segments import scan_segments, segments
+from recur.codegen.segments import FULL, _scan_segments, _segments
 from recur.codegen.triton_printer.config import StageConfig, is_dot
 from recur.codegen.triton_printer.layout import Layout, accesses_of, all_buffers, resolve_dims
 from recur.ir.plan import Plan
 from recur.ir.tile import Buffer, Kernel, Let, Loop, Statement
 
-FEW = 128  # programs, for as many multiprocessors
 SCAN_WALKS = 1056  # of one warp each, over tokens one by one: eight a multiprocessor
 
 
@@ -50,8 +49,8 @@ def count_segments(plan: Plan, config: StageConfig, sequences: int, tokens: int)
     if not walks:
         return 1
     if is_scan(plan):
-        return scan_segments(sequences * walks, chunks, SCAN_WALKS)[0]
-    return segments(sequences * walks, chunks, filling(plan, config), gradients_walk(plan))[0]
+        return _scan_segments(sequences * walks, chunks, SCAN_WALKS)[0]
+    return _segments(sequences * walks, chunks, filling(plan, config), gradients_walk(plan))[0]
 
 
 def count_walks(plan: Plan, config: StageConfig) -> int:
@@ -70,7 +69,7 @@ def walk_of(plan: Plan) -> Kernel | None:
 def filling(plan: Plan, config: StageConfig) -> int:
     """How many programs of the walks fill a GPU: of eight warps one is on a multiprocessor."""
     walk = walk_of(plan)
-    return FEW if walk is not None and config.launch(walk.name).num_warps == 8 else 2 * FEW
+    return FULL if walk is not None and config.launch(walk.name).num_warps == 8 else 2 * FULL
 
 
 def gradients_walk(plan: Plan) -> bool:

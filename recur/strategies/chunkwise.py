@@ -187,7 +187,7 @@ def computed_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     chunk_of = computed_chunk if shape.splits else paired_chunk
     forward += [] if shape.splits else [emit_prepare(shape)]
     forward += starting_kernels(shape, chunk_of, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, chunk_of, keep_states=True)))
+    forward.append(fit_walk(shape, emit_walk(shape, chunk_of)))
     backward = [emit_epilogue_gradient(shape, ledger.buffer_of)] if shape.rests else []
     backward += starting_kernels(shape, chunk_of, adjoint=True)
     backward.append(fit_walk(shape, emit_reverse_walk(shape, chunk_of)))
@@ -248,7 +248,7 @@ def stored_schedule(user_shape: Shape, ledger: Ledger) -> Schedule:
     forward = [emit_rows(user_shape, kept)] if kept else []
     forward += [emit_key_side(shape), *([] if shape.splits else [emit_inverse(shape)])]
     forward += starting_kernels(shape, stored_chunk, adjoint=False)
-    forward.append(fit_walk(shape, emit_walk(shape, stored_chunk, keep_states=True)))
+    forward.append(fit_walk(shape, emit_walk(shape, stored_chunk)))
     backward = [emit_epilogue_gradient(shape, ledger.buffer_of)] if shape.rests else []
     backward += starting_kernels(shape, stored_chunk, adjoint=True)
     backward.append(fit_walk(shape, emit_reverse_walk(shape, stored_chunk)))
@@ -315,7 +315,7 @@ def state_buffer(shape: Shape, form: MatrixForm, name: str) -> Buffer:
 
 
 def saved_buffers(shape: Shape) -> tuple[Buffer, ...]:
-    buffers = [w.start_buffer for w in walks(shape)] if shape.splits and shape.pass_forms else []
+    buffers = [w.start_buffer for w in walks(shape)] if shape.pass_forms else []
     buffers += [] if shape.pass_forms else [b for family in distinct(scalar_gates(shape)) for b in family.buffers]
     buffers += weight_buffers(shape)
     buffers += sum_buffers(shape, Write) if shape.pass_forms else []
@@ -399,8 +399,8 @@ class Ledger:
 
     def partial(self, name: str) -> tuple[str, ...]:
         """The layout's axis of a buffer's tiles."""
-        tiles = self.tiles.get(name, ROWS)
-        return (f"tiles:{tiles}",) if tiles != ROWS else ()
+        tiles = self.tiles.get(name)
+        return () if tiles in (None, ROWS) else (f"tiles:{tiles}",)
 
     def summed(self, x: Node, name: str) -> tuple[str, ...]:
         """The layout's axes along which a param's gradient has partial sums."""

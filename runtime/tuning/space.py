@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from recur.codegen.setting import USUAL, Setting
 from recur.codegen.triton_printer.config import Launch, StageConfig, default_config, extent_size
 from recur.ir.plan import Plan
 from recur.ir.tile import Kernel, next_power_of_two
@@ -41,14 +42,8 @@ class Change:
     configs: Configs
 
 
-def default_configs(
-    plans: Sequence[Plan],
-    sizes: Mapping[str, int],
-    few_walks: bool = False,
-    wide: bool = False,
-    many_channels: bool = False,
-) -> Configs:
-    return tuple(default_config(plan, sizes, None, few_walks, wide, many_channels) for plan in plans)
+def default_configs(plans: Sequence[Plan], sizes: Mapping[str, int], setting: Setting = USUAL) -> Configs:
+    return tuple(default_config(plan, sizes, setting=setting) for plan in plans)
 
 
 def chunk_changes(plans: Sequence[Plan], configs: Configs, effort: Effort) -> Iterator[list[Change]]:

@@ -77,10 +77,10 @@ def load_inverse(b: Builder, state: str, solved: list[int]) -> Blocks:
     return {(i, j): b.load("Tm", pair_access(inverse_name(state, i, j)), ("c", "s")) for i in solved for j in solved}
 
 
-def emit_walk(shape: Shape, chunk_of: ChunkOf, keep_states: bool = False) -> Kernel:
+def emit_walk(shape: Shape, chunk_of: ChunkOf) -> Kernel:
     """One program owns (batch, head, tile of the value dims), keeps every state in registers and walks the chunks.
 
-    ``keep_states``: leaves them in memory at every chunk's start.
+    It leaves them in memory at every chunk's start, unless walks do the backward pass too.
     """
     b = Builder(complex_buffers=shape.complex_buffers)
     first = load_starts(b, walks(shape))
@@ -96,7 +96,7 @@ def emit_walk(shape: Shape, chunk_of: ChunkOf, keep_states: bool = False) -> Ker
         for j in part.solved:
             access = token_access(values_name(form.state, j), form.value)
             inner.store(access, u[j].tile, "kept for the backward pass")
-        if keep_states:
+        if not shape.pass_forms:
             inner.store(chunk_access(f"chunk_{form.state}", shape.state_axes(form)), state)
         readouts.update(emit_readouts(shape, chunk, state, u))
         following.append(chunk.next_state(state, u))
